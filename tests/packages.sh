@@ -1,0 +1,42 @@
+#!/bin/sh
+# Brings the Debian packages that the test clusters need: installs what is missing when root, otherwise says what to install.
+# Also run before the virtual environment is made, because Debian keeps `python3 -m venv` in a package of its own.
+set -eu
+
+missing=
+needs() { # PACKAGE COMMAND...: the package is missing when the command fails
+    package=$1
+    shift
+    "$@" >/dev/null 2>&1 </dev/null || missing="$missing $package"
+}
+PATH=$PATH:/usr/sbin:/sbin
+needs slurm-wlm command -v slurmctld
+needs munge command -v munged
+needs openssh-server command -v sshd
+needs openssh-client command -v ssh-keygen
+needs iproute2 command -v ip
+needs util-linux command -v setpriv
+[ ! -x /usr/bin/python3 ] || needs python3-venv /usr/bin/python3 -c 'import ensurepip, venv'
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "Not installed here:$missing" >&2
+    echo "  sudo apt-get install --no-install-recommends$missing" >&2
+    echo "  Tests that need them are skipped: without slurm-wlm or openssh-server those marked slurm, without root those marked netcluster." >&2
+    exit 0
+fi
+
+# Installing must not start a system-wide sshd, munged or slurmd on the machine of whoever runs the tests.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' >$policy
+    chmod 755 $policy
+    trap 'rm -f $policy' EXIT
+    trap 'exit 1' HUP INT TERM
+fi
+export DEBIAN_FRONTEND=noninteractive
+echo "Installing:$missing"
+apt-get -q -q -o DPkg::Lock::Timeout=900 update
+# $missing is a list of words made above
+# shellcheck disable=SC2086
+apt-get -q -q -o DPkg::Lock::Timeout=900 install -y --no-install-recommends $missing >/dev/null
