@@ -1,0 +1,146 @@
+"""The seam to a batch system: what a queue is asked to do, and what it answers.
+
+Implementations: `pysqa_queue` (SLURM through pysqa), `local_queue` (an embedded scheduler for one machine). A queue knows
+nothing of tasks, stores or sessions: a job is an argument list run `count` times, its last argument the index.
+Every call ends in a bounded time or raises `SchedulerUnavailable`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, NewType, Protocol
+
+from ..wire.resources import Resources
+
+JobId = NewType("JobId", str)
+"""The scheduler's number of a job, without an array index."""
+
+
+class JobRef(NamedTuple):
+    """One job, or one element of a job array."""
+
+    job: JobId
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.job if self.index is None else f"{self.job}_{self.index}"
+
+    @classmethod
+    def parse(cls, text: str) -> JobRef:
+        """The inverse of `str`: "123" or "123_4"."""
+        job, _, index = text.partition("_")
+        return cls(JobId(job), int(index) if index else None)
+
+
+class JobState(enum.Enum):
+    """States of a job, in SLURM's words (https://slurm.schedmd.com/squeue.html, job state codes)."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    TIMEOUT = "TIMEOUT"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    NODE_FAIL = "NODE_FAIL"
+    CANCELLED = "CANCELLED"
+    PREEMPTED = "PREEMPTED"
+    GONE = "GONE"
+    """The scheduler does not know the job any more: not the same as COMPLETED."""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing of the job runs any more, nor will."""
+        return self not in (JobState.PENDING, JobState.RUNNING)
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What the scheduler says of one job or array element.
+
+    Attributes:
+        reason: the scheduler's word for why, "TimeLimit", "NonZeroExitCode", "JobHeldUser" …
+        exit_code: of the job script, where known.
+        signal: that ended it, where known.
+    """
+
+    state: JobState
+    reason: str = ""
+    node: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One job to submit.
+
+    Attributes:
+        name: unique, `[a-z0-9-]+`; by it the job is found again when an answer got lost.
+        directory: exists, 0700; `run_queue.sh` and `<index>.log` (index 0 for a job without an array) go there.
+        command: argument list; the index (0 <= index < count) is appended as its last argument.
+        count: 1, or the length of the array.
+        after: jobs that have to end, however they end, before this one starts.
+    """
+
+    name: str
+    directory: Path
+    command: tuple[str, ...]
+    count: int
+    resources: Resources
+    after: tuple[JobRef, ...] = ()
+
+
+class QueueError(Exception):
+    """Root of what a queue raises."""
+
+
+class SubmitRejected(QueueError):
+    """The scheduler refused the job for good; the message holds its own words.
+
+    Attributes:
+        dependency: it refused because of `JobSpec.after`.
+    """
+
+    def __init__(self, message: str, dependency: bool = False) -> None:
+        super().__init__(message)
+        self.dependency = dependency
+
+
+class SchedulerUnavailable(QueueError):
+    """The scheduler did not answer, or said so; the command may or may not have taken effect."""
+
+
+class Queue(Protocol):
+    """A batch system. One thread at a time."""
+
+    name: str
+    """What `check` shows: "slurm 22.05.8", "local"."""
+
+    def max_array(self) -> int:
+        """The longest array it takes, >= 1."""
+
+    def prewarm(self) -> None:
+        """Called when a submission is likely soon; returns at once."""
+
+    def submit(self, spec: JobSpec) -> JobId:
+        """Submit one job or array.
+
+        Raises:
+            SubmitRejected: for good.
+            SchedulerUnavailable: look with `find` before submitting again.
+        """
+
+    def find(self, name: str) -> JobId | None:
+        """The job of that name, also if it ended a short while ago."""
+
+    def cancel(self, refs: Sequence[JobRef]) -> None:
+        """End jobs, running or not, in one command; jobs that have ended are passed over."""
+
+    def states(self, refs: Sequence[JobRef]) -> Mapping[JobRef, JobFacts]:
+        """Ask for many jobs in one command: an entry for every ref, `GONE` for those it does not know."""
+
+    def close(self) -> None:
+        """End helper processes. Jobs go on."""

@@ -1,0 +1,1 @@
+"""What travels between client, store and runner: header, messages, frames, payload."""

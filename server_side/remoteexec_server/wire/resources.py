@@ -1,0 +1,94 @@
+"""What one task asks of the scheduler: a frozen dataclass, validated before anything is sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+__all__ = ["Resources", "ResourceError"]
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@:,-]*\Z")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class ResourceError(ValueError):
+    """A resource has a value that no scheduler may see."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one task needs; equal resources share one job array.
+
+    Attributes:
+        cores: MPI ranks, >= 1.
+        threads_per_core: cores reserved for each rank and the value of OMP_NUM_THREADS and its relatives.
+        gpus_per_core: GPUs for each rank.
+        num_nodes: nodes the ranks are spread over.
+        exclusive: no other job on the nodes.
+        run_time_max_s: walltime in seconds; the scheduler's limit is rounded up to its own unit.
+        memory_max_gb: memory of the whole job in GB (2**30 bytes), rounded up to MB.
+        priority: passed on as it is.
+        partition: partition or queue; None is the cluster's default.
+        account: account that is charged.
+        job_name: shown by the scheduler behind our own name of the job.
+        cwd: directory the task runs in, made if missing; None is the runner's job directory.
+        slurm_cmd_args: further sbatch options, one list entry each.
+        submission_template: Jinja2 text used instead of ours.
+        extra: every other key, for the template alone.
+    """
+
+    cores: int = 1
+    threads_per_core: int = 1
+    gpus_per_core: int = 0
+    num_nodes: int | None = None
+    exclusive: bool = False
+    run_time_max_s: float | None = None
+    memory_max_gb: float | None = None
+    priority: int | None = None
+    partition: str | None = None
+    account: str | None = None
+    job_name: str | None = None
+    cwd: str | None = None
+    slurm_cmd_args: tuple[str, ...] = ()
+    submission_template: str | None = None
+    extra: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((*(getattr(self, f.name) for f in fields(self) if f.name != "extra"), frozenset(self.extra.items())))
+
+    def validate(self) -> None:
+        """Refuse values that a template must never see.
+
+        Raises:
+            ResourceError: names key, value and rule.
+        """
+        for key, least in (("cores", 1), ("threads_per_core", 1), ("gpus_per_core", 0), ("num_nodes", 1)):
+            value = getattr(self, key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ResourceError(f"{key}={value!r}: must be a whole number of at least {least}")
+        for key in ("run_time_max_s", "memory_max_gb"):
+            value = getattr(self, key)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e12:
+                raise ResourceError(f"{key}={value!r}: must be a positive number")
+        if self.priority is not None and (isinstance(self.priority, bool) or not isinstance(self.priority, int)):
+            raise ResourceError(f"priority={self.priority!r}: must be a whole number")
+        if not isinstance(self.exclusive, bool):
+            raise ResourceError(f"exclusive={self.exclusive!r}: must be True or False")
+        for key in ("partition", "account", "job_name"):
+            value = getattr(self, key)
+            if value is not None and not (isinstance(value, str) and _NAME.match(value)):
+                raise ResourceError(
+                    f"{key}={value!r}: letters, digits and _ . + @ : , - only, not starting with a dash or a dot"
+                )
+        for key, values in (("cwd", (self.cwd,)), ("slurm_cmd_args", self.slurm_cmd_args)):
+            for value in values:
+                if value is not None and (not isinstance(value, str) or _CONTROL.search(value) or not value):
+                    raise ResourceError(f"{key}={value!r}: must be text without line breaks or control characters")
+        for key, value in self.extra.items():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+                raise ResourceError(f"{key!r}: a template's variable is named with letters, digits and _")
+            if not isinstance(value, (str, int, float, bool)) or (isinstance(value, str) and _CONTROL.search(value)):
+                raise ResourceError(f"{key}={value!r}: must be a number or text without line breaks")
