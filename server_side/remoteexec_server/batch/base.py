@@ -1,7 +1,7 @@
 """The seam to a batch system: what a queue is asked to do, and what it answers.
 
-Implementations: `pysqa_queue` (SLURM through pysqa), `local_queue` (an embedded scheduler for one machine). A queue knows
-nothing of tasks, stores or sessions: a job is an argument list run `count` times, its last argument the index.
+Implementations: `pysqa_queue` (SLURM through pysqa), `local_queue` (an embedded scheduler for one machine). A queue
+knows nothing of tasks, stores or sessions: a job is an argument list run `count` times, its last argument the index.
 Every call ends in a bounded time or raises `SchedulerUnavailable`.
 """
 
@@ -11,7 +11,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, NewType, Protocol
+from typing import NewType, Protocol
 
 from ..wire.resources import Resources
 
@@ -19,7 +19,8 @@ JobId = NewType("JobId", str)
 """The scheduler's number of a job, without an array index."""
 
 
-class JobRef(NamedTuple):
+@dataclass(frozen=True, order=True)
+class JobRef:
     """One job, or one element of a job array."""
 
     job: JobId

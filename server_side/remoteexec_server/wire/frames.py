@@ -4,8 +4,8 @@
     frame   = total length (4 bytes, big endian) | length of the JSON (4) | JSON | tail
     JSON    = a message of `messages`; length 0: the tail is a slice of the bytes behind the last message
 
-A message with bytes behind it (`Submit`, `OutcomeReady`) is followed by slices of at most `SLICE` bytes until its `size` is
-reached. Nothing else comes between, so there is one such transfer at a time in each direction.
+A message with bytes behind it (`Submit`, `OutcomeReady`) is followed by slices of at most `SLICE` bytes until its
+`size` is reached. Nothing else comes between, so there is one such transfer at a time in each direction.
 """
 
 from __future__ import annotations

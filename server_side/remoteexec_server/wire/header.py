@@ -1,9 +1,9 @@
 """The plain header of every bundle and outcome, in the file's HDF5 user block.
 
-A pickle made by one Python minor version can crash or hang another one, and an HDF5 file from a stranger is parsed by a C
-library. So the first `BLOCK` bytes of each file are JSON, padded with spaces: read and agreed with the standard library
-alone before libhdf5 or pickle see a byte. The digest (HMAC-SHA256 under the session's key) covers the header without the
-digest and all that follows it.
+A pickle made by one Python minor version can crash or hang another one, and an HDF5 file from a stranger is parsed by
+a C library. So the first `BLOCK` bytes of each file are JSON, padded with spaces: read and agreed with the standard
+library alone before libhdf5 or pickle see a byte. The digest (HMAC-SHA256 under the session's key) covers the header
+without the digest and all that follows it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What client and batch service say to each other: frozen dataclasses, JSON on the wire, never a pickle.
 
-Requests go to the service, events come from it. Three carry bytes behind their JSON: `Submit` a bundle and `OutcomeReady`
-an outcome file, both cut into slices by `frames`.
+Requests go to the service, events come from it. Three carry bytes behind their JSON: `Submit` a bundle and
+`OutcomeReady` an outcome file, both cut into slices by `frames`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Close:
     discard: bool
 
 
-Request = Union[Hello, Submit, Cancel, Watch, Ping, Close]
+Request = Hello | Submit | Cancel | Watch | Ping | Close
 
 
 @dataclass(frozen=True)
@@ -204,8 +204,8 @@ class Closed:
     """Answer to `Close`: the service has ended."""
 
 
-Event = Union[Welcome, Refused, Accepted, Rejected, Started, OutcomeReady, Lost, Problem, Pong, Closed]
-Message = Union[Request, Event]
+Event = Welcome | Refused | Accepted | Rejected | Started | OutcomeReady | Lost | Problem | Pong | Closed
+Message = Request | Event
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in typing.get_args(Message)}
 

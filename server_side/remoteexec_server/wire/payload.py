@@ -1,8 +1,8 @@
 """Calls and results as bytes, and back: the one module that unpickles.
 
 Large buffers (arrays) travel out of band (pickle protocol 5) and are never copied into a pickle. A reference to another
-task's result is pickled as a call of `resolve`, so wherever in the arguments it stands, at any depth, the value is in its
-place when the load is done; the argument is never searched.
+task's result is pickled as a call of `resolve`, so wherever in the arguments it stands, at any depth, the value is in
+its place when the load is done; the argument is never searched.
 
 Nothing here checks who wrote the bytes: callers have agreed on the header first (`header.check`).
 """
@@ -94,7 +94,7 @@ def loads(data: bytes | memoryview, buffers: Sequence[Any] = (), values: Callabl
         _values.reset(token)
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc, name-defined]  # cloudpickle has no types
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """cloudpickle that sends the user's own modules by value and asks about references."""
 
     def __init__(self, stream: io.BytesIO, keep: Callable[[pickle.PickleBuffer], bool], reference: Reference | None):

@@ -1,0 +1,121 @@
+"""The loop around a `Service`: requests from an inbox, events to whoever listens. One thread, in the gateway as in a
+user's own process on the login node.
+
+    inbox (SimpleQueue) ── get, at most until something is due ── handle / step ── emit(event, bytes)
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from pathlib import Path
+
+from ..store.root import UnsafeRootError, open_root
+from ..store.session import Session, StoreError
+from ..wire import header
+from ..wire.messages import Cancel, Close, Closed, Event, Hello, Ping, Pong, Refused, Request, Submit, Watch, Welcome
+from . import queues
+from .base import QueueError
+from .service import Polling, Service
+
+Inbox = queue.SimpleQueue["tuple[Request, bytes] | None"]
+"""Requests with their bytes; None when the client is gone."""
+Emit = Callable[[Event, bytes], None]
+
+
+def run(inbox: Inbox, emit: Emit, root: str, scheduler: str, command: tuple[str, ...], idle_s: float | None) -> None:
+    """Serve one client until it closes or is gone.
+
+    Args:
+        inbox: what the client asks; the first request is `Hello`.
+        emit: told every event, on this thread.
+        root: our directory on the cluster, as configured.
+        scheduler: one of `queues.NAMES`.
+        command: starts the runner, without its arguments.
+        idle_s: the client is taken for gone after so long without a request; None: never.
+    """
+    first = _next(inbox, idle_s)
+    if first is None or not isinstance(first[0], Hello):
+        return
+    opened = _open(first[0], root, scheduler, command)
+    if isinstance(opened, Refused):
+        emit(opened, b"")
+        return
+    service, welcome = opened
+    emit(welcome, b"")
+    discard = False
+    try:
+        discard = _serve(service, inbox, emit, idle_s)
+    finally:
+        service.close(discard)
+    emit(Closed(), b"")
+
+
+def _serve(service: Service, inbox: Inbox, emit: Emit, idle_s: float | None) -> bool:
+    """Until the client closes (True: remove the session's files) or is gone."""
+    heard_at = service.clock()
+    while True:
+        wait = service.wait_s()
+        if idle_s is not None:
+            left = max(0.0, heard_at + idle_s - service.clock())
+            wait = left if wait is None else min(wait, left)
+        try:
+            item = inbox.get(timeout=wait)
+        except queue.Empty:
+            if idle_s is not None and service.clock() - heard_at >= idle_s:
+                return False
+        else:
+            if item is None:
+                return False
+            heard_at = service.clock()
+            request, data = item
+            match request:
+                case Ping():
+                    emit(Pong(), b"")
+                case Close():
+                    return request.discard
+                case Submit() | Cancel() | Watch():
+                    for event in service.handle(request, data):
+                        emit(event, b"")
+                case Hello():
+                    return False
+        for event in service.step():
+            emit(event, b"")
+        while (ready := service.next_outcome()) is not None:
+            emit(*ready)
+
+
+def _open(hello: Hello, root: str, scheduler: str, command: tuple[str, ...]) -> tuple[Service, Welcome] | Refused:
+    import socket
+
+    from .. import __version__
+
+    if hello.protocol != header.PROTOCOL:
+        return Refused("ProtocolMismatch", f"client speaks protocol {hello.protocol}, this side {header.PROTOCOL}")
+    if hello.python != header.PYTHON:
+        return Refused("PythonMismatch", f"client runs Python {hello.python}, this side Python {header.PYTHON}")
+    try:
+        path = open_root(root)
+        session = Session.create(path, hello.session, hello.session_key)
+        batch = queues.connect(scheduler, path)
+        service = Service(session, batch, scheduler, command, Polling(hello.poll_s, hello.grace_s))
+    except UnsafeRootError as exc:
+        return Refused("UnsafeRoot", str(exc))
+    except (StoreError, OSError) as exc:
+        return Refused("StoreError", str(exc))
+    except (QueueError, ValueError) as exc:
+        return Refused("SchedulerUnavailable", str(exc))
+    welcome = Welcome(__version__, header.PYTHON, socket.gethostname(), str(path), batch.name)
+    return service, welcome
+
+
+def _next(inbox: Inbox, timeout_s: float | None) -> tuple[Request, bytes] | None:
+    try:
+        return inbox.get(timeout=timeout_s)
+    except queue.Empty:
+        return None
+
+
+def runner_command(python: str) -> tuple[str, ...]:
+    """How a job starts our runner with this Python and this copy of the package."""
+    return (python, str(Path(__file__).resolve().parent.parent), "runner")

@@ -1,0 +1,339 @@
+"""Runs one task: `runner JOBDIR [INDEX]`, what a job's script starts.
+
+    supervisor (standard library only)
+      └─ fork ─ child: claim ─ read call ─ wait for inputs ─ call the function ─ publish the outcome
+    child ended without an outcome?  publish why (.lost), unless only the scheduler can know
+
+The supervisor sees every way a process can end (a signal, os._exit, a crashed interpreter), so most losses are known
+the moment they happen, with nobody logged in. What it leaves to the scheduler: SIGKILL (out of memory? cancelled?)
+and whatever followed a SIGTERM to the supervisor itself (time limit, cancelled, preempted).
+
+Exit codes: 0 an outcome or a loss is published; 74 it could not be written; 128 + n for signal n.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .store.session import Claim, Job, JobTask, Session, log_tail, read_job
+from .wire.messages import Loss, TaskKey
+
+if TYPE_CHECKING:
+    from .store.hdf5 import Outcome
+    from .wire.payload import Pickled
+
+EX_IOERR = 74
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+
+class InputLostError(Exception):
+    """An input of the task failed or is lost; `key` names the task it came from."""
+
+    def __init__(self, key: TaskKey) -> None:
+        super().__init__(f"input {key} has failed")
+        self.key = key
+
+
+def main(argv: list[str]) -> int:
+    """Run element INDEX (default 0) of the job described in JOBDIR."""
+    os.umask(0o077)
+    session, job = read_job(Path(argv[0]).resolve())
+    index = int(argv[1]) if len(argv) > 1 and argv[1] else 0
+    return supervise(session, job, index)
+
+
+def supervise(session: Session, job: Job, index: int) -> int:
+    """Fork the child that runs the task, and see that its end leaves a trace. Returns the job's exit code."""
+    terminated = False
+
+    def on_sigterm(number: int, frame: object) -> None:
+        nonlocal terminated
+        terminated = True
+        os.kill(child, signal.SIGTERM)
+
+    child = os.fork()
+    if child == 0:
+        _child(session, job, index)
+    signal.signal(signal.SIGTERM, on_sigterm)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    task = job.tasks[index]
+    names = os.listdir(session.outcomes)
+    if f"{task.key}.h5" in names or f"{task.key}.lost" in names:
+        return 0
+    claim = session.read_claim(task.key)
+    if claim is None or claim.pid != child or claim.host != socket.gethostname():
+        return 0  # another runner has the task
+    if terminated or code == -signal.SIGKILL:
+        return 128 + (-code if code < 0 else signal.SIGTERM)
+    try:
+        session.publish_loss(task.key, _why(session, job, index, code))
+    except OSError as exc:
+        print(f"remoteexec: cannot write to the store: {exc}", file=sys.stderr)
+        return EX_IOERR
+    return 0
+
+
+def _why(session: Session, job: Job, index: int, code: int) -> Loss:
+    log = session.log(job.name, index)
+    if code == EX_IOERR:
+        what = "the outcome could not be written to the store; is the disk full, or a quota reached?"
+    elif code < 0:
+        name = signal.Signals(-code).name
+        what = f"the process was ended by {name}; a crash in compiled code is the usual reason"
+    else:
+        what = f"the function ended its process with exit code {code} (os._exit, or an exit in compiled code)"
+    return Loss(
+        reason="store" if code == EX_IOERR else "killed",
+        message=f"{what}; its log is {log}",
+        job=job_id(),
+        node=socket.gethostname(),
+        exit_code=code if code >= 0 else None,
+        signal=-code if code < 0 else None,
+        log_tail=log_tail(log),
+        log_path=str(log),
+    )
+
+
+def _child(session: Session, job: Job, index: int) -> None:
+    """The forked process: never returns."""
+    code = 1
+    try:
+        code = _run(session, job, job.tasks[index])
+    except OSError as exc:
+        print(f"remoteexec: cannot write to the store: {exc}", file=sys.stderr)
+        code = EX_IOERR
+    except BaseException:  # the process edge
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # the user's function closed it, or the disk is full
+                pass
+        os._exit(code)  # threads and atexit hooks of the user's libraries must not hold the job's cores
+
+
+def _run(session: Session, job: Job, task: JobTask) -> int:
+    started = time.time()
+    if not session.claim(task.key, Claim(job_id(), socket.gethostname(), os.getpid(), started)):
+        return 0
+    from .store import hdf5
+
+    key = session.key
+    try:
+        outcome = _compute(session, job, task, key)
+    except InputLostError as lost:
+        session.publish_loss(task.key, Loss("upstream", str(lost), job=job_id(), upstream=lost.key))
+        return 0
+    facts = {**outcome.facts, **_facts(started)}
+    outcome = hdf5.Outcome(outcome.ok, outcome.value, facts)
+    session.publish_outcome(task.key, hdf5.write_outcome(task.key, outcome, key))
+    session.running(task.key).unlink(missing_ok=True)
+    return 0
+
+
+def _facts(started: float) -> dict[str, Any]:
+    import resource
+
+    return {
+        "job": job_id(),
+        "host": socket.gethostname(),
+        "started": started,
+        "ended": time.time(),
+        "max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def _compute(session: Session, job: Job, task: JobTask, key: bytes) -> Outcome:
+    """Load the call, call it, and say how that went."""
+    from .store import hdf5
+    from .wire import payload
+    from .wire.header import HeaderError
+
+    try:
+        bundle = session.bundle(job.burst).read_bytes()
+        function, arguments = hdf5.read_call(bundle, job.burst, task.position, key)
+    except HeaderError as exc:
+        return _failed(exc, "refused")
+    _prepare(job)
+    inputs = _Inputs(session, job, key)
+    try:
+        fn = payload.loads(function.data, function.buffers)
+        args, kwargs = payload.loads(arguments.data, arguments.buffers, inputs)
+    except InputLostError:
+        raise
+    except BaseException as exc:
+        return _failed(exc, "call_not_loadable")
+    try:
+        result = fn(*args, **kwargs)
+    except InputLostError:
+        raise
+    except BaseException as exc:  # SystemExit and KeyboardInterrupt are the user's, too
+        return _failed(exc, "raised")
+    try:
+        return hdf5.Outcome(True, payload.dumps(result), {})
+    except BaseException as exc:
+        return _failed(exc, "result_not_picklable", f"{type(result).__module__}.{type(result).__qualname__}")
+
+
+def _prepare(job: Job) -> None:
+    for name in _THREADS:
+        os.environ[name] = str(job.resources.threads_per_core)
+    if job.resources.cwd is not None:
+        cwd = Path(job.resources.cwd).expanduser()
+        cwd.mkdir(parents=True, exist_ok=True)
+        os.chdir(cwd)
+
+
+def _failed(exc: BaseException, kind: str, subject: str = "") -> Outcome:
+    from .store import hdf5
+
+    facts = {
+        "kind": kind,
+        "subject": subject,
+        "type": f"{type(exc).__module__}.{type(exc).__qualname__}",
+        "bases": [base.__name__ for base in type(exc).__mro__ if base.__module__ == "builtins"],
+        "message": _text(exc),
+        "traceback": _traceback(exc),
+    }
+    return hdf5.Outcome(False, pickled_exception(exc) if kind == "raised" else None, facts)
+
+
+def _text(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception:  # a broken __str__ of the user's
+        return f"<no text: {type(exc).__qualname__}.__str__ failed>"
+
+
+def _traceback(exc: BaseException) -> str:
+    """The traceback from the user's function on; our own frames tell nobody anything."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") == __name__:
+        trace = trace.tb_next
+    try:
+        return "".join(traceback.format_exception(type(exc), exc, trace)).rstrip()
+    except Exception:
+        return "".join(traceback.format_tb(trace)) + type(exc).__qualname__
+
+
+def pickled_exception(exc: BaseException) -> Pickled | None:
+    """An exception as bytes that load again, or None.
+
+    Unpickling calls the class with `args`, which fails where `__init__` takes other arguments: then it is rebuilt
+    without `__init__`.
+    """
+    from .wire import payload
+
+    for candidate in (exc, _Rebuilt(exc)):
+        try:
+            pickled = payload.dumps(candidate)
+            if type(payload.loads(pickled.data, pickled.buffers)) is type(exc):
+                return pickled
+        except BaseException:
+            continue
+    return None
+
+
+class _Rebuilt:
+    """Stands for an exception in a pickle."""
+
+    def __init__(self, exc: BaseException) -> None:
+        self._exc = exc
+
+    def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[Any, ...]]:
+        return rebuild_exception, (type(self._exc), self._exc.args, self._exc.__dict__)
+
+
+def rebuild_exception(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    """An exception as it was, its `__init__` not called. Called by pickle."""
+    exc = kind.__new__(kind, *args)
+    exc.args = args
+    exc.__dict__.update(state)
+    return exc
+
+
+def job_id() -> str:
+    """What the scheduler calls the job we run in: "123", or "123_4" in an array; "" outside a job."""
+    array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    if array and index:
+        return f"{array}_{index}"
+    return os.environ.get("SLURM_JOB_ID") or os.environ.get("REMOTEEXEC_JOB_ID", "")
+
+
+class _Inputs:
+    """The results of other tasks, each read once, waited for if need be."""
+
+    def __init__(self, session: Session, job: Job, key: bytes) -> None:
+        self._session, self._job, self._key = session, job, key
+        self._values: dict[TaskKey, Any] = {}
+
+    def __call__(self, key: TaskKey) -> Any:
+        if key not in self._values:
+            self._values[key] = self._read(key)
+        return self._values[key]
+
+    def _read(self, key: TaskKey) -> Any:
+        from .store import hdf5
+        from .wire import payload
+
+        self._wait(key)
+        outcome = hdf5.read_outcome(self._session.outcome(key).read_bytes(), key, self._key)
+        if not outcome.ok or outcome.value is None:
+            raise InputLostError(key)
+        return payload.loads(outcome.value.data, outcome.value.buffers)
+
+    def _wait(self, key: TaskKey) -> None:
+        """Return when the outcome is there; an input that will never come raises `InputLostError`."""
+        began, ask_at, pause = time.monotonic(), 0.0, 0.05
+        ended_at: float | None = None
+        while True:
+            names = os.listdir(self._session.outcomes)
+            if f"{key}.h5" in names:
+                return
+            if f"{key}.lost" in names:
+                raise InputLostError(key)
+            waited = time.monotonic() - began
+            if waited >= ask_at:
+                ended, loss = self._ask(key)
+                if loss is not None:
+                    self._session.publish_loss(key, loss)
+                    raise InputLostError(key)
+                ended_at = (ended_at or time.monotonic()) if ended else None
+                ask_at = waited + 30.0
+            if ended_at is not None and time.monotonic() - ended_at > self._job.grace_s:
+                self._session.publish_loss(key, Loss("unknown", f"task {key} ended without an outcome"))
+                raise InputLostError(key)
+            time.sleep(pause)
+            pause = min(pause * 1.5, 5.0)
+
+    def _ask(self, key: TaskKey) -> tuple[bool, Loss | None]:
+        """Whether the job of an input has ended, and why it left no outcome if that is known."""
+        from .batch import diagnose, queues
+        from .batch.base import JobRef, QueueError
+
+        name = self._job.upstream.get(key)
+        if name is None:
+            return True, None
+        try:
+            queue = queues.connect(self._job.scheduler, self._session.path.parent.parent)
+            facts = queue.states([JobRef.parse(name)])[JobRef.parse(name)]
+        except QueueError as exc:
+            print(f"remoteexec: waiting for task {key} of job {name}: {exc}", file=sys.stderr)
+            return False, None
+        return facts.state.ended, diagnose.loss(facts, JobRef.parse(name), "", None)

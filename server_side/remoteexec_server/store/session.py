@@ -1,0 +1,269 @@
+"""Names and layout of one session's files, and how they are published.
+
+    <root>/sessions/<session>/
+        key                        the session's key, 64 hex digits
+        bursts/<burst>.h5 .json    bundle, and the `Submit` it came with
+        jobs/<job name>/           job.json, run_queue.sh, <index>.log
+        outcomes/<task>.running    claim of the runner that has the task
+        outcomes/<task>.h5         how the task ended
+        outcomes/<task>.lost       why there will be no outcome (JSON `Loss`)
+        journal/<writer>.jsonl     one writer a file: appends of two writers are not safe on NFS
+
+A file is published by writing a temporary name beside it, flushing, and renaming: its final name means it is whole.
+What is there is seen by listing the directory: NFS remembers for up to 60 s that a name was absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..wire import messages
+from ..wire.messages import BurstId, Loss, Submit, TaskKey
+from ..wire.resources import Resources
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+"""What sessions, bursts and tasks may be called: they become file names."""
+
+
+class StoreError(Exception):
+    """A name or a file of the store is not what it should be."""
+
+
+def checked(name: str) -> str:
+    """A name that may become a file name.
+
+    Raises:
+        StoreError: it may not.
+    """
+    if not NAME.match(name):
+        raise StoreError(f"{name!r}: letters, digits and . _ - only, at most 100, not starting with . or -")
+    return name
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Who runs a task: the content of a `.running` file."""
+
+    job: str
+    host: str
+    pid: int
+    started: float
+
+
+@dataclass(frozen=True)
+class JobTask:
+    """One element of a job: which call of which burst, and where the inputs' jobs are to be asked about."""
+
+    position: int
+    key: TaskKey
+
+
+@dataclass(frozen=True)
+class Job:
+    """Content of a job.json: all a runner needs to know.
+
+    Attributes:
+        upstream: the scheduler's names of the jobs that compute the inputs, by task key.
+        scheduler: name of the queue to ask about them.
+        grace_s: see `messages.Hello`.
+    """
+
+    name: str
+    burst: BurstId
+    tasks: tuple[JobTask, ...]
+    resources: Resources
+    upstream: Mapping[str, str] = field(default_factory=dict)
+    scheduler: str = ""
+    grace_s: float = 90.0
+
+
+@dataclass(frozen=True)
+class Session:
+    """One session's directory."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, root: Path, name: str, key_hex: str) -> Session:
+        """Make the session, or open the one that is there; its key stays what it was.
+
+        Raises:
+            StoreError: the name or the key is not one, or another key is there.
+        """
+        if not re.fullmatch(r"[0-9a-f]{64}", key_hex):
+            raise StoreError("a session key is 64 hexadecimal digits")
+        session = cls(root / "sessions" / checked(name))
+        for part in ("bursts", "jobs", "outcomes", "journal"):
+            (session.path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+        if "key" not in os.listdir(session.path):
+            publish(session.path / "key", key_hex.encode())
+        elif session.key.hex() != key_hex:
+            raise StoreError(f"session {name!r} exists with another key: choose another name")
+        return session
+
+    @property
+    def key(self) -> bytes:
+        """The key of the session's file digests."""
+        return bytes.fromhex((self.path / "key").read_text())
+
+    @property
+    def outcomes(self) -> Path:
+        """Where claims, outcomes and losses are."""
+        return self.path / "outcomes"
+
+    def bundle(self, burst: BurstId) -> Path:
+        """The burst's calls."""
+        return self.path / "bursts" / f"{checked(burst)}.h5"
+
+    def outcome(self, key: TaskKey) -> Path:
+        """How the task ended."""
+        return self.outcomes / f"{checked(key)}.h5"
+
+    def lost(self, key: TaskKey) -> Path:
+        """Why it did not end."""
+        return self.outcomes / f"{checked(key)}.lost"
+
+    def running(self, key: TaskKey) -> Path:
+        """Who has it."""
+        return self.outcomes / f"{checked(key)}.running"
+
+    def job_directory(self, name: str) -> Path:
+        """Script, description and logs of a job."""
+        return self.path / "jobs" / checked(name)
+
+    def add_burst(self, submit: Submit, bundle: bytes) -> None:
+        """Keep a burst: the bundle first, then its manifest, whose name makes the burst known."""
+        publish(self.bundle(submit.burst), bundle)
+        publish(self.bundle(submit.burst).with_suffix(".json"), messages.to_json(submit).encode())
+
+    def bursts(self) -> Iterator[Submit]:
+        """Every burst that was kept, oldest first."""
+        manifests = (self.path / "bursts").glob("*.json")
+        for path in sorted(manifests, key=lambda path: (path.stat().st_mtime_ns, path.name)):
+            manifest = messages.from_json(path.read_bytes())
+            if isinstance(manifest, Submit):
+                yield manifest
+
+    def add_job(self, job: Job) -> Path:
+        """Describe a job before it is submitted: the intent that makes a submission findable. Returns its directory."""
+        directory = self.job_directory(job.name)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        publish(directory / "job.json", messages.to_json(job).encode())
+        return directory
+
+    def log(self, job_name: str, index: int) -> Path:
+        """What element `index` of a job printed."""
+        return self.job_directory(job_name) / f"{index}.log"
+
+    def publish_outcome(self, key: TaskKey, data: bytes) -> None:
+        """How the task ended, for all to see."""
+        publish(self.outcome(key), data)
+
+    def publish_loss(self, key: TaskKey, loss: Loss) -> None:
+        """Why the task did not end, for all to see."""
+        publish(self.lost(key), messages.to_json(loss).encode())
+
+    def claim(self, key: TaskKey, claim: Claim) -> bool:
+        """Take a task for this runner: False if another has it, or it has ended. Safe on NFS (O_EXCL, version 3 on)."""
+        try:
+            handle = os.open(self.running(key), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return False
+        with os.fdopen(handle, "w") as file:
+            file.write(messages.to_json(claim))
+        names = os.listdir(self.outcomes)
+        if f"{key}.h5" in names or f"{key}.lost" in names:
+            self.running(key).unlink(missing_ok=True)
+            return False
+        return True
+
+    def read_loss(self, key: TaskKey) -> Loss:
+        """The content of a `.lost` file."""
+        return messages.build(Loss, json.loads(self.lost(key).read_bytes()))
+
+    def read_claim(self, key: TaskKey) -> Claim | None:
+        """Who has the task; None while the claim is being written or after it was given up."""
+        try:
+            return messages.build(Claim, json.loads(self.running(key).read_bytes()))
+        except (OSError, ValueError):
+            return None
+
+    def remove(self) -> None:
+        """Remove all files of the session."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def read_job(directory: Path) -> tuple[Session, Job]:
+    """The session a job belongs to, and its description."""
+    job = messages.build(Job, json.loads((directory / "job.json").read_bytes()))
+    return Session(directory.parent.parent), job
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Write a file so that its name appears only when it is whole and on disk, 0600.
+
+    Raises:
+        OSError: nothing of the file is left.
+    """
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+class Journal:
+    """Append-only notes of one writer; the notes of all writers together are the state."""
+
+    def __init__(self, session: Session) -> None:
+        self._directory = session.path / "journal"
+        self._path = self._directory / f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}.jsonl"
+        self._file: Any = None
+
+    def append(self, note: dict[str, Any]) -> None:
+        """Write one note through to the disk."""
+        if self._file is None:
+            self._file = open(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a")  # noqa: SIM115
+        self._file.write(json.dumps(note, separators=(",", ":")) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def notes(self) -> Iterator[dict[str, Any]]:
+        """All notes of all writers, each writer's in order; a line cut off by a crash is passed over."""
+        for path in sorted(self._directory.glob("*.jsonl")):
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(ValueError):
+                    yield json.loads(line)
+
+    def close(self) -> None:
+        """Close the file, if one was opened."""
+        if self._file is not None:
+            self._file.close()
+
+
+def log_tail(path: Path, lines: int = 20, most: int = 8192) -> str:
+    """The last lines of a log; "" if there is none. Reads at most `most` bytes, however long the log is."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - most))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
