@@ -1,0 +1,1 @@
+"""Configuration templates shared by every throwaway cluster: rootless, separate virtual hosts, container image."""

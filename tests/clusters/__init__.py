@@ -1,0 +1,1 @@
+"""Throwaway clusters for tests; fixtures in tests/conftest.py hand them out."""

@@ -1,0 +1,78 @@
+"""The rootless SLURM of remoteexec.demo, as tests want it: an ordinary user also under root, and quick scheduling."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from remoteexec.demo.processes import Account
+from remoteexec.demo.slurm import RootlessSlurm, SlurmOptions
+from tests.clusters.accounts import cluster_python, make_account
+
+_numbers = itertools.count()
+
+
+class SlurmCluster(RootlessSlurm):
+    """A running rootless SLURM with a Python for its jobs.
+
+    Attributes:
+        scheduler: "slurm", the word of the cluster configuration.
+        python: path of a Python with the cluster's packages, without remoteexec.
+    """
+
+    scheduler = "slurm"
+    python: Path
+
+    def new_root(self, name: str | None = None) -> str:
+        """A path below HOME for a cluster root that does not exist yet, different in each call."""
+        return str(self.home / f"root-{next(_numbers)}" / (name or "remoteexec"))
+
+
+@contextmanager
+def slurm_cluster(options: SlurmOptions | None = None) -> Iterator[SlurmCluster]:
+    """Start a cluster as the caller, or as a throwaway user where the caller is root; everything is gone afterwards."""
+    options = replace(options or SlurmOptions(), preload=fast_scheduling(), environment=pip_environment())
+    directory = Path(tempfile.mkdtemp(prefix="remoteexec-slurm-"))
+    account, afterwards = Account.of_caller(), []
+    if account.uid == 0:
+        account = make_account(f"rxtest{os.getpid()}x{next(_numbers)}", directory / "home")
+        afterwards = [["userdel", account.name]]
+    cluster = SlurmCluster(directory, options, account, afterwards)
+    with cluster:
+        cluster.python = cluster_python(account, directory / "python")
+        yield cluster
+
+
+def pip_environment() -> dict[str, str]:
+    """The caller's settings of pip: `remoteexec install` runs it on the cluster, which here reaches the same index."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("PIP_") and value.isprintable() and " " not in value
+    }
+
+
+@cache
+def fast_scheduling() -> Path | None:
+    """Compile fastsched.c, once per process; None where there is no compiler."""
+    if shutil.which("gcc") is None:
+        return None
+    source = Path(__file__).with_name("fastsched.c")
+    directory = tempfile.TemporaryDirectory(prefix="remoteexec-fastsched-")
+    os.chmod(directory.name, 0o755)
+    library = Path(directory.name) / "fastsched.so"
+    argv = ["gcc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"]
+    if subprocess.run(argv, stderr=subprocess.DEVNULL, check=False).returncode:
+        directory.cleanup()
+        return None
+    atexit.register(directory.cleanup)
+    return library

@@ -1,0 +1,82 @@
+"""Fixtures that hand out clusters.
+
+REMOTEEXEC_REQUIRE=slurm,netcluster makes tests fail that would otherwise be skipped for want of these.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+from remoteexec.demo.slurm import SlurmOptions, missing_packages
+from tests.clusters.accounts import NoClusterPython
+from tests.clusters.rootless import SlurmCluster
+from tests.clusters.rootless import slurm_cluster as start_slurm_cluster
+
+SLURM_FIXTURES = {"slurm_cluster", "small_array_cluster"}
+
+
+def skip_for_want_of(what: str, reason: str) -> None:
+    """Skip the test, or fail it where REMOTEEXEC_REQUIRE names `what`."""
+    if what in os.environ.get("REMOTEEXEC_REQUIRE", "").split(","):
+        pytest.fail(f"REMOTEEXEC_REQUIRE asks for {what}: {reason}")
+    pytest.skip(reason)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the marker slurm to every test that uses a fixture with a SLURM."""
+    for item in items:
+        if SLURM_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slurm")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let functions of test modules travel by value: a cluster cannot import tests."""
+    module = request.module
+    cloudpickle.register_pickle_by_value(module)
+    yield
+    cloudpickle.unregister_pickle_by_value(module)
+
+
+def _started(options: SlurmOptions) -> Iterator[SlurmCluster]:
+    if missing := missing_packages():
+        skip_for_want_of("slurm", f"not installed: {' '.join(missing)}")
+    try:
+        with start_slurm_cluster(options) as cluster:
+            yield cluster
+    except NoClusterPython as exc:
+        skip_for_want_of("slurm", str(exc))
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[SlurmCluster]:
+    """A rootless SLURM of two nodes with four CPUs each behind an sshd."""
+    yield from _started(SlurmOptions())
+
+
+@pytest.fixture(scope="session")
+def small_array_cluster() -> Iterator[SlurmCluster]:
+    """The same with MaxArraySize=5: array indices up to 4."""
+    yield from _started(SlurmOptions(max_array_size=5))
+
+
+@pytest.fixture(autouse=True)
+def _recovered(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test on a SLURM: no jobs left, every daemon and node up."""
+    used = [request.getfixturevalue(name) for name in sorted(SLURM_FIXTURES & set(request.fixturenames))]
+    yield
+    for cluster in used:
+        cluster.recover()
+
+
+@pytest.fixture
+def tmp_root(tmp_path: Path) -> Path:
+    """A cluster root on this machine that does not exist yet, below a directory with a nasty name."""
+    parent = tmp_path / "a'; echo b ü"
+    parent.mkdir(mode=0o700)
+    return parent / "root"
