@@ -129,8 +129,8 @@ def _cluster(file: Path, name: str, table: Any) -> ClusterConfig:
     keys = [each.name for each in dataclasses.fields(ClusterConfig) if each.name != "name"]
     for key in table:
         if key not in keys:
-            close = difflib.get_close_matches(key, keys, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(keys)}."
+            close = difflib.get_close_matches(key, keys, n=2)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known are {', '.join(keys)}."
             raise ConfigError(f"{file}: cluster {name!r} has an unknown key {key!r}: {hint}\n{remedy}")
     if "host" not in table:
         raise ConfigError(f"{file}: cluster {name!r} has no host: it must name its login node.\n{remedy}")

@@ -49,8 +49,8 @@ def test_the_file_is_the_users_alone(file: Path) -> None:
 def test_other_entries_and_comments_stay_as_they_are(file: Path) -> None:
     file.parent.mkdir()
     file.write_text(
-        '# my clusters\n[a]\nhost = "a"   # the old one\n\n[b]\nhost = "b"\n[b.resources]\ncores = 2\n\n# c is slow\n[c]\n'
-        "host = 'c'\n"
+        '# my clusters\n[a]\nhost = "a"   # the old one\n\n[b]\nhost = "b"\n[b.resources]\ncores = 2\n\n'
+        "# c is slow\n[c]\nhost = 'c'\n"
     )
     save_cluster(ClusterConfig(name="b", host="b2"), file)
     assert file.read_text() == (
@@ -82,7 +82,7 @@ def test_a_variable_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     [
         (
             "[mycluster]\nhost = 'h'\nprot = 22\n",
-            "{file}: cluster 'mycluster' has an unknown key 'prot': did you mean 'port'?\n{remedy}",
+            "{file}: cluster 'mycluster' has an unknown key 'prot': did you mean 'root' or 'port'?\n{remedy}",
         ),
         (
             "[mycluster]\nhost = 'h'\nxyzzy = 22\n",
