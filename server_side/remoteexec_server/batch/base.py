@@ -117,8 +117,9 @@ class SchedulerUnavailable(QueueError):
 class Queue(Protocol):
     """A batch system. One thread at a time."""
 
-    name: str
-    """What `check` shows: "slurm 22.05.8", "local"."""
+    @property
+    def name(self) -> str:
+        """What `check` shows: "slurm 22.05.8", "local"."""
 
     def max_array(self) -> int:
         """The longest array it takes, >= 1."""

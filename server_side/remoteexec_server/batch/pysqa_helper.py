@@ -1,0 +1,144 @@
+"""Renders, submits and deletes through pysqa, for another process: `pysqa-submit [IDLE_S]`.
+
+    SlurmQueue ── one JSON object a line ──> stdin ─ pysqa ─> sbatch, scancel
+               <── one JSON object a line ── stdout
+
+A process of its own because pysqa costs half a second and 80 MB, which neither a gateway on a login node nor the user's
+Python should carry. It ends with its stdin, or after IDLE_S seconds without work.
+
+Lines out: `{"ready": true}` or `{"fatal": TEXT}` once; then for each request `{"id": N, "taken": true}` before anything
+is done (so that a request to a process that was about to end can safely be made again) and `{"id": N, ...}` with `job`,
+or with `failed` and what the command said.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from .slurm_text import parse_job_id
+
+IDLE_S = 10.0
+
+
+class CommandFailedError(Exception):
+    """A command of the scheduler failed; `report` is what the requester is told."""
+
+    def __init__(self, report: dict[str, Any]) -> None:
+        super().__init__(report)
+        self.report = report
+
+
+def main(argv: list[str]) -> int:
+    """Answer requests until there are no more."""
+    idle_s = float(argv[0]) if argv else IDLE_S
+    os.umask(0o077)
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever pysqa prints does not get between our lines
+    os.chdir("/")
+
+    def answer(**fields: object) -> None:
+        answers.write(json.dumps(fields) + "\n")
+        answers.flush()
+
+    try:
+        from pysqa import QueueAdapter
+    except Exception as exc:
+        answer(fatal=f"{type(exc).__name__}: {exc}")
+        return 1
+    answer(ready=True)
+    for line in _lines(idle_s):
+        request = json.loads(line)
+        answer(id=request["id"], taken=True)
+        try:
+            adapter = QueueAdapter(queue_type="SLURM", execute_command=_executor(request))
+            answer(id=request["id"], **_perform(adapter, request))
+        except CommandFailedError as exc:
+            answer(id=request["id"], **exc.report)
+        except Exception as exc:
+            answer(id=request["id"], failed="pysqa", text=f"{type(exc).__name__}: {exc}")
+    return 0
+
+
+def _perform(adapter: Any, request: Mapping[str, Any]) -> dict[str, Any]:
+    if request["do"] == "cancel":
+        adapter.delete_job(process_id=" ".join(request["jobs"]))
+        return {"done": True}
+    # pysqa refuses a working directory with a blank in its name, so it is given none
+    os.chdir(request["directory"])
+    try:
+        adapter.submit_job(
+            **{**request["variables"], "working_directory": "."},
+            submission_template=_template(request["template"], request["variables"]["working_directory"]),
+        )
+    finally:
+        os.chdir("/")
+    return {"job": request["job"]}
+
+
+def _template(text: str, directory: str) -> Any:
+    """The template, in which `working_directory` is the real one though pysqa was given another."""
+    from jinja2 import Template
+
+    class Rendering(Template):
+        def render(self, *args: Any, **kwargs: Any) -> str:
+            return super().render(*args, **{**kwargs, "working_directory": directory})
+
+    return Rendering(text)
+
+
+def _executor(request: dict[str, Any]) -> Callable[..., str | list[str]]:
+    """What pysqa runs commands with: bounded in time, and a failure raises with the command's own words."""
+
+    def execute(commands: list[str], **_: object) -> str | list[str]:
+        if request["do"] == "cancel":
+            argv = [*commands[:-1], *commands[-1].split()]
+        else:
+            argv = [*commands[:-1], *request["options"], commands[-1]]
+        report: dict[str, Any] = {"command": argv[0]}
+        try:
+            done = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=request["timeout_s"],
+                env=request["environment"],
+                check=False,
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise CommandFailedError({**report, "failed": "timeout"}) from exc
+        except OSError as exc:
+            raise CommandFailedError({**report, "failed": "missing", "text": str(exc)}) from exc
+        output, errors = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+        report.update(exit_code=done.returncode, output=output, errors=errors)
+        if done.returncode != 0:
+            raise CommandFailedError({**report, "failed": "command"})
+        if request["do"] == "cancel":
+            return [output]
+        job = parse_job_id(output)
+        if job is None:
+            raise CommandFailedError({**report, "failed": "answer"})
+        request["job"] = job
+        return job
+
+    return execute
+
+
+def _lines(idle_s: float) -> Iterator[bytes]:
+    """Lines of stdin until its end, or until none has come for `idle_s`."""
+    waiting = b""
+    while select.select([0], [], [], idle_s)[0]:
+        piece = os.read(0, 1 << 16)
+        if not piece:
+            return
+        *lines, waiting = (waiting + piece).split(b"\n")
+        yield from lines
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

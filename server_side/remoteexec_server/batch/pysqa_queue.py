@@ -1,0 +1,469 @@
+"""SLURM: rendering, submission and deletion through pysqa in a helper process, questions by SLURM's own commands.
+
+    SlurmQueue ─┬─ pysqa_helper (pipes, JSON lines) ─ pysqa ─> sbatch, scancel
+                └─ squeue, sacct, scontrol, sinfo
+
+Everything that waits has a deadline. What SLURM prints is read by `slurm_text`, what it is given is made by
+`slurm_script`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from ..wire.resources import ResourceError
+from . import slurm_script, slurm_text
+from .base import JobFacts, JobId, JobRef, JobSpec, JobState, SchedulerUnavailable, SubmitRejected
+
+__all__ = ["SlurmQueue", "SlurmSettings"]
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+_TRANSIENT = re.compile(
+    r"timed out|unable to contact slurm|communication|connection (refused|reset|failure)|standby mode"
+    r"|zero bytes were transmitted|insufficient data|message (send|receive) failure|unexpected message"
+    r"|temporarily|authentication (error|credential)|munge|unable to resolve|configuration source|presently disabled"
+    r"|slurmctld.*(not responding|down)",
+    re.IGNORECASE,
+)
+"""Words of SLURM's that mean "not now"; the job may have been taken all the same."""
+
+_OVER_ALREADY = re.compile(r"invalid job id|already completing or completed|job/step already|not found", re.IGNORECASE)
+
+_DETAILED = 20
+"""Jobs asked about one by one in one call of `states`, where there is no sacct; picked, not measured."""
+
+
+@dataclass(frozen=True)
+class SlurmSettings:
+    """How patient `SlurmQueue` is.
+
+    Attributes:
+        timeout_s: for one command; SLURM's own patience (MessageTimeout) is 10 s by default.
+        start_timeout_s: for the helper to import pysqa, which takes long on a slow shared file system.
+        idle_s: after which the helper ends.
+    """
+
+    timeout_s: float = 30.0
+    start_timeout_s: float = 120.0
+    idle_s: float = 10.0
+
+
+class SlurmQueue:
+    """The SLURM of the cluster whose login node this process runs on."""
+
+    def __init__(self, settings: SlurmSettings | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings or SlurmSettings()
+        self._clock = clock
+        self._pending: dict[JobRef, float] = {}  # elements of arrays, when they were last known to wait
+        self._helper: _Helper | None = None
+        self._known: slurm_text.Config | None = None
+
+    @property
+    def name(self) -> str:
+        """ "slurm 22.05.8", or "slurm" when it does not answer."""
+        try:
+            return f"slurm {self.config().version}".strip()
+        except SchedulerUnavailable:
+            return "slurm"
+
+    def config(self) -> slurm_text.Config:
+        """SLURM's own settings, asked for once.
+
+        Raises:
+            SchedulerUnavailable: it does not answer.
+        """
+        if self._known is None:
+            self._known = slurm_text.parse_config(self._ask(["scontrol", "show", "config"]))
+        return self._known
+
+    def max_array(self) -> int:
+        """MaxArraySize, or less where the site says so.
+
+        Raises:
+            SchedulerUnavailable: it does not answer.
+        """
+        return self.config().max_array
+
+    def partitions(self) -> list[slurm_text.Partition]:
+        """For `check`."""
+        return slurm_text.parse_sinfo(self._ask(["sinfo", "-h", "-o", slurm_text.SINFO_FORMAT]))
+
+    def prewarm(self) -> None:
+        """Start the helper, which then imports pysqa while the caller does something else."""
+        try:
+            self._living_helper()
+        except SchedulerUnavailable:
+            pass  # said when it is needed
+
+    def submit(self, spec: JobSpec) -> JobId:
+        """See Queue.submit. The rendered script stays in the job's directory as `run_queue.sh`."""
+        try:
+            spec.resources.validate()
+            request = {
+                "do": "submit",
+                "directory": str(spec.directory),
+                "template": slurm_script.template(spec.resources),
+                "variables": slurm_script.variables(spec),
+                "options": slurm_script.options(spec),
+                "environment": slurm_script.environment(os.environ, spec.resources),
+            }
+        except ResourceError as exc:
+            raise SubmitRejected(str(exc)) from exc
+        answer = self._request(request)
+        if "job" not in answer:
+            raise _refusal(spec, answer)
+        job = JobId(answer["job"])
+        if spec.count > 1:
+            self._pending.update(dict.fromkeys((JobRef(job, index) for index in range(spec.count)), self._clock()))
+        return job
+
+    def find(self, name: str) -> JobId | None:
+        """See Queue.find. SLURM itself forgets a job some minutes after its end (MinJobAge); sacct does not."""
+        lines = self._squeue()
+        found = next((line for line in lines if slurm_script.is_named(line.name, name)), None)
+        if found is None and self.config().accounting:
+            lines = self._sacct("--starttime=now-7days")
+            found = next((line for line in lines if slurm_script.is_named(line.name, name)), None)
+        return None if found is None else found.job
+
+    def cancel(self, refs: Sequence[JobRef]) -> None:
+        """See Queue.cancel: one scancel, in which the elements of an array are one argument."""
+        jobs = _scancel_arguments(refs)
+        if not jobs:
+            return
+        answer = self._request({"do": "cancel", "jobs": jobs, "environment": _environment()})
+        if "done" in answer:
+            return
+        errors = answer.get("errors", "")
+        complaints = [line for line in errors.splitlines() if line.strip()]
+        if answer["failed"] == "command" and complaints and all(_OVER_ALREADY.search(line) for line in complaints):
+            return
+        raise SchedulerUnavailable(f"jobs {', '.join(jobs)[:200]} may not be cancelled: {_words(answer)}")
+
+    def states(self, refs: Sequence[JobRef]) -> Mapping[JobRef, JobFacts]:
+        """See Queue.states: one squeue, and one sacct for what it has forgotten or does not explain.
+
+        Where there is no accounting, scontrol is asked about failed jobs, as squeue does not print exit codes.
+        """
+        wanted = list(dict.fromkeys(refs))
+        if not wanted:
+            return {}
+        found = _by_ref(self._squeue())
+        facts = {ref: _lookup(found, ref) for ref in wanted}
+        unclear = [ref for ref in wanted if facts[ref].state in (JobState.GONE, JobState.FAILED)]
+        if unclear:
+            for ref, more in self._explained(unclear).items():
+                if more.state.ended and more.state is not JobState.GONE:
+                    facts[ref] = more
+        self._notice_vanished(facts)
+        return facts
+
+    def _notice_vanished(self, facts: dict[JobRef, JobFacts]) -> None:
+        """Elements of an array that are cancelled before they start leave no trace in SLURM's memory (22.05).
+
+        One that waited a moment ago and is gone cannot have run: what has run is shown for MinJobAge after its end.
+        """
+        now = self._clock()
+        for ref, fact in facts.items():
+            if ref.index is None:
+                continue
+            if fact.state is JobState.PENDING:
+                self._pending[ref] = now
+                continue
+            waited_at = self._pending.pop(ref, None)
+            if fact.state is not JobState.GONE or waited_at is None:
+                continue
+            if now - waited_at < self.config().min_job_age_s / 2:
+                facts[ref] = JobFacts(JobState.CANCELLED, "cancelled before it started")
+                self._pending[ref] = waited_at  # the same answer, if asked again
+
+    def close(self) -> None:
+        """End the helper."""
+        self._end_helper()
+
+    def _explained(self, refs: Sequence[JobRef]) -> dict[JobRef, JobFacts]:
+        """What is to be had beyond squeue; nothing, where the question itself fails."""
+        jobs = list(dict.fromkeys(ref.job for ref in refs))
+        lines: list[slurm_text.Line] = []
+        try:
+            if self.config().accounting:
+                lines = self._sacct("-j", ",".join(jobs))
+            else:
+                for job in jobs[:_DETAILED]:
+                    done = self._run(["scontrol", "-o", "show", "job", job])
+                    lines += slurm_text.parse_show_job(done.stdout)
+        except SchedulerUnavailable:
+            return {}
+        found = _by_ref(lines)
+        return {ref: _lookup(found, ref) for ref in refs}
+
+    def _squeue(self) -> list[slurm_text.Line]:
+        return slurm_text.parse_squeue(self._ask(["squeue", "--me", "-h", "-t", "all", "-o", slurm_text.SQUEUE_FORMAT]))
+
+    def _sacct(self, *which: str) -> list[slurm_text.Line]:
+        argv = ["sacct", "-X", "--noheader", "--parsable2", "-o", slurm_text.SACCT_FORMAT, *which]
+        return slurm_text.parse_sacct(self._ask(argv))
+
+    def _ask(self, argv: list[str]) -> str:
+        done = self._run(argv)
+        if done.returncode != 0:
+            errors = " / ".join(done.stderr.strip().splitlines()[:5])
+            raise SchedulerUnavailable(f"{argv[0]} failed with exit code {done.returncode}: {errors}")
+        return done.stdout
+
+    def _run(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
+        try:
+            return subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=self._settings.timeout_s,
+                env=_environment(),
+                check=False,
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise SchedulerUnavailable(f"{argv[0]} did not answer within {self._settings.timeout_s:g} s") from exc
+        except OSError as exc:
+            raise SchedulerUnavailable(f"{argv[0]} cannot be run: {exc}; PATH is {os.environ.get('PATH', '')}") from exc
+
+    def _request(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Have the helper do it; a second one, if the first ended before it took the request."""
+        request["timeout_s"] = self._settings.timeout_s
+        for attempt in (1, 2):
+            try:
+                return self._living_helper().request(request)
+            except _NotTakenError as exc:
+                self._end_helper()
+                if attempt == 2:
+                    raise SchedulerUnavailable(str(exc)) from exc
+            except SchedulerUnavailable:
+                self._end_helper()
+                raise
+        raise AssertionError("unreachable")
+
+    def _living_helper(self) -> _Helper:
+        if self._helper is None or not self._helper.alive():
+            self._end_helper()
+            try:
+                self._helper = _Helper(self._settings)
+            except OSError as exc:
+                raise SchedulerUnavailable(f"the pysqa helper cannot be started: {exc}") from exc
+        return self._helper
+
+    def _end_helper(self) -> None:
+        if self._helper is not None:
+            self._helper.end()
+            self._helper = None
+
+
+class _NotTakenError(Exception):
+    """The helper ended without having begun the request."""
+
+
+class _Helper:
+    """A process of `pysqa_helper`. One request at a time."""
+
+    def __init__(self, settings: SlurmSettings) -> None:
+        self._settings = settings
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-X", "utf8", str(_PACKAGE), "pysqa-submit", str(settings.idle_s)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C in the user's terminal is not for it
+        )
+        self._number = 0
+        self._ready = False
+        self._unread = b""
+
+    def alive(self) -> bool:
+        """It has not ended, as it does after some idle time."""
+        return self._process.poll() is None
+
+    def request(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Its answer.
+
+        Raises:
+            _NotTakenError: it ended, or failed to start, and has done nothing.
+            SchedulerUnavailable: it may have done something.
+        """
+        if not self._ready:
+            self._await_start()
+        self._number += 1
+        deadline = time.monotonic() + self._settings.timeout_s + 10.0
+        line = json.dumps({**request, "id": self._number}).encode() + b"\n"
+        if not self._write(line, deadline):
+            raise _NotTakenError(self._epitaph())
+        taken = False
+        while True:
+            text = self._line(deadline)
+            if text is None:
+                if taken:
+                    raise SchedulerUnavailable(self._epitaph())
+                raise _NotTakenError(self._epitaph())
+            answer = json.loads(text)
+            if not answer.get("taken"):
+                return dict(answer)
+            taken = True
+
+    def end(self) -> None:
+        """Close its stdin; kill it if that does not help at once."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if self._process.poll() is None:
+            self._process.kill()  # it does nothing at this moment, or hangs
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._stderr):
+            stream.close()
+
+    def _await_start(self) -> None:
+        text = self._line(time.monotonic() + self._settings.start_timeout_s)
+        if text is None:
+            raise _NotTakenError(self._epitaph())
+        greeting = json.loads(text)
+        if "fatal" in greeting:
+            raise SubmitRejected(
+                f"pysqa cannot be imported by {sys.executable}: {greeting['fatal']}; "
+                f"`remoteexec install` completes that environment, or run `{sys.executable} -m pip install pysqa`"
+            )
+        self._ready = True
+
+    def _write(self, data: bytes, deadline: float) -> bool:
+        assert self._process.stdin is not None
+        descriptor = self._process.stdin.fileno()
+        os.set_blocking(descriptor, False)
+        view = memoryview(data)
+        while view:
+            if not select.select([], [descriptor], [], max(0.0, deadline - time.monotonic()))[1]:
+                raise SchedulerUnavailable("the pysqa helper does not read its input")
+            try:
+                view = view[os.write(descriptor, view) :]
+            except BrokenPipeError:
+                return False
+            except BlockingIOError:
+                continue
+        return True
+
+    def _line(self, deadline: float) -> bytes | None:
+        """Its next line; None at its end."""
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        while b"\n" not in self._unread:
+            if not select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise SchedulerUnavailable("the pysqa helper did not answer in time")
+            piece = os.read(descriptor, 1 << 16)
+            if not piece:
+                return None
+            self._unread += piece
+        text, _, self._unread = self._unread.partition(b"\n")
+        return text
+
+    def _epitaph(self) -> str:
+        try:
+            code: int | None = self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            code = None
+        self._stderr.seek(0)
+        errors = " / ".join(self._stderr.read().decode(errors="replace").strip().splitlines()[-3:])
+        return f"the pysqa helper ended with exit code {code}" + (f": {errors}" if errors else "")
+
+
+def _environment() -> dict[str, str]:
+    """For commands that only ask: whatever the user has set to make them print otherwise is left out."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_"))
+    }
+    return {**kept, "LC_ALL": "C", "SLURM_BITSTR_LEN": "0"}  # 0: array expressions in full length
+
+
+def _refusal(spec: JobSpec, answer: Mapping[str, Any]) -> SubmitRejected | SchedulerUnavailable:
+    """The error for an answer without a job."""
+    script = spec.directory / "run_queue.sh"
+    match answer["failed"]:
+        case "pysqa":
+            whose = "its submission_template" if spec.resources.submission_template else "pysqa"
+            return SubmitRejected(f"job {spec.name} was not submitted, {whose} failed: {answer['text']}")
+        case "missing":
+            return SubmitRejected(
+                f"sbatch cannot be run on this machine: {answer['text']}; PATH is {os.environ.get('PATH', '')}"
+            )
+        case "command" if answer["exit_code"] > 0 and answer["errors"].strip():
+            if not _TRANSIENT.search(answer["errors"]):
+                return SubmitRejected(
+                    f"sbatch refused job {spec.name}: {_words(answer)}; its script is {script}",
+                    dependency=bool(spec.after) and "dependency" in answer["errors"].lower(),
+                )
+    return SchedulerUnavailable(f"job {spec.name} may not be submitted: {_words(answer)}")
+
+
+def _words(answer: Mapping[str, Any]) -> str:
+    """What the command itself said."""
+    command = answer.get("command", "the command")
+    if answer["failed"] == "timeout":
+        return f"{command} did not answer in time"
+    if answer["failed"] in ("missing", "pysqa"):
+        return str(answer["text"])
+    lines = (answer["errors"].strip() or answer["output"].strip()).splitlines()[-8:]
+    text = " / ".join(line.removeprefix(f"{command}: error: ") for line in lines if line.strip())
+    return f"{text or 'no message'} (exit code {answer['exit_code']})"
+
+
+def _scancel_arguments(refs: Iterable[JobRef]) -> list[str]:
+    """ "12", "13_4", "14_[0-3,7]": one argument for each job."""
+    elements: dict[JobId, set[int] | None] = {}
+    for ref in refs:
+        known = elements.setdefault(ref.job, set())
+        if ref.index is None or known is None:
+            elements[ref.job] = None
+        else:
+            known.add(ref.index)
+    arguments = []
+    for job, chosen in elements.items():
+        if chosen is None:
+            arguments.append(str(job))
+        elif len(chosen) == 1:
+            arguments.append(f"{job}_{min(chosen)}")
+        else:
+            arguments.append(f"{job}_[{slurm_text.array_expression(chosen)}]")
+    return arguments
+
+
+def _by_ref(lines: Iterable[slurm_text.Line]) -> dict[JobRef, JobFacts]:
+    """Facts for every job and element; an array as a whole is where its least advanced element is."""
+    found: dict[JobRef, JobFacts] = {}
+    for line in lines:
+        for ref in line.refs():
+            found[ref] = line.facts
+        if line.elements is not None:
+            whole = JobRef(line.job)
+            found[whole] = min(found.get(whole, line.facts), line.facts, key=_advance)
+    return found
+
+
+def _advance(facts: JobFacts) -> int:
+    order = (JobState.RUNNING, JobState.PENDING)
+    if facts.state in order:
+        return order.index(facts.state)
+    return 3 if facts.state is JobState.COMPLETED else 2
+
+
+def _lookup(found: Mapping[JobRef, JobFacts], ref: JobRef) -> JobFacts:
+    return found.get(ref, JobFacts(JobState.GONE))

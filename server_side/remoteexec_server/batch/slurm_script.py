@@ -1,0 +1,202 @@
+"""What sbatch is given: the script's template, its variables, the options beside it, the environment. Pure.
+
+A job is described twice. The script says everything, to be read and submitted again by hand. What has to hold whatever
+a user's template, `slurm_cmd_args` or SBATCH_* variable says (name, array, dependencies, log, no requeue) is repeated
+on sbatch's command line, which wins over all of them.
+
+Source: https://slurm.schedmd.com/sbatch.html, tried with 22.05.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Mapping
+
+from ..wire.resources import ResourceError, Resources
+from .base import JobSpec
+
+__all__ = ["TEMPLATE", "environment", "full_name", "is_named", "options", "template", "variables"]
+
+TEMPLATE = """\
+#!/bin/bash
+#SBATCH --ntasks={{ cores }}
+#SBATCH --cpus-per-task={{ threads_per_core }}
+{%- if gpus_per_core %}
+#SBATCH --gpus-per-task={{ gpus_per_core }}
+{%- endif %}
+{%- if num_nodes %}
+#SBATCH --nodes={{ num_nodes }}
+{%- endif %}
+{%- if exclusive %}
+#SBATCH --exclusive
+{%- endif %}
+{%- if run_time_minutes %}
+#SBATCH --time={{ run_time_minutes }}
+{%- endif %}
+{%- if memory_mb %}
+#SBATCH --mem={{ memory_mb }}M
+{%- endif %}
+{%- if partition %}
+#SBATCH --partition={{ partition }}
+{%- endif %}
+{%- if account %}
+#SBATCH --account={{ account }}
+{%- endif %}
+{%- if priority is not none %}
+#SBATCH --priority={{ priority }}
+{%- endif %}
+{%- if sbatch_arguments %}
+#SBATCH {{ sbatch_arguments }}
+{%- endif %}
+{%- for line in options %}
+#SBATCH {{ line }}
+{%- endfor %}
+exec {{ command }}
+"""
+"""bash, not sh: dash drops exported functions (`module`) from the environment. `exec`: one process less to signal."""
+
+_ENDS_OTHERWISE = re.compile(r"(--(wait|test-only|wrap|version|help|usage|parsable|quiet)\b|-[WVhQ]\Z)")
+"""Options that make sbatch wait, print something else than a job's number, or submit nothing."""
+
+_OVERRIDING = {
+    "partition": ("SBATCH_PARTITION",),
+    "account": ("SBATCH_ACCOUNT",),
+    "run_time_max_s": ("SBATCH_TIMELIMIT",),
+    "memory_max_gb": ("SBATCH_MEM_PER_NODE", "SBATCH_MEM_PER_CPU", "SBATCH_MEM_PER_GPU"),
+    "gpus_per_core": ("SBATCH_GPUS", "SBATCH_GPUS_PER_NODE", "SBATCH_GPUS_PER_TASK"),
+    "exclusive": ("SBATCH_EXCLUSIVE",),
+}
+"""Variables that sbatch believes more than its script."""
+
+
+def full_name(spec: JobSpec) -> str:
+    """Our own name of the job, and behind a dot, which no name of ours has, the user's."""
+    user = spec.resources.job_name
+    return f"{spec.name}.{user}" if user else spec.name
+
+
+def is_named(full: str, name: str) -> bool:
+    """Whether `full_name` may have made the one of the other."""
+    return full == name or full.startswith(f"{name}.")
+
+
+def options(spec: JobSpec) -> list[str]:
+    """The options that always hold, one argument each."""
+    found = [f"--job-name={full_name(spec)}", f"--output={_output(spec)}", "--no-requeue"]
+    if spec.count > 1:
+        found.append(f"--array=0-{spec.count - 1}")
+    if spec.after:
+        found.append("--dependency=afterany:" + ":".join(_dependencies(spec)))
+    return found
+
+
+def variables(spec: JobSpec) -> dict[str, object]:
+    """What a template may use: every field of `Resources` in pysqa's units, every key of `extra`, and ours.
+
+    `run_time_max` is in seconds and `memory_max` in GB, as in pysqa's own templates; `run_time_minutes` and `memory_mb`
+    (for each node) are rounded up to what sbatch understands.
+    """
+    r = spec.resources
+    minutes = None if r.run_time_max_s is None else max(1, math.ceil(r.run_time_max_s / 60))
+    return {
+        **{key: value for key, value in r.extra.items() if key != "queue"},  # pysqa has its own use for that word
+        "job_name": full_name(spec),
+        "working_directory": str(spec.directory),
+        "cores": r.cores,
+        "threads_per_core": r.threads_per_core,
+        "gpus_per_core": r.gpus_per_core,
+        "num_nodes": r.num_nodes,
+        "exclusive": r.exclusive,
+        "run_time_max": None if r.run_time_max_s is None else math.ceil(r.run_time_max_s),
+        "run_time_minutes": minutes,
+        "memory_max": _whole(r.memory_max_gb),
+        "memory_mb": _memory_mb(r),
+        "priority": r.priority,
+        "partition": r.partition,
+        "account": r.account,
+        "cwd": r.cwd,
+        "slurm_cmd_args": list(r.slurm_cmd_args),
+        "sbatch_arguments": _sbatch_arguments(r),
+        "options": [shlex.quote(option) for option in options(spec)],
+        "array": f"0-{spec.count - 1}" if spec.count > 1 else None,
+        "count": spec.count,
+        "dependency_list": _dependencies(spec),
+        "command": _command(spec),
+    }
+
+
+def template(resources: Resources) -> str:
+    """The user's, or ours."""
+    return resources.submission_template or TEMPLATE
+
+
+def environment(environ: Mapping[str, str], resources: Resources) -> dict[str, str]:
+    """The environment sbatch runs in, which is also what the job gets.
+
+    Without what would overrule the resources, and without what an outer job left: a job that believes it is element 7
+    of another array, or has two memory limits, ends badly.
+    """
+    drop = {"SBATCH_WAIT", "SBATCH_ARRAY_INX", "SBATCH_REQUEUE", "REMOTEEXEC_JOB_ID"}
+    for key, names in _OVERRIDING.items():
+        if getattr(resources, key):
+            drop.update(names)
+    inside = "SLURM_JOB_ID" in environ
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in drop
+        and not (inside and name != "SLURM_CONF" and name.startswith(("SLURM_", "SLURMD_", "PMI_", "PMIX_")))
+    }
+
+
+def _command(spec: JobSpec) -> str:
+    """The command as shell text, with the index of the element as its last argument.
+
+    Where sbatch cannot write the log, the shell does.
+    """
+    index = '"$SLURM_ARRAY_TASK_ID"' if spec.count > 1 else "0"
+    command = f"{shlex.join(spec.command)} {index}"
+    if _is_plain(str(spec.directory)):
+        return command
+    return f"{command} >>{shlex.quote(str(spec.directory))}/{index}.log 2>&1"
+
+
+def _output(spec: JobSpec) -> str:
+    if not _is_plain(str(spec.directory)):
+        return "/dev/null"
+    return str(spec.directory / ("%a.log" if spec.count > 1 else "0.log"))
+
+
+def _is_plain(path: str) -> bool:
+    """Whether SLURM opens a file of that path as it is.
+
+    It replaces %x and drops backslashes, also in a working directory that a relative path is put behind; how `%%` and
+    `\\\\` are taken changes once an array's %a stands beside them.
+    """
+    return not re.search(r"[%\\\x00-\x1f]", path)
+
+
+def _dependencies(spec: JobSpec) -> list[str]:
+    return [str(ref) for ref in dict.fromkeys(spec.after)]
+
+
+def _sbatch_arguments(resources: Resources) -> str:
+    for argument in resources.slurm_cmd_args:
+        if _ENDS_OTHERWISE.match(argument):
+            raise ResourceError(
+                f"slurm_cmd_args={argument!r}: sbatch would not submit the job and print its number; leave it out"
+            )
+    return shlex.join(resources.slurm_cmd_args)
+
+
+def _memory_mb(resources: Resources) -> int | None:
+    """MB for each node; `--mem=0` would mean all of it."""
+    if resources.memory_max_gb is None:
+        return None
+    return max(1, math.ceil(resources.memory_max_gb * 1024 / (resources.num_nodes or 1) - 1e-9))
+
+
+def _whole(value: float | None) -> float | int | None:
+    return int(value) if value is not None and value == int(value) else value
