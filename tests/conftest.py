@@ -14,6 +14,8 @@ import pytest
 
 from remoteexec.demo.slurm import SlurmOptions, missing_packages
 from tests.clusters.accounts import NoClusterPython
+from tests.clusters.embedded import EmbeddedTestCluster
+from tests.clusters.embedded import embedded_cluster as start_embedded_cluster
 from tests.clusters.rootless import SlurmCluster
 from tests.clusters.rootless import slurm_cluster as start_slurm_cluster
 
@@ -65,10 +67,18 @@ def small_array_cluster() -> Iterator[SlurmCluster]:
     yield from _started(SlurmOptions(max_array_size=5))
 
 
+@pytest.fixture(scope="session")
+def embedded_cluster() -> Iterator[EmbeddedTestCluster]:
+    """Our own SSH server in a process of its own, with the embedded scheduler behind it."""
+    with start_embedded_cluster() as cluster:
+        yield cluster
+
+
 @pytest.fixture(autouse=True)
 def _recovered(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test on a SLURM: no jobs left, every daemon and node up."""
-    used = [request.getfixturevalue(name) for name in sorted(SLURM_FIXTURES & set(request.fixturenames))]
+    """After each test on a cluster: no jobs left, every daemon and node up, options as at first."""
+    fixtures = {*SLURM_FIXTURES, "embedded_cluster"}
+    used = [request.getfixturevalue(name) for name in sorted(fixtures & set(request.fixturenames))]
     yield
     for cluster in used:
         cluster.recover()

@@ -205,7 +205,8 @@ def lines(wake: int) -> Iterator[bytes]:
 def main() -> None:
     become_subreaper()
     for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the end of stdin is the one sign to stop
+        # the end of stdin is the one sign to stop; SIG_IGN would be handed down to every program
+        signal.signal(number, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     wake, wake_write = os.pipe()
     os.set_blocking(wake_write, False)

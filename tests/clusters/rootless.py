@@ -32,9 +32,9 @@ class SlurmCluster(RootlessSlurm):
     scheduler = "slurm"
     python: Path
 
-    def new_root(self, name: str | None = None) -> str:
-        """A path below HOME for a cluster root that does not exist yet, different in each call."""
-        return str(self.home / f"root-{next(_numbers)}" / (name or "remoteexec"))
+    def new_root(self, name: str = "remoteexec") -> str:
+        """A path for a cluster root that does not exist yet, in a new private directory below HOME."""
+        return str(self.make_directory(f"root-{next(_numbers)}") / name)
 
 
 @contextmanager
