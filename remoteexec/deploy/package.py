@@ -1,0 +1,68 @@
+"""The cluster side as this client has it: one tar, named by its digest.
+
+Each client uses the package of its own digest, so that clients of different versions share a root.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+__all__ = ["Package", "entry", "package_files"]
+
+NAME = "remoteexec_server"
+
+
+@dataclass(frozen=True)
+class Package:
+    """The cluster side.
+
+    Attributes:
+        digest: 16 hex digits over names and contents.
+        version: Of remoteexec.
+        tar: Uncompressed; the same bytes for the same files.
+    """
+
+    digest: str
+    version: str
+    tar: bytes = field(repr=False)
+
+
+def entry(root: PurePosixPath, digest: str) -> PurePosixPath:
+    """The directory that is given to Python to start the package."""
+    return root / "server" / digest / NAME
+
+
+@functools.cache
+def package_files() -> Package:
+    """The installed `remoteexec_server`, read once."""
+    import remoteexec_server
+
+    return pack(Path(remoteexec_server.__file__).parent, remoteexec_server.__version__)
+
+
+def pack(directory: Path, version: str) -> Package:
+    """Make the package of a directory."""
+    digest = hashlib.sha256()
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in sorted(_files(directory)):
+            for part in (name.encode(), data):
+                digest.update(len(part).to_bytes(8, "big") + part)
+            info = tarfile.TarInfo(f"{NAME}/{name}")
+            info.size = len(data)
+            info.mode = 0o600
+            tar.addfile(info, io.BytesIO(data))
+    return Package(digest.hexdigest()[:16], version, out.getvalue())
+
+
+def _files(directory: Path) -> Iterator[tuple[str, bytes]]:
+    for path in directory.rglob("*"):
+        relative = path.relative_to(directory)
+        if path.is_file() and "__pycache__" not in relative.parts and not path.name.endswith((".pyc", "~")):
+            yield relative.as_posix(), path.read_bytes()
