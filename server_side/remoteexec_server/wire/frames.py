@@ -33,6 +33,10 @@ class Reader(Protocol):
         """At most n bytes, at least one; b"" at the end."""
 
 
+Messages = Iterator["tuple[Message, bytes]"]
+"""Messages with the bytes behind them, as `decode` gives them."""
+
+
 def tail_size(message: Message) -> int:
     """How many bytes follow a message."""
     return message.size if isinstance(message, (Submit, OutcomeReady)) else 0
@@ -66,7 +70,7 @@ def skip_to(sentinel: bytes, read: Reader, most: int = 1 << 20) -> bytes:
     return seen.split(mark, 1)[1]
 
 
-def decode(read: Reader, first: bytes = b"") -> Iterator[tuple[Message, bytes]]:
+def decode(read: Reader, first: bytes = b"") -> Messages:
     """Messages with their bytes, until the stream ends.
 
     Args:

@@ -52,9 +52,9 @@ def resolve(key: TaskKey) -> Any:
     return _values.get()(key)
 
 
-def select(value: Any, item: Any) -> Any:
-    """One item of a result; None has only None in it. Called by pickle, like `resolve`."""
-    return None if value is None else value[item]
+def given(value: Any) -> Any:
+    """A result that is known already, in place of the future it came from. Called by pickle."""
+    return value
 
 
 def dumps(value: object, reference: Reference | None = None) -> Pickled:

@@ -55,7 +55,9 @@ class Resources:
     extra: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
     def __hash__(self) -> int:
-        return hash((*(getattr(self, f.name) for f in fields(self) if f.name != "extra"), frozenset(self.extra.items())))
+        return hash(
+            (*(getattr(self, f.name) for f in fields(self) if f.name != "extra"), frozenset(self.extra.items()))
+        )
 
     def validate(self) -> None:
         """Refuse values that a template must never see.
@@ -83,11 +85,11 @@ class Resources:
                 raise ResourceError(
                     f"{key}={value!r}: letters, digits and _ . + @ : , - only, not starting with a dash or a dot"
                 )
-        for key, values in (("cwd", (self.cwd,)), ("slurm_cmd_args", self.slurm_cmd_args)):
-            for value in values:
-                if value is not None and (not isinstance(value, str) or _CONTROL.search(value) or not value):
-                    raise ResourceError(f"{key}={value!r}: must be text without line breaks or control characters")
-        for key, value in self.extra.items():
+        texts: list[tuple[str, object]] = [("slurm_cmd_args", value) for value in self.slurm_cmd_args]
+        for key, value in [*texts, *([("cwd", self.cwd)] if self.cwd is not None else [])]:
+            if not isinstance(value, str) or not value or _CONTROL.search(value):
+                raise ResourceError(f"{key}={value!r}: must be text without line breaks or control characters")
+        for key, value in dict[str, object](self.extra).items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
                 raise ResourceError(f"{key!r}: a template's variable is named with letters, digits and _")
             if not isinstance(value, (str, int, float, bool)) or (isinstance(value, str) and _CONTROL.search(value)):

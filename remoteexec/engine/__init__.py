@@ -1,0 +1,1 @@
+"""From submit to result: what is decided (tracker), and the one thread that does it (driver)."""

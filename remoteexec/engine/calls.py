@@ -1,0 +1,178 @@
+"""Calls made ready to travel: pickled on the caller's thread, so that what cannot travel is said by `submit` itself."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from remoteexec_server.store import hdf5
+from remoteexec_server.wire import payload
+from remoteexec_server.wire.messages import BurstId, Entry, Submit, TaskKey
+from remoteexec_server.wire.payload import Pickled
+from remoteexec_server.wire.resources import Resources
+
+from .. import errors
+from ..futures import TaskFuture
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, ready to travel.
+
+    Attributes:
+        inputs: tasks of the same executor whose results the arguments refer to, by key.
+        foreign: futures of other executors among the arguments that were not done.
+    """
+
+    function: Pickled
+    arguments: Pickled
+    resources: Resources
+    inputs: Mapping[TaskKey, TaskFuture[Any]]
+    foreign: Sequence[concurrent.futures.Future[Any]] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes in a bundle; the function is counted with its first call only, so not here."""
+        return self.arguments.size
+
+
+class ForeignFailed(Exception):
+    """A future of another executor among the arguments has failed, for the reason in `__cause__`."""
+
+
+class Pickler:
+    """Pickles calls for one executor.
+
+    A function is pickled with each call, since the globals and closures it uses may have changed; equal bytes are kept,
+    sent and stored once.
+    """
+
+    def __init__(self, owner: object) -> None:
+        self._owner = owner
+        self._known: weakref.WeakValueDictionary[bytes, Pickled] = weakref.WeakValueDictionary()
+        self._lock = threading.Lock()  # guards _known
+
+    def pickle(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        resources: Resources,
+        function: Pickled | None = None,
+    ) -> Call:
+        """Make a call ready.
+
+        Args:
+            function: `fn` as `pickle_function` gave it, where it is known not to have changed.
+
+        Raises:
+            errors.CallNotPicklable: names the argument, or the function, that cannot travel.
+            ForeignFailed: an argument is a future of another executor, and has failed.
+        """
+        references = _References(self._owner)
+        function = function or self.pickle_function(fn)
+        try:
+            arguments = _detached(payload.dumps((args, kwargs), references))
+        except ForeignFailed:
+            raise
+        except BaseException as exc:
+            raise self._blame(fn, args, kwargs, exc) from exc
+        return Call(function, arguments, resources, references.inputs, tuple(references.foreign))
+
+    def pickle_function(self, fn: Callable[..., Any]) -> Pickled:
+        """A function as bytes; the same object for the same bytes.
+
+        Raises:
+            errors.CallNotPicklable: names the function.
+        """
+        try:
+            pickled = _detached(payload.dumps(fn))
+        except BaseException as exc:
+            raise errors.CallNotPicklable(
+                f"function {_name(fn)} cannot be pickled: {exc}; does it use a lock, an open file or a connection "
+                "from outside? Make that inside the function"
+            ) from exc
+        if pickled.buffers:
+            return pickled
+        with self._lock:
+            return self._known.setdefault(pickled.data, pickled)
+
+    def _blame(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], exc: BaseException
+    ) -> errors.CallNotPicklable:
+        """Which argument it was: each is pickled by itself until one fails."""
+        named = {f"argument {n}": arg for n, arg in enumerate(args, 1)} | {
+            f"argument {k!r}": v for k, v in kwargs.items()
+        }
+        for name, value in named.items():
+            try:
+                payload.dumps(value, _References(self._owner))
+            except ForeignFailed:
+                continue
+            except BaseException as why:
+                return errors.CallNotPicklable(
+                    f"{name} of {_name(fn)}, a {type(value).__module__}.{type(value).__qualname__}, "
+                    f"cannot be pickled: {why}"
+                )
+        return errors.CallNotPicklable(f"the arguments of {_name(fn)} cannot be pickled: {exc}")
+
+
+def bundle(burst: BurstId, keys: Sequence[TaskKey], calls: Sequence[Call], key: bytes) -> tuple[Submit, bytes]:
+    """One burst: what is said of it, and its file. Equal functions and resources stand in it once."""
+    functions: dict[int, int] = {}
+    pickled: list[Pickled] = []
+    resources: dict[Resources, int] = {}
+    entries, arguments = [], []
+    for task, call in zip(keys, calls, strict=True):
+        if id(call.function) not in functions:
+            functions[id(call.function)] = len(pickled)
+            pickled.append(call.function)
+        arguments.append(hdf5.Call(functions[id(call.function)], call.arguments))
+        entries.append(Entry(task, resources.setdefault(call.resources, len(resources)), tuple(call.inputs)))
+    data = hdf5.write_bundle(burst, pickled, arguments, key)
+    return Submit(burst, tuple(entries), tuple(resources), len(data)), data
+
+
+class _References:
+    """Futures among arguments, as pickle meets them."""
+
+    def __init__(self, owner: object) -> None:
+        self._owner = owner
+        self.inputs: dict[TaskKey, TaskFuture[Any]] = {}
+        self.foreign: list[concurrent.futures.Future[Any]] = []
+
+    def __call__(self, obj: Any) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
+        if not isinstance(obj, concurrent.futures.Future):
+            return None
+        if isinstance(obj, TaskFuture) and obj.owner is self._owner:
+            self.inputs[obj.key] = obj
+            return payload.resolve, (obj.key,)
+        if not obj.done():
+            self.foreign.append(obj)
+            return payload.resolve, ("",)  # pickled again when it is done
+        try:
+            return payload.given, (obj.result(),)
+        except BaseException as exc:
+            raise ForeignFailed(str(exc)) from exc
+
+
+def _detached(pickled: Pickled) -> Pickled:
+    return Pickled(pickled.data, tuple(_own(view) for view in pickled.buffers))
+
+
+def _own(view: memoryview) -> memoryview:
+    """A copy: the caller may change its array as soon as `submit` has returned."""
+    import numpy as np
+
+    try:
+        return np.array(view).data
+    except (TypeError, ValueError):  # a format numpy does not know
+        return memoryview(bytes(view))
+
+
+def _name(fn: object) -> str:
+    return repr(getattr(fn, "__qualname__", None) or fn)

@@ -1,0 +1,476 @@
+"""The one thread of an executor that acts: it gathers bursts, talks to the service, and completes futures.
+
+    submit (any thread) ─ pickled call ─┐                              ┌─▶ bundles, requests ─▶ ServiceClient
+    Future.cancel (any thread) ─────────┼─▶ inbox ─▶ driver thread ────┤
+    ServiceClient's thread ─ events ────┘      tracker decides         └─▶ futures: running, result, exception
+
+The tracker and all that is said to be so belong to the driver thread alone. `_lock` makes "is it closed? then count
+and put" one step; `_progress` guards the counts that others wait for. Futures are completed with no lock held.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from remoteexec_server.wire.messages import (
+    Accepted,
+    BurstId,
+    Cancel,
+    Close,
+    Closed,
+    Lost,
+    OutcomeReady,
+    Problem,
+    Rejected,
+    Started,
+    Submit,
+    TaskKey,
+    Watch,
+)
+from remoteexec_server.wire.payload import Pickled
+from remoteexec_server.wire.resources import Resources
+
+from .. import errors
+from ..futures import TaskFuture
+from . import outcomes
+from .calls import Call, ForeignFailed, Pickler, bundle
+from .client import Failed, Heard, ServiceClient
+from .tracker import (
+    Action,
+    Added,
+    CancelAsked,
+    Due,
+    Ended,
+    Fail,
+    FailLike,
+    InputFailed,
+    InputReady,
+    Linked,
+    Release,
+    Send,
+    SendCancel,
+    SendWatch,
+    ShowRunning,
+    Tracker,
+    TrackerEvent,
+    Unlinked,
+)
+
+R = TypeVar("R")
+log = logging.getLogger("remoteexec")
+
+_GATHER_S = 0.005
+"""A burst is sent when no submit came for so long ..."""
+_GATHER_MOST_S = 0.1
+"""... or this long after its first: picked, not measured."""
+_GOODBYE_S = 10.0
+"""How long the service may take to remove its files."""
+_SAY_S = 30.0
+"""How often somebody who waits at shutdown is told what for, while the service cannot be reached."""
+
+
+@dataclass
+class _Task:
+    """A task that has not ended.
+
+    Attributes:
+        call: its bytes, until a burst has them.
+        inputs: futures of this executor among its arguments.
+        again: pickles the call again; for tasks that wait for futures of other executors.
+    """
+
+    future: TaskFuture[Any]
+    call: Call | None
+    inputs: Mapping[TaskKey, TaskFuture[Any]]
+    again: Callable[[], Call] | None = None
+
+
+@dataclass(frozen=True)
+class _New:
+    """A submit, on its way to the driver thread."""
+
+    future: TaskFuture[Any]
+    call: Call
+    again: Callable[[], Call]
+
+
+@dataclass(frozen=True)
+class _ForeignDone:
+    """A future of another executor that a task waits for is done."""
+
+    key: TaskKey
+
+
+@dataclass(frozen=True)
+class _Flush:
+    """Send what was gathered."""
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """End when every task has ended; `cancel`: first cancel what has not started."""
+
+    cancel: bool
+
+
+class Driver:
+    """Everything between `submit` and the future. One per executor.
+
+    Args:
+        client: the service, not yet opened.
+        session_key: key of the session's file digests.
+        name: unique; begins the keys of tasks and the ids of bursts.
+    """
+
+    def __init__(self, client: ServiceClient, session_key: bytes, name: str) -> None:
+        self._client, self._session_key, self._name = client, session_key, name
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._pickler = Pickler(self)
+        self._lock = threading.Lock()
+        self._closing: str | None = None
+        self._submitted = self._numbered = 0
+        self._gathering = 0
+        self._thread: threading.Thread | None = None
+        # written by the driver thread, read by all:
+        self._progress = threading.Condition()  # guards the three counts
+        self._taken = self._open = self._unsent = 0
+        self._unreachable: str | None = None
+        self._broken: BaseException | None = None
+        # of the driver thread alone:
+        self._tracker = Tracker(name)
+        self._tasks: dict[TaskKey, _Task] = {}
+        self._bundles: dict[BurstId, tuple[Submit, bytes]] = {}  # sent, not accepted
+        self._stopping = False
+        self._keep = False  # something was lost: its files may be wanted
+
+    # ---- any thread ----
+
+    def start(self) -> None:
+        """Open the service and start the thread, once; raises what keeps the service from being opened."""
+        with self._lock:
+            if self._thread is not None:
+                return
+            self._client.open(self._inbox.put)
+            self._thread = threading.Thread(target=self._run, name=f"remoteexec-{self._name}", daemon=True)
+            self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Tasks that have not ended."""
+        with self._progress:
+            return self._submitted - self._taken + self._open
+
+    def submit(
+        self,
+        fn: Callable[..., R],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        resources: Resources,
+        function: Pickled | None = None,
+    ) -> TaskFuture[R]:
+        """Take a call.
+
+        Args:
+            function: `fn` as `pickle_function` gave it, where one statement calls it many times.
+
+        Raises:
+            errors.CallNotPicklable: something of the call cannot travel.
+            RuntimeError: after the shutdown, or after a failure that ended the executor.
+        """
+        with self._lock:
+            self._check_open()
+            self._numbered += 1
+            key = TaskKey(f"{self._name}-t{self._numbered}")
+        future: TaskFuture[R] = TaskFuture(key, self, lambda key: self._inbox.put(CancelAsked((key,))))
+        try:
+            call = self._pickler.pickle(fn, args, kwargs, resources, function)
+        except ForeignFailed as exc:
+            future.set_running_or_notify_cancel()
+            future.set_exception(exc.__cause__)
+            return future
+
+        def again() -> Call:
+            return self._pickler.pickle(fn, args, kwargs, resources, call.function)
+
+        with self._lock:
+            self._check_open()
+            with self._progress:
+                self._submitted += 1
+            self._inbox.put(_New(future, call, again))
+        return future
+
+    def pickle_function(self, fn: Callable[..., Any]) -> Pickled:
+        """See `submit`."""
+        return self._pickler.pickle_function(fn)
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Submits within belong to one burst."""
+        with self._lock:
+            self._gathering += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._gathering -= 1
+            self._inbox.put(_Flush())
+
+    def stop(self, cancel: bool = False) -> None:
+        """Take no submit any more, and end when every task has ended; `cancel`: those that have not started."""
+        with self._lock:
+            self._closing = "cannot schedule new futures after shutdown"
+        self._inbox.put(_Stop(cancel))
+
+    def leave(self, timeout_s: float) -> None:
+        """The interpreter exits: wait for every task, or after a `stop` without `join` only until all are submitted."""
+        if self._closing is None:
+            self.stop()
+            self.join()
+        elif self._thread is not None and self._thread.is_alive():
+            self.wait_sent(timeout_s)
+
+    def join(self) -> None:
+        """Wait for the end after `stop`; says in the log what it waits for while the cluster cannot be reached."""
+        thread = self._thread
+        while thread is not None and thread.is_alive() and thread is not threading.current_thread():
+            thread.join(_SAY_S)
+            if thread.is_alive() and self._unreachable is not None:
+                log.warning("waiting for %d tasks; %s", self.pending, self._unreachable)
+
+    def wait_sent(self, timeout_s: float) -> bool:
+        """Wait until the scheduler has every task that waits for no other executor; False after the timeout."""
+        with self._progress:
+            return self._progress.wait_for(lambda: self._submitted == self._taken and not self._unsent, timeout_s)
+
+    def _check_open(self) -> None:
+        if self._broken is not None:
+            raise RuntimeError(f"this executor has failed: {self._broken}") from self._broken
+        if self._closing is not None:
+            raise RuntimeError(self._closing)
+
+    # ---- the driver thread ----
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except BaseException as exc:  # the thread's edge: nobody may wait for ever
+            log.exception("remoteexec: the driver failed")
+            self._break(exc)
+        finally:
+            self._client.close()
+
+    def _loop(self) -> None:
+        gathered_at = 0.0  # when the burst that is being gathered began
+        while not (self._stopping and self._submitted == self._taken and not self._tracker.open):
+            gathering = self._tracker.gathering and not self._gathering
+            try:
+                item = self._inbox.get(timeout=_GATHER_S if gathering else None)
+            except queue.Empty:
+                item = _Flush()
+            self._take(item)
+            now = time.monotonic()
+            if not gathering:
+                gathered_at = now
+            if isinstance(item, _Flush) or (gathering and now - gathered_at > _GATHER_MOST_S):
+                self._do(Due())
+            self._publish_progress()
+        self._say_goodbye()
+
+    def _publish_progress(self) -> None:
+        with self._progress:
+            self._open, self._unsent = self._tracker.open, self._tracker.unsent
+            self._progress.notify_all()
+
+    def _take(self, item: Any) -> None:
+        match item:
+            case _New():
+                self._add(item)
+            case _ForeignDone():
+                self._pickle_again(item.key)
+            case CancelAsked():
+                self._cancel(item.keys)
+            case _Stop():
+                self._stopping = True
+                if item.cancel:
+                    self._cancel([key for key, task in self._tasks.items() if task.future.cancel()])
+            case (event, data):
+                self._hear(event, data)
+
+    def _add(self, new: _New) -> None:
+        key, call = new.future.key, new.call
+        self._taken += 1
+        self._tasks[key] = _Task(new.future, call, call.inputs, new.again if call.foreign else None)
+        self._do(Added(key, call.size, tuple(call.inputs), awaited=1 if call.foreign else 0))
+        if call.foreign:
+            self._await(key, call.foreign[0])
+
+    def _cancel(self, keys: Sequence[TaskKey]) -> None:
+        """The futures are cancelled already; see that nothing runs for them."""
+        cancelled = tuple(key for key in keys if key in self._tasks)
+        for key in cancelled:
+            self._tasks[key].future.set_running_or_notify_cancel()  # tells who waits for it that it is cancelled
+        if cancelled:
+            self._do(CancelAsked(cancelled))
+        for key in cancelled:
+            del self._tasks[key]
+
+    def _await(self, key: TaskKey, foreign: concurrent.futures.Future[Any]) -> None:
+        """Come back when it is done; the call is then pickled again, and says what else is missing."""
+        foreign.add_done_callback(lambda _: self._inbox.put(_ForeignDone(key)))
+
+    def _pickle_again(self, key: TaskKey) -> None:
+        task = self._tasks.get(key)
+        if task is None or task.again is None:
+            return
+        try:
+            call = task.again()
+        except BaseException as exc:  # whatever the user's objects raise; the future gets it
+            error = exc.__cause__ if isinstance(exc, ForeignFailed) else exc
+            self._do(InputFailed(key), error)
+            return
+        if call.foreign:
+            self._await(key, call.foreign[0])
+        else:
+            task.call, task.again = call, None
+            self._do(InputReady(key))
+
+    def _hear(self, event: Heard, data: bytes) -> None:
+        """Something the service, or the way to it, said."""
+        match event:
+            case OutcomeReady():
+                self._finish(event.key, data)
+            case Lost():
+                if event.key in self._tasks:
+                    self._keep = self._keep or event.loss.reason not in ("upstream", "cancelled")
+                    self._do(event, outcomes.lost(event.key, event.loss))
+            case Rejected():
+                kind = getattr(errors, event.kind, errors.SubmitRejected)
+                self._do(event, kind(event.message))
+            case Accepted():
+                self._do(event)
+            case Started():
+                if event.key in self._tasks:
+                    self._do(event)
+            case Linked():
+                self._unreachable = None
+                self._do(event)
+            case Unlinked():
+                self._unreachable = event.reason
+                log.warning("%s", event.reason)
+                self._do(event)
+            case Problem():
+                log.warning("%s", event.message)
+            case Failed():
+                self._break(event.error)
+            case _:
+                log.debug("unexpected: %r", event)
+
+    def _finish(self, key: TaskKey, data: bytes) -> None:
+        task = self._tasks.pop(key, None)
+        if task is None:
+            return  # cancelled meanwhile, or told twice
+        result, exc = outcomes.load(data, key, self._session_key)
+        self._do(Ended(key, exc is None))
+        if not _show_running(task.future):
+            return
+        if exc is None:
+            task.future.set_result(result)
+        else:
+            task.future.set_exception(exc)
+
+    def _do(self, event: TrackerEvent, error: BaseException | None = None) -> None:
+        """Let the tracker decide, and act; `error` is what `Fail` means here."""
+        for action in self._tracker.handle(event):
+            self._act(action, error)
+
+    def _act(self, action: Action, error: BaseException | None) -> None:
+        match action:
+            case Send():
+                self._send(action)
+            case SendCancel():
+                self._client.send(Cancel(action.keys))
+            case SendWatch():
+                self._client.send(Watch(action.keys))
+            case Release():
+                del self._bundles[action.burst]
+            case ShowRunning():
+                _show_running(self._tasks[action.key].future)
+            case Fail():
+                _fail(self._tasks.pop(action.key).future, error)
+            case FailLike():
+                self._fail_like(action)
+
+    def _send(self, action: Send) -> None:
+        """Send a burst, for the first time or again; its bytes are kept until it is accepted."""
+        known = self._bundles.get(action.burst)
+        if known is None:
+            calls = [self._take_call(key) for key in action.keys]
+            known = self._bundles[action.burst] = bundle(action.burst, action.keys, calls, self._session_key)
+        self._client.send(*known)
+
+    def _take_call(self, key: TaskKey) -> Call:
+        task = self._tasks[key]
+        call, task.call = task.call, None
+        assert call is not None  # a task is in one burst, once
+        return call
+
+    def _fail_like(self, action: FailLike) -> None:
+        """A future fails with the exception of its input, which may be known a moment later."""
+        task = self._tasks.pop(action.key, None)
+        if task is not None:
+            task.inputs[action.upstream].add_done_callback(lambda upstream: _fail(task.future, _exception(upstream)))
+
+    def _break(self, error: BaseException) -> None:
+        """Nothing can be waited for any more: every future fails with the reason."""
+        self._broken = error
+        tasks, self._tasks = self._tasks, {}
+        for task in tasks.values():
+            _fail(task.future, error)
+        while True:
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                break
+            if isinstance(item, _New):
+                _fail(item.future, error)
+        with self._progress:
+            self._taken, self._open, self._unsent = self._submitted, 0, 0
+            self._progress.notify_all()
+
+    def _say_goodbye(self) -> None:
+        """Tell the service that its client is done; its files go unless something was lost."""
+        if self._unreachable is not None or self._broken is not None:
+            return
+        self._client.send(Close(discard=not self._keep))
+        deadline = time.monotonic() + _GOODBYE_S
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                item = self._inbox.get(timeout=left)
+            except queue.Empty:
+                return
+            if isinstance(item, tuple) and isinstance(item[0], (Closed, Unlinked, Failed)):
+                return
+
+
+def _show_running(future: TaskFuture[Any]) -> bool:
+    """Whether the future may be completed: it is running, from now on if it was not; False if it was cancelled."""
+    return future.running() or (not future.done() and future.set_running_or_notify_cancel())
+
+
+def _fail(future: TaskFuture[Any], error: BaseException | None) -> None:
+    if _show_running(future):
+        future.set_exception(error)
+
+
+def _exception(upstream: concurrent.futures.Future[Any]) -> BaseException:
+    if upstream.cancelled():
+        return concurrent.futures.CancelledError()
+    return upstream.exception() or errors.TaskError("an input was lost")

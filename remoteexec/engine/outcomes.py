@@ -1,0 +1,118 @@
+"""How a task ended, as the caller sees it: a result, the user's own exception, or one of ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from remoteexec_server.store import hdf5
+from remoteexec_server.wire import payload
+from remoteexec_server.wire.header import HeaderError, ProtocolMismatchError, PythonMismatchError
+from remoteexec_server.wire.messages import Loss, TaskKey
+
+from .. import errors
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an exception on the cluster, shown as the cause of the exception here."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}\n"""'
+
+
+def load(data: bytes, task: TaskKey, key: bytes) -> tuple[Any, BaseException | None]:
+    """Result and exception of an outcome file; exactly one of them counts, the exception if it is not None."""
+    try:
+        outcome = hdf5.read_outcome(data, task, key)
+    except PythonMismatchError as exc:
+        return None, errors.PythonMismatch(str(exc))
+    except ProtocolMismatchError as exc:
+        return None, errors.ProtocolMismatch(str(exc))
+    except (HeaderError, OSError, KeyError, ValueError) as exc:
+        return None, errors.CorruptOutcome(f"outcome of task {task} was not loaded: {exc}", task=task)
+    if outcome.ok and outcome.value is not None:
+        try:
+            return payload.loads(outcome.value.data, outcome.value.buffers), None
+        except BaseException as exc:
+            error = errors.RemoteTaskError(
+                f"the result of task {task} cannot be loaded here: {type(exc).__name__}: {exc}",
+                task=task,
+                type_name=type(exc).__qualname__,
+                text=str(exc),
+            )
+            error.__cause__ = exc
+            return None, error
+    return None, _exception(outcome, task)
+
+
+def lost(task: TaskKey, loss: Loss) -> errors.TaskLost | errors.SubmitRejected:
+    """The error that says why a task will never have an outcome."""
+    if loss.reason == "rejected":
+        return errors.SubmitRejected(loss.message)
+    return errors.task_lost(
+        loss.reason,
+        loss.message,
+        task=task,
+        job=loss.job,
+        node=loss.node,
+        exit_code=loss.exit_code,
+        signal=loss.signal,
+        log_tail=loss.log_tail,
+        log_path=loss.log_path,
+    )
+
+
+def _exception(outcome: hdf5.Outcome, task: TaskKey) -> BaseException:
+    facts = outcome.facts
+    exc: BaseException | None = None
+    if outcome.value is not None:
+        try:
+            exc = payload.loads(outcome.value.data, outcome.value.buffers)
+        except BaseException:  # its class is not to be had here: the text has to do
+            exc = None
+    if not isinstance(exc, BaseException):
+        exc = _ours(task, facts)
+    exc.__cause__ = RemoteTraceback(facts.get("traceback", ""))
+    return exc
+
+
+def _ours(task: TaskKey, facts: Any) -> BaseException:
+    """The error for an exception that could not come as itself."""
+    name, text, kind = facts.get("type", "?"), facts.get("message", ""), facts.get("kind")
+    match kind:
+        case "result_not_picklable":
+            return errors.ResultNotPicklable(
+                f"task {task} returned a {facts.get('subject')} that cannot be pickled: {text}", task=task
+            )
+        case "refused":
+            if name.endswith("PythonMismatchError"):
+                return errors.PythonMismatch(text)
+            return errors.CorruptOutcome(f"the cluster refused the call of task {task}: {text}", task=task)
+        case "call_not_loadable":
+            message = (
+                f"the call of task {task} cannot be loaded on the cluster: {name.removeprefix('builtins.')}: {text}"
+            )
+            if name.endswith("ModuleNotFoundError"):
+                message += "; install the module there: `remoteexec install NAME --with PACKAGE`"
+            return errors.RemoteTaskError(message, task=task, type_name=name, text=text)
+    return _stand_in(task, name, text, facts.get("bases", ()))
+
+
+def _stand_in(task: TaskKey, name: str, text: str, bases: Any) -> errors.RemoteTaskError:
+    """An error named like the class that cannot be loaded, and caught by `except` of its built-in bases."""
+    import builtins
+
+    message = f"{name}: {text}"
+    for base in (getattr(builtins, b, None) for b in bases):
+        if isinstance(base, type) and issubclass(base, Exception) and base is not Exception:
+            try:
+                kind = type(
+                    name.rpartition(".")[2], (errors.RemoteTaskError, base), {"__module__": name.rpartition(".")[0]}
+                )
+                return kind(message, task=task, type_name=name, text=text)  # type: ignore[no-any-return]
+            except TypeError:  # a base whose constructor wants more than a text
+                continue
+    return errors.RemoteTaskError(message, task=task, type_name=name, text=text)

@@ -1,0 +1,57 @@
+"""Executors of a login node: one job per call. The batch service runs in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from remoteexec_server.store import root
+from remoteexec_server.wire.resources import Resources
+
+from ..engine.client import InProcess
+from .base import BaseExecutor
+
+__all__ = ["SlurmClusterExecutor", "TestClusterExecutor"]
+
+
+class SlurmClusterExecutor(BaseExecutor):
+    """Each call is a SLURM job, submitted from this machine, which is a login node.
+
+    Args:
+        resource_dict: what every call asks for unless it says otherwise; see `read_resources`.
+        cache_directory: where task files go, on a file system that the compute nodes share; `$SCRATCH/remoteexec` or
+            `~/.remoteexec` if None. It must be the user's alone.
+        poll_s: seconds between two `squeue`, for all jobs at once, asked only while results are missing.
+        wait: whether leaving the `with` block waits for all tasks.
+    """
+
+    def __init__(
+        self,
+        resource_dict: Mapping[str, Any] | Resources | None = None,
+        *,
+        cache_directory: str | None = None,
+        poll_s: float = 30.0,
+        wait: bool = True,
+    ) -> None:
+        where = cache_directory or root.DEFAULT
+        super().__init__(lambda hello: InProcess(hello, where, "slurm"), resource_dict, poll_s, wait)
+
+
+class TestClusterExecutor(BaseExecutor):
+    """Files and jobs as on a cluster, with processes of this machine: no scheduler needed.
+
+    See SlurmClusterExecutor.
+    """
+
+    __test__ = False  # pytest takes classes of this name for tests
+
+    def __init__(
+        self,
+        resource_dict: Mapping[str, Any] | Resources | None = None,
+        *,
+        cache_directory: str | None = None,
+        poll_s: float = 1.0,
+        wait: bool = True,
+    ) -> None:
+        where = cache_directory or root.DEFAULT
+        super().__init__(lambda hello: InProcess(hello, where, "local"), resource_dict, poll_s, wait)

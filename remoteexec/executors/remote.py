@@ -1,0 +1,71 @@
+"""The executor of a laptop: each call is a job on a cluster behind an SSH login."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from remoteexec_server.wire.messages import Hello
+from remoteexec_server.wire.resources import Resources
+
+from ..config.file import load_cluster
+from ..config.model import ClusterConfig
+from ..deploy.launch import missing, start_argv
+from ..deploy.package import package_files
+from ..ssh.gateway_client import GatewayClient
+from .base import BaseExecutor
+
+__all__ = ["RemoteExecutor"]
+
+
+class RemoteExecutor(BaseExecutor):
+    """Each call is a job on a cluster that `remoteexec config add-cluster` knows, reached over one SSH connection.
+
+    The connection is made by the `with` statement, or by the first call. When it breaks, it is made again, and
+    nothing is lost or run twice; jobs and their dependencies go on meanwhile.
+
+    Args:
+        cluster: its name in clusters.toml, or a configuration.
+        resource_dict: what every call asks for unless it says otherwise, above the `resources` of the configuration.
+        wait: whether leaving the `with` block waits for all tasks.
+        password: called when the cluster refused the keys and takes a password; returns it, or None.
+        config_file: instead of clusters.toml in the user's configuration directory.
+
+    Raises:
+        ConfigError: no such cluster, or a mistake in its entry.
+    """
+
+    def __init__(
+        self,
+        cluster: str | ClusterConfig,
+        resource_dict: Mapping[str, Any] | Resources | None = None,
+        *,
+        wait: bool = True,
+        password: Callable[[], str | None] | None = None,
+        config_file: Path | None = None,
+    ) -> None:
+        config = cluster if isinstance(cluster, ClusterConfig) else load_cluster(cluster, config_file)
+        if not isinstance(resource_dict, Resources):
+            resource_dict = {**config.resources, **(resource_dict or {})}
+        super().__init__(lambda hello: _client(config, hello, password), resource_dict, _poll_s(config), wait)
+
+
+def _poll_s(config: ClusterConfig) -> float:
+    return config.poll_s if config.scheduler == "slurm" else min(config.poll_s, 1.0)
+
+
+def _client(config: ClusterConfig, hello: Hello, password: Callable[[], str | None] | None) -> GatewayClient:
+    def connect() -> Any:
+        from ..ssh.fabric_link import FabricLink
+
+        link = FabricLink(config.ssh_settings(password))
+        link.connect()
+        return link
+
+    digest = package_files().digest
+
+    def argv(sentinel: str) -> list[str]:
+        return start_argv(config, digest, "gateway", "--scheduler", config.scheduler, "--sentinel", sentinel)
+
+    return GatewayClient(connect, argv, lambda code, stderr: missing(code, stderr, config), hello)
