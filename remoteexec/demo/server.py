@@ -122,6 +122,7 @@ class Guard(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has no 
 
     Attributes:
         sessions: channels that are open now.
+        accepted: commands whose request has been granted but not answered yet.
     """
 
     place: Place
@@ -130,6 +131,7 @@ class Guard(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has no 
     options: ServerOptions
     sessions: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)  # guards sessions
+    accepted: list[threading.Thread] = field(default_factory=list)  # touched by the connection's thread only
 
     def _log(self, text: str) -> None:
         with open(self.place.log, "a", encoding="utf-8") as log:
@@ -168,8 +170,14 @@ class Guard(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has no 
         self._log(f"exec {text}")
         if "exec" in self.options.refuse:
             return False
-        threading.Thread(target=self._exec, args=(channel, text), daemon=True, name="embedded-exec").start()
+        command_thread = threading.Thread(target=self._exec, args=(channel, text), daemon=True, name="embedded-exec")
+        self.accepted.append(command_thread)
         return True
+
+    def start_accepted(self) -> None:
+        """Start the commands whose requests have been answered."""
+        while self.accepted:
+            self.accepted.pop().start()
 
     def _exec(self, channel: paramiko.Channel, command: str) -> None:
         shell = self.environment["SHELL"]
@@ -201,6 +209,21 @@ class Guard(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has no 
         channel.get_transport().accept(0)
 
 
+def answer_then_start(channel: paramiko.Channel, request: paramiko.Message) -> None:
+    """Handle a request on a channel: a short command must not close the channel before its request is answered."""
+    paramiko.Channel._handle_request(channel, request)
+    channel.get_transport().server_object.start_accepted()
+
+
+class ServerTransport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no type hints
+    """One connection, seen from the server."""
+
+    _channel_handler_table = {  # noqa: RUF012  # overrides paramiko's
+        **paramiko.Transport._channel_handler_table,
+        paramiko.common.MSG_CHANNEL_REQUEST: answer_then_start,
+    }
+
+
 def session_environment(place: Place, user: str) -> dict[str, str]:
     """What a command finds in its environment."""
     inherited = {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)}
@@ -219,7 +242,7 @@ def serve(place: Place, user: str, listener: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with open(place.log, "a", encoding="utf-8") as log:
             log.write(f"connection {peer[1]} {time.time():.3f}\n")
-        transport = paramiko.Transport(connection)
+        transport = ServerTransport(connection)
         transport.add_server_key(paramiko.Ed25519Key(filename=str(place.host_key)))
         transport.set_subsystem_handler("sftp", paramiko.SFTPServer, Files, home=str(place.home))
         guard = Guard(place, user, {**environment, "SSH_CONNECTION": f"{peer[0]} {peer[1]}"}, read_options(place))
