@@ -8,7 +8,7 @@ Every call ends in a bounded time or raises `SchedulerUnavailable`.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NewType, Protocol
@@ -72,6 +72,24 @@ class JobFacts:
     node: str | None = None
     exit_code: int | None = None
     signal: int | None = None
+
+
+def least_advanced(facts: Iterable[JobFacts]) -> JobFacts:
+    """The state of an array as a whole: running, else pending, else ended badly, else completed. At least one."""
+    order = {JobState.RUNNING: 0, JobState.PENDING: 1, JobState.COMPLETED: 3}
+    return min(facts, key=lambda fact: order.get(fact.state, 2))
+
+
+def by_job(refs: Iterable[JobRef]) -> dict[JobId, set[int] | None]:
+    """The elements asked for of each job; None for the whole job, which includes them."""
+    found: dict[JobId, set[int] | None] = {}
+    for ref in refs:
+        elements = found.setdefault(ref.job, set())
+        if ref.index is None or elements is None:
+            found[ref.job] = None
+        else:
+            elements.add(ref.index)
+    return found
 
 
 @dataclass(frozen=True)

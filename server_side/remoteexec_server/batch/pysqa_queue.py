@@ -24,7 +24,17 @@ from typing import IO, Any
 
 from ..wire.resources import ResourceError
 from . import slurm_script, slurm_text
-from .base import JobFacts, JobId, JobRef, JobSpec, JobState, SchedulerUnavailable, SubmitRejected
+from .base import (
+    JobFacts,
+    JobId,
+    JobRef,
+    JobSpec,
+    JobState,
+    SchedulerUnavailable,
+    SubmitRejected,
+    by_job,
+    least_advanced,
+)
 
 __all__ = ["SlurmQueue", "SlurmSettings"]
 
@@ -428,15 +438,8 @@ def _words(answer: Mapping[str, Any]) -> str:
 
 def _scancel_arguments(refs: Iterable[JobRef]) -> list[str]:
     """ "12", "13_4", "14_[0-3,7]": one argument for each job."""
-    elements: dict[JobId, set[int] | None] = {}
-    for ref in refs:
-        known = elements.setdefault(ref.job, set())
-        if ref.index is None or known is None:
-            elements[ref.job] = None
-        else:
-            known.add(ref.index)
     arguments = []
-    for job, chosen in elements.items():
+    for job, chosen in by_job(refs).items():
         if chosen is None:
             arguments.append(str(job))
         elif len(chosen) == 1:
@@ -454,15 +457,8 @@ def _by_ref(lines: Iterable[slurm_text.Line]) -> dict[JobRef, JobFacts]:
             found[ref] = line.facts
         if line.elements is not None:
             whole = JobRef(line.job)
-            found[whole] = min(found.get(whole, line.facts), line.facts, key=_advance)
+            found[whole] = least_advanced((found.get(whole, line.facts), line.facts))
     return found
-
-
-def _advance(facts: JobFacts) -> int:
-    order = (JobState.RUNNING, JobState.PENDING)
-    if facts.state in order:
-        return order.index(facts.state)
-    return 3 if facts.state is JobState.COMPLETED else 2
 
 
 def _lookup(found: Mapping[JobRef, JobFacts], ref: JobRef) -> JobFacts:
