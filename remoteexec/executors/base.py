@@ -52,8 +52,8 @@ class BaseExecutor(concurrent.futures.Executor):
         name = secrets.token_hex(4)
         hello = Hello(header.PROTOCOL, header.PYTHON, __version__, f"s-{name}", session_key.hex(), poll_s)
         self._driver = Driver(client(hello), session_key, name)
-        self._session = hello.session
-        _live.add(self)
+        weakref.finalize(self, self._driver.stop).atexit = False  # an executor nobody holds takes no more calls
+        _live.add(self._driver)
 
     def submit(  # type: ignore[override]  # the argument types of fn cannot be kept beside resource_dict
         self,
@@ -148,11 +148,11 @@ def _refuse_own_parameter(fn: Callable[..., Any]) -> None:
         raise ValueError(f"{fn!r} has a parameter resource_dict, which submit takes for itself: rename the parameter")
 
 
-_live: weakref.WeakSet[BaseExecutor] = weakref.WeakSet()
+_live: weakref.WeakSet[Driver] = weakref.WeakSet()  # a driver lives as long as its thread
 
 
 @atexit.register
 def _leave() -> None:
     """The interpreter exits: executors nobody shut down finish their tasks, the others at least submit them."""
-    for executor in list(_live):
-        executor._driver.leave(_LEAVE_S)
+    for driver in list(_live):
+        driver.leave(_LEAVE_S)

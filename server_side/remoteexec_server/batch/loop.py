@@ -7,17 +7,34 @@ user's own process on the login node.
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ..store.root import UnsafeRootError, open_root
 from ..store.session import Session, StoreError
 from ..wire import header
-from ..wire.messages import Cancel, Close, Closed, Event, Hello, Ping, Pong, Refused, Request, Submit, Watch, Welcome
+from ..wire.messages import (
+    Cancel,
+    Close,
+    Closed,
+    Event,
+    Hello,
+    Ping,
+    Pong,
+    Problem,
+    Refused,
+    Request,
+    Submit,
+    Watch,
+    Welcome,
+)
 from . import queues
 from .base import QueueError
-from .service import Polling, Service
+from .service import Polling, Service, Superseded
 
+_FINISH_S = 60.0
+"""For how long; what is then left is submitted when a client comes back."""
 Inbox = queue.SimpleQueue["tuple[Request, bytes] | None"]
 """Requests with their bytes; None when the client is gone."""
 Emit = Callable[[Event, bytes], None]
@@ -46,9 +63,20 @@ def run(inbox: Inbox, emit: Emit, root: str, scheduler: str, command: tuple[str,
     discard = False
     try:
         discard = _serve(service, inbox, emit, idle_s)
+        _finish_submitting(service)
+    except Superseded as exc:
+        emit(Problem(str(exc)), b"")
     finally:
         service.close(discard)
     emit(Closed(), b"")
+
+
+def _finish_submitting(service: Service) -> None:
+    """What was taken from a client that is gone is submitted all the same."""
+    deadline = service.clock() + _FINISH_S
+    while service.submitting and service.clock() < deadline:
+        service.step()
+        time.sleep(min(service.wait_s() or 0.0, 1.0))
 
 
 def _serve(service: Service, inbox: Inbox, emit: Emit, idle_s: float | None) -> bool:

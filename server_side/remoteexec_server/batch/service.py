@@ -15,6 +15,7 @@ State of one task is one `_Task`; of one burst, one `_Burst`. All of it can be r
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -43,6 +44,11 @@ from ..wire.messages import (
 from ..wire.resources import ResourceError
 from . import diagnose
 from .base import JobId, JobRef, JobSpec, JobState, Queue, SchedulerUnavailable, SubmitRejected
+
+
+class Superseded(Exception):
+    """Another service works for the session now; this one has to end, and may submit nothing more."""
+
 
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses between attempts to submit while the scheduler does not answer; the last one for ever."""
@@ -136,6 +142,8 @@ class Service:
         self._doom_at = 0.0
         self._ask_at = self.clock() + self.polling.poll_s
         self._problem = ""
+        self._name = secrets.token_hex(8)
+        self.session.take_over(self._name)
         self._recover()
 
     # ---- what the client asks ----
@@ -163,6 +171,11 @@ class Service:
         if self._open and now >= self._ask_at:
             self._ask()
         return self._drain()
+
+    @property
+    def submitting(self) -> bool:
+        """Something was taken that the scheduler does not have yet."""
+        return bool(self._submitting)
 
     def wait_s(self) -> float | None:
         """Seconds until `step` has something to do; None: only after a request."""
@@ -320,6 +333,8 @@ class Service:
             resources=job.resources,
             after=self._whole_arrays(after),
         )
+        if not self.session.owned_by(self._name):
+            raise Superseded(f"another process works for session {self.session.path.name} now")
         try:
             return self.queue.submit(spec)
         except SubmitRejected as exc:
@@ -511,6 +526,10 @@ class Service:
         for ref in ended:
             task = refs[ref]
             if task.over:
+                continue
+            claim = self.session.read_claim(task.entry.key)
+            if claim is not None and claim.job not in ("", str(ref)):
+                task.ref = JobRef.parse(claim.job)  # submitted twice, in spite of all; that one was first and has it
                 continue
             task.ended_at = task.ended_at or now
             log = self.session.log(task.job_name, task.index)

@@ -2,6 +2,7 @@
 
     <root>/sessions/<session>/
         key                        the session's key, 64 hex digits
+        owner                      which service submits for the session: the last one that was started
         bursts/<burst>.h5 .json    bundle, and the `Submit` it came with
         jobs/<job name>/           job.json, run_queue.sh, <index>.log
         outcomes/<task>.running    claim of the runner that has the task
@@ -197,6 +198,14 @@ class Session:
             return messages.build(Claim, json.loads(self.running(key).read_bytes()))
         except (OSError, ValueError):
             return None
+
+    def take_over(self, owner: str) -> None:
+        """From now on this service submits for the session, and an older one stops when it sees that."""
+        publish(self.path / "owner", owner.encode())
+
+    def owned_by(self, owner: str) -> bool:
+        """Whether no other service has taken over."""
+        return (self.path / "owner").read_text() == owner
 
     def remove(self) -> None:
         """Remove all files of the session."""
