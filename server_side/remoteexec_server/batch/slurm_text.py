@@ -35,7 +35,7 @@ __all__ = [
 SQUEUE_FORMAT = "%i|%T|%r|%N|%j"
 """Job (with the elements of an array still pending as one expression), state, reason, nodes, name."""
 SACCT_FORMAT = "JobID,State,ExitCode,DerivedExitCode,NodeList,Reason,JobName"
-SINFO_FORMAT = "%R|%a|%l|%D|%T"
+SINFO_FORMAT = "%P|%a|%l|%D|%T"
 
 _STATES = {
     "PENDING": JobState.PENDING,
@@ -120,6 +120,7 @@ class Partition:
     available: bool
     time_limit: str
     nodes: int
+    default: bool = False
 
 
 def state_of(word: str) -> JobState:
@@ -245,9 +246,10 @@ def parse_sinfo(output: str) -> list[Partition]:
         fields = text.split("|")
         if len(fields) != 5 or not fields[3].isdigit():
             continue
-        name, available, limit, nodes, _ = fields
+        marked, available, limit, nodes, _ = fields
+        name = marked.removesuffix("*")
         before = found[name].nodes if name in found else 0
-        found[name] = Partition(name, available == "up", limit, before + int(nodes))
+        found[name] = Partition(name, available == "up", limit, before + int(nodes), name != marked)
     return list(found.values())
 
 

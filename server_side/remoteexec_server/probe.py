@@ -1,0 +1,118 @@
+"""What `remoteexec check` wants to know of a cluster: `probe --root ROOT --scheduler NAME [--sentinel HEX]`.
+
+Prints one JSON object in one line and exits with 0 whatever it finds: each finding is a fact or the text of what is
+wrong. The sentinel comes back in it, so that the line is known from whatever a noisy login shell prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from . import __version__
+from .store.root import UnsafeRootError, open_root
+from .wire.header import PROTOCOL
+
+__all__ = ["Facts", "main"]
+
+
+@dataclass
+class Facts:
+    """The line. A package that is missing or cannot be imported is None and named in `problem`.
+
+    Attributes:
+        root: absolute; as it was given, if it has a `root_problem`.
+        scheduler: as the queue calls itself: "slurm 22.05.8", "local"; None where it does not answer.
+        partitions: of SLURM, the usable ones, the default first.
+        problem: everything else that will keep tasks from running.
+    """
+
+    sentinel: str
+    python: str = platform.python_version()
+    protocol: int = PROTOCOL
+    version: str = __version__
+    root: str = ""
+    root_ok: bool = False
+    root_problem: str | None = None
+    pysqa: str | None = None
+    h5py: str | None = None
+    cloudpickle: str | None = None
+    scheduler: str | None = None
+    partitions: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+def main(argv: list[str]) -> int:
+    """Print the facts."""
+    parser = argparse.ArgumentParser(prog="probe")
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--scheduler", default="slurm")
+    parser.add_argument("--sentinel", default="")
+    options = parser.parse_args(argv)
+    facts = Facts(options.sentinel)
+    problems: list[str] = []
+    _look_at_root(facts, options.root)
+    _look_at_packages(facts, options.scheduler, problems)
+    _look_at_scheduler(facts, options.scheduler, problems)
+    facts.problem = "; ".join(problems) or None
+    print(json.dumps(asdict(facts)), flush=True)
+    return 0
+
+
+def _look_at_root(facts: Facts, root: str) -> None:
+    try:
+        facts.root = str(open_root(root))
+        facts.root_ok = True
+    except UnsafeRootError as exc:
+        facts.root = root
+        facts.root_problem = str(exc)
+
+
+def _look_at_packages(facts: Facts, scheduler: str, problems: list[str]) -> None:
+    """They are imported: a compiled library that does not fit this system is only noticed then."""
+    for name in ("cloudpickle", "h5py", "pysqa"):
+        try:
+            found = importlib.metadata.version(name)
+            importlib.import_module(name)
+            setattr(facts, name, found)
+        except importlib.metadata.PackageNotFoundError:
+            if name != "pysqa" or scheduler != "local":
+                problems.append(f"{name} is not installed for {sys.executable}")
+        except Exception as exc:
+            problems.append(f"{name} cannot be imported by {sys.executable}: {exc}")
+
+
+def _look_at_scheduler(facts: Facts, scheduler: str, problems: list[str]) -> None:
+    from .batch.base import SchedulerUnavailable
+
+    asked: dict[str, Callable[[Facts], None]] = {"slurm": _ask_slurm, "local": _ask_local}
+    if scheduler not in asked:
+        problems.append(f"scheduler {scheduler!r}: must be one of {', '.join(asked)}")
+        return
+    try:
+        asked[scheduler](facts)
+    except SchedulerUnavailable as exc:
+        problems.append(str(exc))
+
+
+def _ask_slurm(facts: Facts) -> None:
+    from .batch.pysqa_queue import SlurmQueue
+
+    queue = SlurmQueue()
+    facts.scheduler = f"slurm {queue.config().version}".strip()
+    usable = sorted((p for p in queue.partitions() if p.available), key=lambda p: not p.default)
+    facts.partitions = tuple(partition.name for partition in usable)
+
+
+def _ask_local(facts: Facts) -> None:
+    facts.scheduler = "local"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
