@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,7 @@ class ClusterConfig:
             value = getattr(self, key)
             if not good(value):
                 raise ConfigError(f"{key} = {value!r} of cluster {self.name!r}: must be {rule}.")
+        _check_resources(self.name, self.resources)
 
     def ssh_settings(self, password: Callable[[], str | None] | None = None) -> SshSettings:
         """How to reach the login node; `password` is called if the server wants one."""
@@ -99,6 +101,19 @@ def to_table(config: ClusterConfig) -> dict[str, Any]:
     if config.resources:
         table["resources"] = dict(config.resources)
     return table
+
+
+def _check_resources(name: str, resources: Mapping[str, Any]) -> None:
+    if not resources:
+        return
+    from ..resources import ResourceError, read_resources
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # unknown keys are for submission templates; each submit says so
+        try:
+            read_resources(resources)
+        except (ResourceError, TypeError) as exc:
+            raise ConfigError(f"resources of cluster {name!r}: {exc}.") from exc
 
 
 def _text(value: object) -> bool:

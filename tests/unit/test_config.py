@@ -23,7 +23,7 @@ FULL = ClusterConfig(
     scheduler="local",
     login_shell=True,
     poll_s=5.0,
-    resources={"partition": "short", "cores": 2},
+    resources={"partition": "short", "threads_per_core": 2},
 )
 
 
@@ -116,6 +116,10 @@ def test_a_variable_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             "{file}: poll_s = 0 of cluster 'mycluster': must be a number of seconds greater than 0.\n{remedy}",
         ),
         (
+            "[mycluster]\nhost = 'h'\nresources = {cores = 0}\n",
+            "{file}: resources of cluster 'mycluster': cores=0: must be a whole number of at least 1.\n{remedy}",
+        ),
+        (
             "mycluster = 'h'\n",
             "{file}: mycluster = 'h' stands outside of a cluster's table: put it below a line `[CLUSTER]`.",
         ),
@@ -175,7 +179,7 @@ def test_other_roots_are_refused(root: str) -> None:
 
 
 def test_resources_are_copied() -> None:
-    mine = {"cores": 2}
+    mine = {"cores": 1}
     config = ClusterConfig(name="a", host="h", resources=mine)
     mine["cores"] = 3
-    assert config.resources == {"cores": 2}
+    assert config.resources == {"cores": 1}
