@@ -16,6 +16,8 @@ from remoteexec.demo.slurm import SlurmOptions, missing_packages
 from tests.clusters.accounts import NoClusterPython
 from tests.clusters.embedded import EmbeddedTestCluster
 from tests.clusters.embedded import embedded_cluster as start_embedded_cluster
+from tests.clusters.netcluster import NetCluster, obstacle
+from tests.clusters.netcluster import net_cluster as start_net_cluster
 from tests.clusters.rootless import SlurmCluster
 from tests.clusters.rootless import slurm_cluster as start_slurm_cluster
 
@@ -30,10 +32,13 @@ def skip_for_want_of(what: str, reason: str) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the marker slurm to every test that uses a fixture with a SLURM."""
+    """Mark every test by the clusters it uses."""
     for item in items:
-        if SLURM_FIXTURES & set(getattr(item, "fixturenames", ())):
+        used = set(getattr(item, "fixturenames", ()))
+        if SLURM_FIXTURES & used:
             item.add_marker("slurm")
+        if "net_cluster" in used:
+            item.add_marker("netcluster")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -74,10 +79,22 @@ def embedded_cluster() -> Iterator[EmbeddedTestCluster]:
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def net_cluster() -> Iterator[NetCluster]:
+    """Virtual hosts: this machine as the laptop, a link without delay, a login node, four compute nodes."""
+    if problem := obstacle():
+        skip_for_want_of("netcluster", problem)
+    try:
+        with start_net_cluster() as cluster:
+            yield cluster
+    except NoClusterPython as exc:
+        skip_for_want_of("netcluster", str(exc))
+
+
 @pytest.fixture(autouse=True)
 def _recovered(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test on a cluster: no jobs left, every daemon and node up, options as at first."""
-    fixtures = {*SLURM_FIXTURES, "embedded_cluster"}
+    fixtures = {*SLURM_FIXTURES, "embedded_cluster", "net_cluster"}
     used = [request.getfixturevalue(name) for name in sorted(fixtures & set(request.fixturenames))]
     yield
     for cluster in used:

@@ -181,7 +181,9 @@ class Keeper:
         for directory in self._remove:
             shutil.rmtree(directory, ignore_errors=True)
         for argv in self._afterwards:
-            subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
+            subprocess.run(
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+            )
 
 
 def lines(wake: int) -> Iterator[bytes]:

@@ -59,7 +59,95 @@ class ClusterNotStarted(RuntimeError):
     """The daemons did not come up; the message ends with what they logged."""
 
 
-class RootlessSlurm:
+class SlurmCommands:
+    """What SLURM's own commands can do to a throwaway cluster, whichever way its hosts are made.
+
+    Attributes:
+        user: whose jobs run on it.
+        nodes: names of its compute nodes.
+        logs: directory of the daemons' logs.
+    """
+
+    user: str
+    nodes: list[str]
+    logs: Path
+
+    def run(
+        self, argv: Sequence[str], *, input: str | None = None, timeout_s: float = 60.0, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on the login node as the cluster's user, without SSH.
+
+        Raises:
+            subprocess.CalledProcessError: it failed and `check` is set.
+        """
+        raise NotImplementedError
+
+    def administer(self, *argv: str, check: bool = True) -> None:
+        """Run a command that only SLURM's administrator may run."""
+        self.run(argv, check=check)
+
+    def restart_daemon(self, node: str) -> None:
+        """Start a node's slurmd where it does not run."""
+        raise NotImplementedError
+
+    def drain(self, node: str) -> None:
+        """Let its jobs end and start no more."""
+        self.administer("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
+
+    def down(self, node: str) -> None:
+        """Declare a node down: its jobs end as NODE_FAIL at once."""
+        self.administer("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+
+    def resume(self, *nodes: str) -> None:
+        """Bring drained, down or killed nodes back and return when all nodes are usable."""
+        for node in nodes:
+            self.restart_daemon(node)
+            # an idle node refuses "resume"
+            self.administer("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+        self.wait_for_nodes()
+
+    def wait_for_nodes(self) -> None:
+        """Return when every node is usable."""
+        self.wait(lambda: self.usable_nodes() == len(self.nodes), "not all nodes are up")
+
+    def usable_nodes(self) -> int:
+        argv = ["sinfo", "--noheader", "--states=idle,mixed,alloc", "--format=%D", "--partition=debug"]
+        return sum(int(word) for word in self.run(argv, check=False).stdout.split())
+
+    def cancel_all(self) -> None:
+        """Cancel every job and return when none is left in the queue."""
+        self.run(["scancel", "--user", self.user])
+        self.wait(lambda: not self.run(["squeue", "--noheader"]).stdout.strip(), "jobs do not end")
+
+    def end_soon(self, job_id: int | str, seconds: int = 1) -> None:
+        """Move the time limit of a running job to `seconds` from now; SLURM notices within 30 s.
+
+        Time limits are whole minutes, which is long for a test.
+        """
+        self.run(["scontrol", "update", f"job={job_id}", f"EndTime=now+{seconds}"])
+
+    def wait(self, condition: Callable[[], bool], problem: str, deadline_s: float = 20.0) -> None:
+        """Wait for a condition.
+
+        Raises:
+            ClusterNotStarted: with `problem` and the last lines of the logs.
+        """
+        end = time.monotonic() + deadline_s
+        while not condition():
+            if time.monotonic() > end:
+                raise ClusterNotStarted(f"{problem} within {deadline_s:.0f} s\n{self.log_tails()}")
+            time.sleep(0.01)
+
+    def log_tails(self) -> str:
+        """The last lines of every log."""
+        texts = []
+        for path in sorted(self.logs.glob("*.log")):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-10:]
+            texts.append("\n".join([f"--- {path.name}", *lines]))
+        return "\n".join(texts)
+
+
+class RootlessSlurm(SlurmCommands):
     """One cluster: its login node, its two nodes and what tests do to them.
 
     Attributes:
@@ -89,6 +177,7 @@ class RootlessSlurm:
         self.directory = directory
         self.host = "127.0.0.1"
         self.user = self.account.name
+        self.logs = directory / "log"
         self.home = directory / "home"
         self.identity_file = directory / "client" / "id_ed25519"
         self.known_hosts = directory / "client" / "known_hosts"
@@ -126,7 +215,7 @@ class RootlessSlurm:
             self._configure()
             self._kept.start_program("sshd")
             self._start_slurm()
-            self._wait(lambda: accepts(self.port), "sshd does not accept connections")
+            self.wait(lambda: accepts(self.port), "sshd does not accept connections")
         except BaseException:
             self.stop()
             raise
@@ -171,19 +260,6 @@ class RootlessSlurm:
 
     # --- what can happen to a cluster ---
 
-    def drain(self, node: str) -> None:
-        """Let its jobs end and start no more."""
-        self._update_node(node, "drain")
-
-    def down(self, node: str) -> None:
-        """Declare a node down: its jobs end as NODE_FAIL at once."""
-        self._update_node(node, "down")
-
-    def resume(self, node: str) -> None:
-        """Bring a drained or down node back and return when it is usable."""
-        self._restore_node(node)
-        self._wait(lambda: self._usable_nodes() == len(self.nodes), f"{node} does not come back")
-
     def kill_node(self, node: str) -> None:
         """Kill slurmd and everything that runs on a node, then declare it down; `resume` starts it again."""
         self._kept.stop_program(node)
@@ -210,7 +286,7 @@ class RootlessSlurm:
     def start_sshd(self) -> None:
         """Accept connections again, on the same port with the same host key."""
         self._kept.start_program("sshd")
-        self._wait(lambda: accepts(self.port), "sshd does not accept connections")
+        self.wait(lambda: accepts(self.port), "sshd does not accept connections")
 
     def cut_connections(self) -> None:
         """End every SSH session of the cluster; new ones are accepted."""
@@ -236,10 +312,9 @@ class RootlessSlurm:
             banner.write_text("", encoding="utf-8")
             bashrc.unlink()
 
-    def cancel_all(self) -> None:
-        """Cancel every job and return when none is left in the queue."""
-        self.run(["scancel", "--user", self.user])
-        self._wait(lambda: not self.run(["squeue", "--noheader"]).stdout.strip(), "jobs do not end")
+    def restart_daemon(self, node: str) -> None:
+        if node not in self._kept.running():
+            self._kept.start_program(node)
 
     def recover(self) -> None:
         """Undo what a test has done: no jobs, every daemon up, every node usable."""
@@ -248,59 +323,20 @@ class RootlessSlurm:
             self.start_sshd()
         if "slurmctld" not in running:
             self.start_controller()
-        if self._usable_nodes() < len(self.nodes) or not set(self.nodes) <= set(running):
-            for node in self.nodes:
-                self._restore_node(node)
-            self._wait(lambda: self._usable_nodes() == len(self.nodes), "the nodes do not come back")
+        if self.usable_nodes() < len(self.nodes) or not set(self.nodes) <= set(running):
+            self.resume(*self.nodes)
         if self.run(["squeue", "--noheader"]).stdout.strip():
             self.cancel_all()
 
-    def end_soon(self, job_id: int | str, seconds: int = 1) -> None:
-        """Move the time limit of a running job to `seconds` from now; SLURM notices within 30 s.
-
-        Time limits are whole minutes, which is long for a test.
-        """
-        self.run(["scontrol", "update", f"job={job_id}", f"EndTime=now+{seconds}"])
-
     # --- inside ---
-
-    def _restore_node(self, node: str) -> None:
-        if node not in self._kept.running():
-            self._kept.start_program(node)
-        # an idle node refuses "resume"
-        self.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
-
-    def _update_node(self, node: str, state: str) -> None:
-        self.run(["scontrol", "update", f"nodename={node}", f"state={state}", "reason=test"])
-
-    def _usable_nodes(self) -> int:
-        shown = self.run(
-            ["sinfo", "--noheader", "--states=idle,mixed,alloc", "--format=%D", "--partition=debug"], check=False
-        )
-        return sum(int(word) for word in shown.stdout.split())
 
     def _start_slurm(self) -> None:
         # slurmd asks for a controller once and then waits for seconds, so it starts after one that listens
         self._kept.start_program("slurmctld")
-        self._wait(lambda: accepts(self.controller_port), "slurmctld does not accept connections")
+        self.wait(lambda: accepts(self.controller_port), "slurmctld does not accept connections")
         for node in self.nodes:
-            if node not in self._kept.running():
-                self._kept.start_program(node)
-        self._wait(lambda: self._usable_nodes() == len(self.nodes), "the nodes do not come up")
-
-    def _wait(self, condition: Callable[[], bool], problem: str, deadline_s: float = 20.0) -> None:
-        end = time.monotonic() + deadline_s
-        while not condition():
-            if time.monotonic() > end:
-                raise ClusterNotStarted(f"{problem} within {deadline_s:.0f} s\n{self._log_tails()}")
-            time.sleep(0.01)
-
-    def _log_tails(self) -> str:
-        texts = []
-        for path in sorted((self.directory / "log").glob("*.log")):
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-10:]
-            texts.append("\n".join([f"--- {path.name}", *lines]))
-        return "\n".join(texts)
+            self.restart_daemon(node)
+        self.wait_for_nodes()
 
     def _make_directories(self) -> None:
         self.directory.chmod(0o755)  # the user has to reach what lies below; nothing there is secret but the keys
