@@ -57,7 +57,7 @@ exec {{ command }}
 """
 """bash, not sh: dash drops exported functions (`module`) from the environment. `exec`: one process less to signal."""
 
-_ENDS_OTHERWISE = re.compile(r"(--(wait|test-only|wrap|version|help|usage|parsable|quiet)\b|-[WVhQ]\Z)")
+_ENDS_OTHERWISE = re.compile(r"(--(wait|test-only|wrap|version|help|usage|parsable|quiet)(=.*)?|-[WVhQ])\Z")
 """Options that make sbatch wait, print something else than a job's number, or submit nothing."""
 
 _OVERRIDING = {

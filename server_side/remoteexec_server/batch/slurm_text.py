@@ -279,7 +279,7 @@ def _exit(word: str, code: str, derived: str) -> tuple[int | None, int | None]:
     for text in (code, derived):
         match = re.fullmatch(r"(\d+):(\d+)", text)
         if match is not None and (match[1] != "0" or match[2] != "0"):
-            return int(match[1]), int(match[2]) or None
+            return int(match[1]) or None, int(match[2]) or None
     return (0, None) if state is JobState.COMPLETED and code else (None, None)
 
 

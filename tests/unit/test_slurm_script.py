@@ -1,0 +1,169 @@
+"""What sbatch is given says all that was asked for, whatever path, template or environment."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from jinja2 import Template
+
+from remoteexec_server.batch import slurm_script
+from remoteexec_server.batch.base import JobId, JobRef, JobSpec
+from remoteexec_server.wire.resources import ResourceError, Resources
+
+RUNNER = ("/opt/py thon", "/r/server", "runner", "/r/jobs/rx-a-0")
+
+
+def spec(resources: Resources, count: int = 1, directory: str = "/r/jobs/rx-a-0", *after: JobRef) -> JobSpec:
+    return JobSpec("rx-a-0", Path(directory), RUNNER, count, resources, after)
+
+
+def render(job: JobSpec) -> list[str]:
+    text = Template(slurm_script.template(job.resources)).render(**slurm_script.variables(job))
+    return text.splitlines()
+
+
+def test_the_plainest_job() -> None:
+    assert render(spec(Resources())) == [
+        "#!/bin/bash",
+        "#SBATCH --ntasks=1",
+        "#SBATCH --cpus-per-task=1",
+        "#SBATCH --job-name=rx-a-0",
+        "#SBATCH --output=/r/jobs/rx-a-0/0.log",
+        "#SBATCH --no-requeue",
+        "exec '/opt/py thon' /r/server runner /r/jobs/rx-a-0 0",
+    ]
+
+
+def test_every_resource_reaches_the_script() -> None:
+    resources = Resources(
+        cores=4,
+        threads_per_core=2,
+        gpus_per_core=1,
+        num_nodes=2,
+        exclusive=True,
+        run_time_max_s=119,
+        memory_max_gb=0.1,
+        priority=0,
+        partition="fast,slow",
+        account="proj-1",
+        job_name="energy:Ag",
+        slurm_cmd_args=("--constraint=haswell", '--comment=it\'s # "x"'),
+    )
+    after = (JobRef(JobId("5")), JobRef(JobId("6"), 3), JobRef(JobId("5")))
+    assert render(spec(resources, 3, "/r/a'; echo b", *after)) == [
+        "#!/bin/bash",
+        "#SBATCH --ntasks=4",
+        "#SBATCH --cpus-per-task=2",
+        "#SBATCH --gpus-per-task=1",
+        "#SBATCH --nodes=2",
+        "#SBATCH --exclusive",
+        "#SBATCH --time=2",
+        "#SBATCH --mem=52M",
+        "#SBATCH --partition=fast,slow",
+        "#SBATCH --account=proj-1",
+        "#SBATCH --priority=0",
+        "#SBATCH --constraint=haswell '--comment=it'\"'\"'s # \"x\"'",
+        "#SBATCH --job-name=rx-a-0.energy:Ag",
+        "#SBATCH '--output=/r/a'\"'\"'; echo b/%a.log'",
+        "#SBATCH --no-requeue",
+        "#SBATCH --array=0-2",
+        "#SBATCH --dependency=afterany:5:6_3",
+        "exec '/opt/py thon' /r/server runner /r/jobs/rx-a-0 \"$SLURM_ARRAY_TASK_ID\"",
+    ]
+
+
+def test_no_field_of_resources_is_forgotten() -> None:
+    renamed = {"run_time_max_s": "run_time_max", "memory_max_gb": "memory_max"}
+    elsewhere = {"submission_template", "extra"}
+    names = {renamed.get(field.name, field.name) for field in fields(Resources)} - elsewhere
+    assert names - slurm_script.variables(spec(Resources())).keys() == set()
+
+
+@pytest.mark.parametrize("directory", ["/r/100%", "/r/%j", "/r/back\\slash", "/r/line\nbreak"])
+def test_where_slurm_would_change_the_path_of_the_log_the_shell_writes_it(directory: str) -> None:
+    job = spec(Resources(), 2, directory)
+    assert "--output=/dev/null" in slurm_script.options(job)
+    script = "\n".join(render(job))
+    index = '"$SLURM_ARRAY_TASK_ID"'
+    assert script.endswith(f"{index} >>{shlex.quote(directory)}/{index}.log 2>&1")
+    assert all("r/" not in line for line in script.splitlines() if line.startswith("#SBATCH"))
+
+
+@pytest.mark.parametrize(("seconds", "minutes"), [(1, 1), (60, 1), (60.001, 2), (119, 2), (120, 2), (0.01, 1)])
+def test_a_time_limit_is_rounded_up(seconds: float, minutes: int) -> None:
+    assert slurm_script.variables(spec(Resources(run_time_max_s=seconds)))["run_time_minutes"] == minutes
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "nodes", "megabytes"),
+    [(1, None, 1024), (0.1, None, 103), (1e-6, None, 1), (2, 3, 683), (2.2, 1, 2253)],
+)
+def test_memory_is_rounded_up_and_shared_by_the_nodes(gigabytes: float, nodes: int | None, megabytes: int) -> None:
+    resources = Resources(memory_max_gb=gigabytes, num_nodes=nodes)
+    assert slurm_script.variables(spec(resources))["memory_mb"] == megabytes
+
+
+def test_a_users_template_gets_the_documented_variables() -> None:
+    text = (
+        "{{ job_name }}|{{ working_directory }}|{{ cores }}|{{ run_time_max }}|{{ memory_max }}|{{ partition }}"
+        "|{{ dependency_list | join(',') }}|{{ command }}|{{ my_key }}"
+    )
+    resources = Resources(
+        cores=2, run_time_max_s=90, memory_max_gb=2.0, submission_template=text, extra={"my_key": "v", "cores": 9}
+    )
+    assert render(spec(resources, 1, "/r/d", JobRef(JobId("7")))) == [
+        "rx-a-0|/r/d|2|90|2|None|7|'/opt/py thon' /r/server runner /r/jobs/rx-a-0 0|v"
+    ]
+
+
+def test_what_must_hold_is_on_the_command_line_whatever_the_template_says() -> None:
+    job = spec(Resources(submission_template="#!/bin/sh\n"), 3, "/r/d", JobRef(JobId("7")))
+    assert slurm_script.options(job) == [
+        "--job-name=rx-a-0",
+        "--output=/r/d/%a.log",
+        "--no-requeue",
+        "--array=0-2",
+        "--dependency=afterany:7",
+    ]
+
+
+@pytest.mark.parametrize("argument", ["--wait", "-W", "--test-only", "--wrap=true", "--parsable", "-h", "--version"])
+def test_an_option_that_makes_sbatch_do_something_else_is_refused(argument: str) -> None:
+    with pytest.raises(ResourceError, match=f"slurm_cmd_args='{argument}'"):
+        slurm_script.variables(spec(Resources(slurm_cmd_args=(argument,))))
+
+
+def test_options_that_only_begin_alike_are_not() -> None:
+    arguments = ("--wait-all-nodes=1", "--hint=nomultithread", "-w", "n1")
+    assert slurm_script.variables(spec(Resources(slurm_cmd_args=arguments)))["sbatch_arguments"] == " ".join(arguments)
+
+
+def test_the_environment_is_the_users_but_for_what_overrules_the_resources() -> None:
+    environ = {"PATH": "/bin", "SBATCH_PARTITION": "x", "SBATCH_ACCOUNT": "y", "SBATCH_WAIT": "1", "SLURM_CONF": "c"}
+    assert slurm_script.environment(environ, Resources(partition="fast")) == {
+        "PATH": "/bin",
+        "SBATCH_ACCOUNT": "y",
+        "SLURM_CONF": "c",
+    }
+
+
+def test_inside_a_job_nothing_of_that_job_is_handed_on() -> None:
+    environ = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_ARRAY_TASK_ID": "7",
+        "SLURM_MEM_PER_CPU": "1",
+        "SLURM_CONF": "c",
+        "HOME": "h",
+    }
+    assert slurm_script.environment(environ, Resources()) == {"SLURM_CONF": "c", "HOME": "h"}
+
+
+def test_a_job_is_found_by_our_own_name_whatever_the_user_calls_it() -> None:
+    full = slurm_script.full_name(spec(Resources(job_name="rx-a-0")))
+    assert full == "rx-a-0.rx-a-0"
+    assert slurm_script.is_named(full, "rx-a-0")
+    assert not slurm_script.is_named("rx-a-01.rx-a-0", "rx-a-0")
+    assert not slurm_script.is_named("rx-a-0", "rx-a")
