@@ -238,7 +238,7 @@ class Visit:
 
         self._link.close()
         start = time.perf_counter()
-        executor = RemoteExecutor(self._config.name)
+        executor = RemoteExecutor(self._config, password=self._settings.password)
         try:
             node = executor.submit(platform.node).result(timeout=self._timeout_s)
         except (FutureTimeout, TimeoutError) as exc:

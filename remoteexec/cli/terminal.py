@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import sys
 from collections.abc import Callable
@@ -29,10 +30,11 @@ def confirm(question: str) -> bool:
 
 
 def password(config: ClusterConfig) -> Callable[[], str | None] | None:
-    """What asks for the password, once, should the server want one; None where nobody could answer."""
+    """What asks for the password should the server want one, once in all; None where nobody could answer."""
     if not interactive():
         return None
 
+    @functools.cache
     def ask() -> str | None:
         at = f"{config.user}@{config.host}" if config.user else config.host
         return getpass.getpass(f"Password of {at} (empty to give up): ") or None

@@ -375,6 +375,8 @@ class FabricStream(Stream):
         # paramiko ends channels of a dead transport like those of a command that is done
         if not data and not self._closing and not self._channel.eof_received and not self._link.is_open:
             raise self._link._lost(EOFError("in the middle of an answer"))
+        if not data:
+            self._pump.join(timeout=1.0)  # both outputs end together, and the tail should then hold the last words
         return data
 
     def write(self, data: Buffer) -> None:
