@@ -168,7 +168,7 @@ class RootlessSlurm(SlurmCommands):
         """Describe the cluster; `start` brings it up.
 
         Args:
-            directory: exists and is empty; `stop` removes it.
+            directory: exists, and nothing of ours is in it yet; `stop` removes it.
             account: the caller where None; only root can name another.
             afterwards: commands to run when everything has ended.
         """

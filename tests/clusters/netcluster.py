@@ -22,7 +22,6 @@ import pwd
 import random
 import secrets
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -114,9 +113,7 @@ class NetCluster(SlurmCommands):
         self.home = self.account.home
         self.password = secrets.token_hex(8)
         self.python = Path()
-        # below the directory, because every host has its own /tmp
-        library = fast_scheduling()
-        self._preload = None if library is None else shutil.copy(library, directory / library.name)
+        self._preload = fast_scheduling(directory)
         self._kept = Kept(self._programs(), remove=[directory], afterwards=self._clean_up())
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import os
 import shutil
@@ -11,7 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 from remoteexec.demo.processes import Account
@@ -40,8 +38,8 @@ class SlurmCluster(RootlessSlurm):
 @contextmanager
 def slurm_cluster(options: SlurmOptions | None = None) -> Iterator[SlurmCluster]:
     """Start a cluster as the caller, or as a throwaway user where the caller is root; everything is gone afterwards."""
-    options = replace(options or SlurmOptions(), preload=fast_scheduling(), environment=pip_environment())
     directory = Path(tempfile.mkdtemp(prefix="remoteexec-slurm-"))
+    options = replace(options or SlurmOptions(), preload=fast_scheduling(directory), environment=pip_environment())
     account, afterwards = Account.of_caller(), []
     if account.uid == 0:
         account = make_account(f"rxtest{os.getpid()}x{next(_numbers)}", directory / "home")
@@ -61,18 +59,11 @@ def pip_environment() -> dict[str, str]:
     }
 
 
-@cache
-def fast_scheduling() -> Path | None:
-    """Compile fastsched.c, once per process; None where there is no compiler."""
+def fast_scheduling(directory: Path) -> Path | None:
+    """Compile fastsched.c into a directory; None where there is no compiler."""
     if shutil.which("gcc") is None:
         return None
+    library = directory / "fastsched.so"
     source = Path(__file__).with_name("fastsched.c")
-    directory = tempfile.TemporaryDirectory(prefix="remoteexec-fastsched-")
-    os.chmod(directory.name, 0o755)
-    library = Path(directory.name) / "fastsched.so"
     argv = ["gcc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"]
-    if subprocess.run(argv, stderr=subprocess.DEVNULL, check=False).returncode:
-        directory.cleanup()
-        return None
-    atexit.register(directory.cleanup)
-    return library
+    return None if subprocess.run(argv, stderr=subprocess.DEVNULL, check=False).returncode else library
