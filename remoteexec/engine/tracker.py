@@ -244,7 +244,7 @@ class Tracker:
         self._queued: dict[TaskKey, None] = {}
         self._bursts: dict[BurstId, tuple[TaskKey, ...]] = {}  # sent, not accepted
         self._held: dict[TaskKey, list[TaskKey]] = {}  # held task -> tasks that it holds
-        self._cancelled: list[TaskKey] = []  # while the service could not be told
+        self._cancelled: list[TaskKey] = []  # that the service had, or was about to get
         self._linked = False
         self._count = 0
         self._open = 0
@@ -442,9 +442,8 @@ class Tracker:
                 placed.append(key)
             else:
                 actions += self._drop(event, key)
-        if not self._linked:
-            self._cancelled += placed
-        elif placed:
+        self._cancelled += placed
+        if placed and self._linked:
             actions.append(SendCancel(tuple(placed)))
         return actions
 
@@ -458,6 +457,5 @@ class Tracker:
         if self._count:
             actions.append(SendWatch((*waiting, *unanswered)))
         if self._cancelled:
-            actions.append(SendCancel(tuple(self._cancelled)))
-            self._cancelled = []
+            actions.append(SendCancel(tuple(self._cancelled)))  # all: what was said just before the drop may be lost
         return actions
