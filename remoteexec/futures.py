@@ -24,6 +24,7 @@ class TaskFuture(concurrent.futures.Future[R]):
         self.key = key
         self.owner = owner
         self._on_cancel = on_cancel
+        self._shown: bool | None = None  # what `show_running` answered; of the driver thread alone
 
     def cancel(self) -> bool:
         """Cancel the task unless it has started; see concurrent.futures.Future.cancel."""
@@ -33,6 +34,17 @@ class TaskFuture(concurrent.futures.Future[R]):
         if not before:
             self._on_cancel(self.key)
         return True
+
+    def show_running(self) -> bool:
+        """For the driver: the future is running, and may be completed; may be said again.
+
+        Returns:
+            False if it was cancelled before; who waits for it is then told so, once, whatever the driver hears first,
+            the outcome or the cancellation.
+        """
+        if self._shown is None:
+            self._shown = self.set_running_or_notify_cancel()
+        return self._shown
 
     def __reduce__(self) -> Any:
         raise TypeError(

@@ -276,6 +276,8 @@ class Driver:
             except queue.Empty:
                 item = _Flush()
             self._take(item)
+            if self._broken is not None:
+                return
             now = time.monotonic()
             if not gathering:
                 gathered_at = now
@@ -316,7 +318,7 @@ class Driver:
         """The futures are cancelled already; see that nothing runs for them."""
         cancelled = tuple(key for key in keys if key in self._tasks)
         for key in cancelled:
-            self._tasks[key].future.set_running_or_notify_cancel()  # tells who waits for it that it is cancelled
+            self._tasks[key].future.show_running()  # which tells who waits for it that it is cancelled
         if cancelled:
             self._do(CancelAsked(cancelled))
         for key in cancelled:
@@ -379,7 +381,7 @@ class Driver:
             return  # cancelled meanwhile, or told twice
         result, exc = outcomes.load(data, key, self._session_key)
         self._do(Ended(key, exc is None))
-        if not _show_running(task.future):
+        if not task.future.show_running():
             return
         if exc is None:
             task.future.set_result(result)
@@ -402,7 +404,7 @@ class Driver:
             case Release():
                 del self._bundles[action.burst]
             case ShowRunning():
-                _show_running(self._tasks[action.key].future)
+                self._tasks[action.key].future.show_running()
             case Fail():
                 _fail(self._tasks.pop(action.key).future, error)
             case FailLike():
@@ -430,7 +432,8 @@ class Driver:
 
     def _break(self, error: BaseException) -> None:
         """Nothing can be waited for any more: every future fails with the reason."""
-        self._broken = error
+        with self._lock:
+            self._broken = error  # no submit puts anything into the inbox from now on
         tasks, self._tasks = self._tasks, {}
         for task in tasks.values():
             _fail(task.future, error)
@@ -447,7 +450,7 @@ class Driver:
 
     def _say_goodbye(self) -> None:
         """Tell the service that its client is done; its files go unless something was lost."""
-        if self._unreachable is not None or self._broken is not None:
+        if self._unreachable is not None:
             return
         self._client.send(Close(discard=not self._keep))
         deadline = time.monotonic() + _GOODBYE_S
@@ -460,13 +463,8 @@ class Driver:
                 return
 
 
-def _show_running(future: TaskFuture[Any]) -> bool:
-    """Whether the future may be completed: it is running, from now on if it was not; False if it was cancelled."""
-    return future.running() or (not future.done() and future.set_running_or_notify_cancel())
-
-
 def _fail(future: TaskFuture[Any], error: BaseException | None) -> None:
-    if _show_running(future):
+    if future.show_running():
         future.set_exception(error)
 
 
