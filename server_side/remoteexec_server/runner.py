@@ -6,13 +6,15 @@
 
 The supervisor sees every way a process can end (a signal, os._exit, a crashed interpreter), so most losses are known
 the moment they happen, with nobody logged in. What it leaves to the scheduler: SIGKILL (out of memory? cancelled?)
-and whatever followed a SIGTERM to the supervisor itself (time limit, cancelled, preempted).
+and SIGTERM, which it sends first (time limit, cancelled, preempted).
 
-Exit codes: 0 an outcome or a loss is published; 74 it could not be written; 128 + n for signal n.
+Exit codes: 0 an outcome or a loss is published, or another runner has the task; 74 it could not be written; 128 + n for
+signal n; else that of a child that did not get as far as the claim.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -63,7 +65,8 @@ def supervise(session: Session, job: Job, index: int) -> int:
     def on_sigterm(number: int, frame: object) -> None:
         nonlocal terminated
         terminated = True
-        os.kill(child, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGTERM)
 
     child = os.fork()
     if child == 0:
@@ -75,11 +78,11 @@ def supervise(session: Session, job: Job, index: int) -> int:
     names = os.listdir(session.outcomes)
     if f"{task.key}.h5" in names or f"{task.key}.lost" in names:
         return 0
+    if terminated or code in (-signal.SIGKILL, -signal.SIGTERM):  # of one SIGTERM to all, the child's may come first
+        return 128 + (-code if code < 0 else signal.SIGTERM)
     claim = session.read_claim(task.key)
     if claim is None or claim.pid != child or claim.host != socket.gethostname():
-        return 0  # another runner has the task
-    if terminated or code == -signal.SIGKILL:
-        return 128 + (-code if code < 0 else signal.SIGTERM)
+        return code if code >= 0 else 128 - code  # 0: another runner has the task
     try:
         session.publish_loss(task.key, _why(session, job, index, code))
     except OSError as exc:
@@ -115,22 +118,22 @@ def _child(session: Session, job: Job, index: int) -> None:
     try:
         code = _run(session, job, job.tasks[index])
     except OSError as exc:
-        print(f"remoteexec: cannot write to the store: {exc}", file=sys.stderr)
         code = EX_IOERR
+        with contextlib.suppress(Exception):
+            print(f"remoteexec: cannot write to the store: {exc}", file=sys.stderr)
     except BaseException:  # the process edge
-        traceback.print_exc()
+        with contextlib.suppress(Exception):
+            traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
-            try:
+            with contextlib.suppress(Exception):  # the user's function closed or replaced it, or the disk is full
                 stream.flush()
-            except (OSError, ValueError):  # the user's function closed it, or the disk is full
-                pass
         os._exit(code)  # threads and atexit hooks of the user's libraries must not hold the job's cores
 
 
 def _run(session: Session, job: Job, task: JobTask) -> int:
-    started = time.time()
-    if not session.claim(task.key, Claim(job_id(), socket.gethostname(), os.getpid(), started)):
+    started, process = time.time(), os.getpid()
+    if not session.claim(task.key, Claim(job_id(), socket.gethostname(), process, started)):
         return 0
     from .store import hdf5
 
@@ -140,6 +143,8 @@ def _run(session: Session, job: Job, task: JobTask) -> int:
     except InputLostError as lost:
         session.publish_loss(task.key, Loss("upstream", str(lost), job=job_id(), upstream=lost.key))
         return 0
+    if os.getpid() != process:
+        return 0  # the user's function has forked, and this is its child: the outcome is the parent's to tell
     facts = {**outcome.facts, **_facts(started)}
     outcome = hdf5.Outcome(outcome.ok, outcome.value, facts)
     session.publish_outcome(task.key, hdf5.write_outcome(task.key, outcome, key))
@@ -170,7 +175,10 @@ def _compute(session: Session, job: Job, task: JobTask, key: bytes) -> Outcome:
         function, arguments = hdf5.read_call(bundle, job.burst, task.position, key)
     except HeaderError as exc:
         return _failed(exc, "refused")
-    _prepare(job)
+    try:
+        _prepare(job)
+    except OSError as exc:  # the directory that the user named
+        return _failed(exc, "raised")
     inputs = _Inputs(session, job, key)
     try:
         fn = payload.loads(function.data, function.buffers)
