@@ -72,11 +72,20 @@ class _Task:
 
 @dataclass
 class _Burst:
-    """A burst on its way into the queue."""
+    """A burst on its way into the queue.
+
+    Attributes:
+        groups: jobs still to be submitted; None before the burst was cut into jobs.
+        accepted: every job was submitted, or refused.
+        attempt: questions for the longest array that got no answer.
+        due_at: not before.
+    """
 
     submit: Submit
-    groups: deque[_Group]
+    groups: deque[_Group] | None = None
     accepted: bool = False
+    attempt: int = 0
+    due_at: float = 0.0
 
 
 @dataclass
@@ -181,7 +190,7 @@ class Service:
         """Seconds until `step` has something to do; None: only after a request."""
         if self._pushed:
             return 0.0
-        due = [self._group(burst).due_at for burst in self._submitting]
+        due = [self._submit_at(burst) for burst in self._submitting]
         if self._doomed:
             due.append(self._doom_at)
         if self._open:
@@ -244,39 +253,55 @@ class Service:
         return ("SubmitRejected", f"tasks {twice[:3]} were submitted before") if twice else None
 
     def _adopt(self, submit: Submit) -> _Burst:
-        """Make records of a burst and cut it into jobs. The cut is the same whenever it is made again."""
-        cuts: dict[tuple[int, tuple[TaskKey, ...]], list[int]] = {}
-        for position, entry in enumerate(submit.tasks):
+        """Make records of a burst; it waits for its turn to be submitted."""
+        for entry in submit.tasks:
             self._tasks[entry.key] = _Task(entry, submit.burst)
             for upstream in entry.upstream:
                 self._dependants.setdefault(upstream, []).append(entry.key)
-            cuts.setdefault((entry.resources, tuple(sorted(set(entry.upstream)))), []).append(position)
-        most = self.queue.max_array()
-        pieces = [
-            positions[start : start + most] for positions in cuts.values() for start in range(0, len(positions), most)
-        ]
-        pieces.sort(key=lambda piece: piece[0])  # inputs are submitted before what needs them
-        groups = deque(_Group(f"rx-{submit.burst}-{n}", piece) for n, piece in enumerate(pieces))
-        burst = self._bursts[submit.burst] = _Burst(submit, groups)
+        burst = self._bursts[submit.burst] = _Burst(submit)
         self._submitting.append(submit.burst)
         self.queue.prewarm()
         return burst
 
-    def _group(self, burst: BurstId) -> _Group:
-        return self._bursts[burst].groups[0]
+    def _cut(self, burst: _Burst) -> deque[_Group]:
+        """Cut a burst into jobs. Noted before the first is submitted: whoever goes on has to cut it in the same way.
+
+        Raises:
+            SchedulerUnavailable: it does not say how long an array may be.
+        """
+        most = self.queue.max_array()
+        self._journal.append({"burst": burst.submit.burst, "most": most})
+        return _groups(burst.submit, most)
+
+    def _submit_at(self, name: BurstId) -> float:
+        """When the next job of a burst is to be submitted."""
+        burst = self._bursts[name]
+        return burst.groups[0].due_at if burst.groups else burst.due_at
 
     def _submit_due(self, now: float) -> bool:
-        return bool(self._submitting) and self._group(self._submitting[0]).due_at <= now
+        return bool(self._submitting) and self._submit_at(self._submitting[0]) <= now
 
     def _submit_next(self) -> None:
         """Submit one job of the oldest burst; the burst is accepted when its last job is."""
         burst = self._bursts[self._submitting[0]]
+        if burst.groups is None:
+            try:
+                burst.groups = self._cut(burst)
+            except SchedulerUnavailable as exc:
+                self._put_off(burst, exc)
+                return
+            except OSError as exc:
+                burst.groups = deque()
+                self._lose_unwritten(burst, burst.submit.tasks, exc)
+                self._accept(burst)
+                return
         group = burst.groups[0]
         entries = [burst.submit.tasks[position] for position in group.positions]
         upstream = entries[0].upstream
         if any(self._has_failed(key) for key in upstream):
+            failed = next(key for key in upstream if self._has_failed(key))
             for entry in entries:
-                self._inherit(entry.key, next(key for key in upstream if self._has_failed(key)))
+                self._inherit(entry.key, failed)
         elif not all(self._tasks[entry.key].over for entry in entries):  # not cancelled meanwhile
             try:
                 self._place(group, entries, self._submitted(burst, group))
@@ -285,17 +310,24 @@ class Service:
                 keys = tuple(entry.key for entry in entries)
                 self._events.append(Rejected(burst.submit.burst, keys, "SubmitRejected", str(exc)))
             except SchedulerUnavailable as exc:
-                group.due_at = self.clock() + _RETRY_S[min(group.attempt, len(_RETRY_S) - 1)]
-                group.attempt += 1
-                self._say(f"{exc}; submitting again in {group.due_at - self.clock():.0f} s")
+                self._put_off(group, exc)
                 return
             except OSError as exc:
                 self._lose_unwritten(burst, entries, exc)
         burst.groups.popleft()
         if not burst.groups:
-            self._submitting.popleft()
-            burst.accepted = True
-            self._events.append(self._accepted(burst))
+            self._accept(burst)
+
+    def _put_off(self, what: _Burst | _Group, exc: SchedulerUnavailable) -> None:
+        pause = _RETRY_S[min(what.attempt, len(_RETRY_S) - 1)]
+        what.attempt += 1
+        what.due_at = self.clock() + pause
+        self._say(f"{exc}; submitting again in {pause:.0f} s")
+
+    def _accept(self, burst: _Burst) -> None:
+        self._submitting.remove(burst.submit.burst)
+        burst.accepted = True
+        self._events.append(self._accepted(burst))
 
     def _lose_unwritten(self, burst: _Burst, entries: Sequence[Entry], exc: OSError) -> None:
         message = f"the store on the cluster cannot be written: {exc}"
@@ -439,38 +471,56 @@ class Service:
         self._tell_loss(task, loss)
 
     def _tell_loss(self, task: _Task, loss: Loss) -> None:
+        self._tell(task, loss)
+        self._over(task, failed=True)
+
+    def _tell(self, task: _Task, loss: Loss) -> None:
         if task.wanted:
             task.wanted = False
             self._events.append(Lost(task.entry.key, loss))
-        self._over(task, failed=True)
 
     def _over(self, task: _Task, failed: bool) -> None:
         """A task has ended; if it failed, so have all that wait for it, now and not when their turn comes."""
+        self._finish(task, failed)
+        ended = [task.entry.key]
+        while ended:
+            upstream = ended.pop()
+            for key in self._dependants.pop(upstream, ()):
+                if failed and self._inherit(key, upstream):
+                    ended.append(key)
+
+    def _finish(self, task: _Task, failed: bool) -> None:
         task.over, task.failed = True, failed
         self._open.pop(task.entry.key, None)
-        if failed:
-            for key in self._dependants.get(task.entry.key, ()):
-                self._inherit(key, task.entry.key)
-        self._dependants.pop(task.entry.key, None)
 
     def _has_failed(self, key: TaskKey) -> bool:
         return key in self._tasks and self._tasks[key].failed
 
-    def _inherit(self, key: TaskKey, upstream: TaskKey) -> None:
-        """Fail a task whose input failed, unless it has started: then its runner sees to it."""
+    def _inherit(self, key: TaskKey, upstream: TaskKey) -> bool:
+        """Fail a task whose input failed, unless it has started: then its runner sees to it. Returns whether it did.
+
+        What waits for this task in turn is the caller's.
+        """
         task = self._tasks[key]
         if task.over or task.started:
-            return
+            return False
         if task.ref is not None:
             self._doomed.append(task.ref)
-        self._publish_loss(task, Loss("upstream", f"input {upstream} has failed", upstream=upstream))
+        loss = Loss("upstream", f"input {upstream} has failed", upstream=upstream)
+        self._write_loss(task, loss)
+        self._tell(task, loss)
+        self._finish(task, failed=True)
+        return True
 
     def _publish_loss(self, task: _Task, loss: Loss) -> None:
+        self._write_loss(task, loss)
+        self._tell_loss(task, loss)
+
+    def _write_loss(self, task: _Task, loss: Loss) -> None:
         try:
             self.session.publish_loss(task.entry.key, loss)
         except OSError as exc:
             self._say(f"loss of task {task.entry.key} cannot be written: {exc}")
-        self._tell_loss(task, loss)
 
     def _lose(self, entries: Sequence[Entry], loss: Loss) -> None:
         for entry in entries:
@@ -552,13 +602,22 @@ class Service:
 
     def _recover(self) -> None:
         """Rebuild everything from the store."""
-        notes = {note["name"]: JobId(note["job"]) for note in self._journal.notes() if "name" in note}
+        jobs: dict[str, JobId] = {}
+        most: dict[BurstId, int] = {}
+        for note in self._journal.notes():
+            if "name" in note:
+                jobs[note["name"]] = JobId(note["job"])
+            else:
+                most.setdefault(BurstId(note["burst"]), note["most"])
         for submit in self.session.bursts():
             burst = self._adopt(submit)
+            if submit.burst not in most:
+                continue  # nothing of it was submitted
+            burst.groups = _groups(submit, most[submit.burst])
             for group in list(burst.groups):
-                if group.name in notes:
+                if group.name in jobs:
                     keys = [submit.tasks[position].key for position in group.positions]
-                    self._assign(group.name, keys, notes[group.name])
+                    self._assign(group.name, keys, jobs[group.name])
                     burst.groups.remove(group)
             if not burst.groups:
                 burst.accepted = True
@@ -577,3 +636,15 @@ class Service:
     def _drain(self) -> list[Event]:
         events, self._events = self._events, []
         return events
+
+
+def _groups(submit: Submit, most: int) -> deque[_Group]:
+    """A burst cut into jobs of at most `most` tasks; always in the same way."""
+    cuts: dict[tuple[int, tuple[TaskKey, ...]], list[int]] = {}
+    for position, entry in enumerate(submit.tasks):
+        cuts.setdefault((entry.resources, tuple(sorted(set(entry.upstream)))), []).append(position)
+    pieces = [
+        positions[start : start + most] for positions in cuts.values() for start in range(0, len(positions), most)
+    ]
+    pieces.sort(key=lambda piece: piece[0])  # inputs are submitted before what needs them
+    return deque(_Group(f"rx-{submit.burst}-{n}", piece) for n, piece in enumerate(pieces))
