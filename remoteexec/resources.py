@@ -52,7 +52,7 @@ def _merge(given: Mapping[str, Any], defaults: Resources) -> Resources:
             )
             extra[key] = value
         elif name == "slurm_cmd_args":
-            values[name] = (value,) if isinstance(value, str) else tuple(value)
+            values[name] = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
         else:
             values[name] = value
     return replace(defaults, **values, extra=extra)

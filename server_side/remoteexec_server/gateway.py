@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)  # what a library prints, or a child reads, must not meet the frames
     os.dup2(2, 1)
-    _write(frames_out, options.sentinel.encode() + b"\n")
+    _write(frames_out, b"\n" + options.sentinel.encode() + b"\n")
     inbox: loop.Inbox = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(frames_in, inbox), name="reader", daemon=True).start()
 

@@ -1,8 +1,8 @@
 """Frames on a byte stream: messages and the bytes behind them, multiplexed.
 
     stream  = whatever a login shell prints, sentinel line, frame, frame, ...
-    frame   = total length (4 bytes, big endian) | length of the JSON (4) | JSON | tail
-    JSON    = a message of `messages`; length 0: the tail is a slice of the bytes behind the last message
+    frame   = total length (4 bytes, big endian) | length of the JSON (4) | JSON or slice
+    JSON    = a message of `messages`; length 0: a slice of the bytes behind the last message
 
 A message with bytes behind it (`Submit`, `OutcomeReady`) is followed by slices of at most `SLICE` bytes until its
 `size` is reached. Nothing else comes between, so there is one such transfer at a time in each direction.
@@ -57,11 +57,13 @@ def encode(message: Message, tail: bytes | memoryview = b"") -> Iterator[bytes]:
 def skip_to(sentinel: bytes, read: Reader, most: int = 1 << 20) -> bytes:
     """Read past whatever a login shell prints; returns the bytes behind the sentinel's line that came with it.
 
+    The sentinel is a line of its own: a shell that prints the commands it runs prints it too, at the end of a line.
+
     Raises:
         FrameError: the stream ended, or `most` bytes came, without the sentinel; the message holds the last of them.
     """
     seen = b""
-    mark = sentinel + b"\n"
+    mark = b"\n" + sentinel + b"\n"
     while mark not in seen:
         piece = read(65536)
         seen += piece
@@ -88,6 +90,8 @@ def decode(read: Reader, first: bytes = b"") -> Messages:
             if tail is None:
                 return
             raise FrameError("a slice without a message before it")
+        if tail:
+            raise FrameError("a message and a slice in one frame")
         parsed = from_json(message)
         size, body = tail_size(parsed), bytearray()
         if size < 0:

@@ -55,11 +55,10 @@ class Header:
 
 def seal(header: Header, body: bytes | memoryview, key: bytes) -> bytes:
     """The user block: `header` and its digest, `BLOCK` bytes."""
-    plain = dataclasses.asdict(header)
-    block = _dumps({**plain, "mac": _digest(plain, body, key)})
+    block = _block(header, _digest(header, body, key))
     if len(block) > BLOCK:
         raise HeaderError(f"header of {len(block)} bytes: at most {BLOCK}")
-    return block.ljust(BLOCK)
+    return block
 
 
 def read(data: bytes | memoryview) -> Header:
@@ -89,7 +88,7 @@ def check(data: bytes | memoryview, key: bytes, kind: str, subject: str) -> Head
     agree(header)
     if (header.kind, header.subject) != (kind, subject):
         raise HeaderError(f"{header.kind} {header.subject!r} stands where {kind} {subject!r} should be")
-    if not hmac.compare_digest(mac, _digest(dataclasses.asdict(header), memoryview(data)[BLOCK:], key)):
+    if not hmac.compare_digest(mac, _digest(header, memoryview(data)[BLOCK:], key)):
         raise HeaderError(f"{kind} {subject!r}: the digest does not fit, the file is damaged or not of this session")
     return header
 
@@ -122,9 +121,10 @@ def _parse(data: bytes | memoryview) -> tuple[Header, str]:
         mac = plain.pop("mac")
         header = Header(**plain)
         fits = all(type(getattr(header, f.name)).__name__ == f.type for f in dataclasses.fields(Header))
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise HeaderError(f"not a file of remoteexec: it starts with {bytes(data[:40])!r}") from exc
-    if not fits or not isinstance(mac, str):
+    # written in no other way: the digest covers what the block says, not how it is spelled and padded
+    if not fits or not isinstance(mac, str) or _block(header, mac) != data[:BLOCK]:
         raise HeaderError(f"not a header of remoteexec: {plain!r:.200}")
     return header, mac
 
@@ -133,7 +133,11 @@ def _dumps(plain: dict[str, object]) -> bytes:
     return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _digest(plain: dict[str, object], body: bytes | memoryview, key: bytes) -> str:
-    mac = hmac.new(key, _dumps(plain), hashlib.sha256)
+def _block(header: Header, mac: str) -> bytes:
+    return _dumps({**dataclasses.asdict(header), "mac": mac}).ljust(BLOCK)
+
+
+def _digest(header: Header, body: bytes | memoryview, key: bytes) -> str:
+    mac = hmac.new(key, _dumps(dataclasses.asdict(header)), hashlib.sha256)
     mac.update(body)
     return mac.hexdigest()

@@ -226,11 +226,11 @@ def from_json(text: str | bytes) -> Message:
     """
     try:
         plain = json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise MessageError(f"not JSON: {text[:80]!r}") from exc
-    if not isinstance(plain, dict) or plain.get("is") not in _KINDS:
+    kind = _KINDS.get(str(plain.pop("is", ""))) if isinstance(plain, dict) else None
+    if kind is None:
         raise MessageError(f"not a message: {text[:80]!r}")
-    kind = _KINDS[plain.pop("is")]
     return typing.cast(Message, build(kind, plain))
 
 

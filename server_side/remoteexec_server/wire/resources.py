@@ -85,12 +85,16 @@ class Resources:
                 raise ResourceError(
                     f"{key}={value!r}: letters, digits and _ . + @ : , - only, not starting with a dash or a dot"
                 )
+        if not isinstance(self.slurm_cmd_args, tuple):
+            raise ResourceError(f"slurm_cmd_args={self.slurm_cmd_args!r}: must be a tuple, one option each")
+        if self.submission_template is not None and not isinstance(self.submission_template, str):
+            raise ResourceError(f"submission_template={self.submission_template!r}: must be Jinja2 text")
         texts: list[tuple[str, object]] = [("slurm_cmd_args", value) for value in self.slurm_cmd_args]
         for key, value in [*texts, *([("cwd", self.cwd)] if self.cwd is not None else [])]:
             if not isinstance(value, str) or not value or _CONTROL.search(value):
                 raise ResourceError(f"{key}={value!r}: must be text without line breaks or control characters")
         for key, value in dict[str, object](self.extra).items():
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
                 raise ResourceError(f"{key!r}: a template's variable is named with letters, digits and _")
             if not isinstance(value, (str, int, float, bool)) or (isinstance(value, str) and _CONTROL.search(value)):
                 raise ResourceError(f"{key}={value!r}: must be a number or text without line breaks")

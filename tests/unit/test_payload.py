@@ -1,0 +1,123 @@
+"""Objects are the same after they have travelled, by value where the other end cannot import them."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remoteexec_server.wire import payload
+from remoteexec_server.wire.messages import TaskKey
+from remoteexec_server.wire.payload import OUT_OF_BAND, dumps, loads
+
+
+class Reference:
+    """Stands for the result of a task, as a future does."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+
+def refer(obj: Any) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
+    return (payload.resolve, (obj.key,)) if isinstance(obj, Reference) else None
+
+
+def travelled(value: object) -> Any:
+    pickled = dumps(value)
+    return loads(pickled.data, [bytes(view) for view in pickled.buffers])
+
+
+@pytest.mark.parametrize("value", [None, 1, "ü\ud800", b"\0", (1, [2, {"a": {3}}]), 1j, ..., NotImplemented])
+def test_a_plain_value_is_the_same(value: object) -> None:
+    assert travelled(value) == value
+
+
+def test_a_closure_a_lambda_and_a_class_of_a_test_travel_by_value() -> None:
+    factor = 3
+
+    class Local:
+        def times(self, x: int) -> int:
+            return factor * x
+
+    assert (travelled(lambda x: factor * x)(2), travelled(Local().times)(2)) == (6, 6)
+
+
+def test_small_arrays_stay_in_the_pickle_and_large_ones_do_not() -> None:
+    small, large = np.zeros(OUT_OF_BAND // 8 - 1), np.arange(OUT_OF_BAND // 8, dtype=float)
+    pickled = dumps({"small": small, "large": large, "again": large})
+
+    assert ([view.nbytes for view in pickled.buffers], len(pickled.data) < 2 * OUT_OF_BAND) == ([OUT_OF_BAND], True)
+    assert pickled.size == len(pickled.data) + OUT_OF_BAND
+    assert np.array_equal(loads(pickled.data, pickled.buffers)["again"], large)
+
+
+def test_references_are_replaced_wherever_they_stand() -> None:
+    a, b = Reference("a"), Reference("b")
+    pickled = dumps(([a, {"x": (b, {"y": a})}], {"k": b}), refer)
+    asked: list[str] = []
+
+    def values(key: TaskKey) -> str:
+        asked.append(key)
+        return f"<{key}>"
+
+    assert loads(pickled.data, pickled.buffers, values) == (
+        [["<a>", {"x": ("<b>", {"y": "<a>"})}], {"k": "<b>"}][0],
+        {"k": "<b>"},
+    )
+    assert asked == ["a", "b"]  # each once: pickle remembers what it has seen
+
+
+def test_a_reference_that_cannot_be_had_ends_the_load() -> None:
+    def values(key: TaskKey) -> None:
+        raise KeyError(key)
+
+    pickled = dumps([Reference("a")], refer)
+    with pytest.raises(KeyError, match="a"):
+        loads(pickled.data, (), values)
+    with pytest.raises(LookupError):  # and nothing of that load is left for the next one
+        loads(pickled.data)
+
+
+def test_a_known_result_takes_the_place_of_its_future() -> None:
+    pickled = dumps([Reference("a")], lambda obj: (payload.given, ({"n": 1},)) if isinstance(obj, Reference) else None)
+
+    assert loads(pickled.data) == [{"n": 1}]
+
+
+@pytest.mark.parametrize("value", [threading.Lock(), [threading.Lock()], {"a": sys._getframe()}], ids=repr)
+def test_what_cannot_be_pickled_raises_what_pickle_raises(value: object) -> None:
+    with pytest.raises((TypeError, pickle.PicklingError)):
+        dumps(value)
+
+
+def test_what_is_nested_too_deep_is_an_exception_like_any_other() -> None:
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises((RecursionError, pickle.PicklingError)):  # cloudpickle words it so
+        dumps(nested)
+
+
+def test_a_module_beside_the_script_travels_by_value_and_a_library_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_of_payload.py").write_text("FACTOR = 7\ndef seven(x):\n    return FACTOR * x\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import mine_of_payload  # type: ignore[import-not-found]
+
+    pickled = dumps(mine_of_payload.seven)
+    monkeypatch.delitem(sys.modules, "mine_of_payload")
+    monkeypatch.undo()
+
+    assert loads(pickled.data)(6) == 42
+    assert b"seven" in pickled.data
+    assert len(dumps(subprocess.run).data) < 100
+    assert len(dumps(np.linalg.norm).data) < 100
+    assert len(dumps(payload.resolve).data) < 100

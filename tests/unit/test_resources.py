@@ -1,0 +1,123 @@
+"""resource_dict as users write it becomes Resources, or an error that names key, value and rule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from remoteexec.resources import ResourceError, Resources, read_resources
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (None, Resources()),
+        ({}, Resources()),
+        ({"cores": 1, "run_time_max": 600}, Resources(run_time_max_s=600)),
+        ({"memory_max": 1.5, "queue": "long"}, Resources(memory_max_gb=1.5, partition="long")),
+        ({"partition": "a,b", "account": "p-1"}, Resources(partition="a,b", account="p-1")),
+        ({"job_name": "x.y"}, Resources(job_name="x.y")),
+        ({"slurm_cmd_args": ["--qos=debug", "-v"]}, Resources(slurm_cmd_args=("--qos=debug", "-v"))),
+        ({"slurm_cmd_args": "--qos=debug"}, Resources(slurm_cmd_args=("--qos=debug",))),
+        ({"cwd": "a'; echo b ü"}, Resources(cwd="a'; echo b ü")),
+        ({"submission_template": "#!/bin/sh\n"}, Resources(submission_template="#!/bin/sh\n")),
+        ({"threads_per_core": 4, "gpus_per_core": 1, "num_nodes": 1, "exclusive": True, "priority": -5},
+         Resources(threads_per_core=4, gpus_per_core=1, num_nodes=1, exclusive=True, priority=-5)),
+        (Resources(partition="x"), Resources(partition="x")),
+    ],
+)  # fmt: skip
+def test_keys_are_read_under_their_usual_names(given: Any, read: Resources) -> None:
+    assert read_resources(given) == read
+
+
+def test_defaults_hold_where_a_call_says_nothing_and_a_resources_replaces_them_all() -> None:
+    defaults = read_resources({"partition": "long", "run_time_max": 60})
+
+    assert read_resources({"run_time_max": 5}, defaults) == Resources(partition="long", run_time_max_s=5)
+    assert read_resources(None, defaults) == defaults
+    assert read_resources(Resources(cwd="/x"), defaults) == Resources(cwd="/x")
+
+
+def test_a_callers_dict_is_never_changed_nor_kept() -> None:
+    given = {"slurm_cmd_args": ["-v"], "run_time_max": 5}
+    read = read_resources(given)
+    given["slurm_cmd_args"].append("-x")  # type: ignore[attr-defined]
+
+    assert given == {"slurm_cmd_args": ["-v", "-x"], "run_time_max": 5}
+    assert read == Resources(slurm_cmd_args=("-v",), run_time_max_s=5)
+
+
+def test_an_unknown_key_reaches_the_template_and_is_warned_about() -> None:
+    with pytest.warns(UserWarning, match=r"resource_dict\['coress'\] is no resource remoteexec knows"):
+        read = read_resources({"coress": 2}, Resources(extra={"site": "x"}))
+
+    assert read == Resources(extra={"site": "x", "coress": 2})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("cores", 0),
+        ("cores", True),
+        ("cores", 1.0),
+        ("cores", "1"),
+        ("threads_per_core", -1),
+        ("gpus_per_core", -1),
+        ("num_nodes", 0),
+        ("run_time_max", 0),
+        ("run_time_max", "60"),
+        ("run_time_max", math.nan),
+        ("run_time_max", math.inf),
+        ("memory_max", -1),
+        ("memory_max", True),
+        ("exclusive", 1),
+        ("priority", "high"),
+        ("priority", True),
+        ("partition", "a b"),
+        ("partition", "-x"),
+        ("partition", "a\n#SBATCH --uid=0"),
+        ("partition", ["a"]),
+        ("account", "a;b"),
+        ("job_name", "$(x)"),
+        ("job_name", ""),
+        ("cwd", "a\nb"),
+        ("cwd", ""),
+        ("cwd", 5),
+        ("slurm_cmd_args", ["--x\n#SBATCH"]),
+        ("slurm_cmd_args", [""]),
+        ("slurm_cmd_args", [5]),
+        ("slurm_cmd_args", 5),
+        ("submission_template", 5),
+        ("submission_template", ["#!/bin/sh"]),
+    ],
+)
+def test_a_value_that_no_scheduler_may_see_is_refused_by_name(key: str, value: object) -> None:
+    with pytest.raises(ResourceError, match=f"^(run_time_max_s|memory_max_gb|{key})="):
+        read_resources({key: value})
+
+
+@pytest.mark.filterwarnings("ignore:resource_dict")
+@pytest.mark.parametrize(
+    ("key", "value"), [("a b", 1), ("", 1), (1, 1), ("x", [1]), ("x", None), ("x", "a\nb"), ("a\n", 1)]
+)
+def test_an_unknown_key_or_value_that_a_template_may_not_see_is_refused(key: Any, value: object) -> None:
+    with pytest.raises(ResourceError):
+        read_resources({key: value})
+
+
+def test_resources_made_by_hand_are_checked_as_well() -> None:
+    with pytest.raises(ResourceError, match="slurm_cmd_args"):
+        read_resources(Resources(slurm_cmd_args=["-v"]))  # type: ignore[arg-type]
+
+
+def test_several_ranks_are_refused_until_there_is_mpi() -> None:
+    with pytest.raises(ResourceError, match="cores=2: functions that run on several MPI ranks"):
+        read_resources({"cores": 2})
+
+
+def test_equal_resources_are_one_key_of_a_dict() -> None:
+    one, other = Resources(extra={"a": 1, "b": 2}), Resources(extra={"b": 2, "a": 1})
+
+    assert ({one: "x"}[other], one == other) == ("x", True)
