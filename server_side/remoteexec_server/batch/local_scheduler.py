@@ -123,6 +123,7 @@ class Scheduler:
         self._deadlines: list[tuple[float, Element, int]] = []  # when, whom to signal, with what
         self._node = socket.gethostname()
         self._unwritten: list[str] = []
+        self._over: list[JobId] = []  # their files go once their last event is written
         self._journal = -1
         self._wake = -1
 
@@ -172,7 +173,7 @@ class Scheduler:
                 left = process.started_at + job.walltime_s - time.time()
                 heapq.heappush(self._deadlines, (time.monotonic() + left, element, signal.SIGTERM))
         if job.job not in self._plan:
-            self._forget(job.job)
+            self._over.append(job.job)
 
     # ---- rounds ----
 
@@ -271,7 +272,7 @@ class Scheduler:
         for index in running:
             self._tell_to_end(Element(job, index), facts)
         if over:
-            self._forget(job)
+            self._over.append(job)
 
     def _tell_to_end(self, element: Element, facts: JobFacts) -> None:
         running = self._running[element]
@@ -318,7 +319,7 @@ class Scheduler:
             facts = JobFacts(ending.state, ending.reason, ending.node, facts.exit_code, facts.signal)
         self._unwritten.append(local_spool.end_event(element.job, [element.at], facts))
         if self._plan.end(element):
-            self._forget(element.job)
+            self._over.append(element.job)
 
     def _start(self) -> None:
         """Start what the plan allows, noted before it is done; nothing, while the journal cannot be written."""
@@ -342,7 +343,7 @@ class Scheduler:
             facts = JobFacts(JobState.FAILED, f"launch failed: {exc}", self._node)
             self._unwritten.append(local_spool.end_event(job.job, [element.at], facts))
             if self._plan.end(element):
-                self._forget(job.job)
+                self._over.append(job.job)
             return False
         process = Process(child.pid, born(child.pid), time.time())
         self._running[element] = _Running(process, child)
@@ -362,12 +363,12 @@ class Scheduler:
             except OSError as exc:
                 print(f"{self._spool.events}: {exc}", file=sys.stderr, flush=True)
                 return False
-            rest = data[written:].decode()
-            self._unwritten = [rest] if rest else []
+            rest = data[written:]
+            self._unwritten = [rest.decode()] if rest else []
+        for job in self._over:
+            (self._spool.jobs / f"{job}.json").unlink(missing_ok=True)
+        self._over.clear()
         return True
-
-    def _forget(self, job: JobId) -> None:
-        (self._spool.jobs / f"{job}.json").unlink(missing_ok=True)
 
     def _set_aside(self, path: Path, exc: Exception) -> None:
         print(f"{path} was set aside: {exc}", file=sys.stderr, flush=True)

@@ -214,10 +214,14 @@ class Spool:
             raise
 
     def waiting(self) -> Iterator[Job]:
-        """Jobs in the in-tray and those taken but not ended, oldest first."""
-        for directory in (self.jobs, self.inbox):
-            names = [name for name in os.listdir(directory) if name.endswith(".json")]
-            for name in sorted(names, key=lambda name: int(name.removesuffix(".json"))):
+        """Jobs in the in-tray and those taken but not ended.
+
+        In this order, so that none is missed that the scheduler takes at this moment.
+        """
+        for directory in (self.inbox, self.jobs):
+            for name in os.listdir(directory):
+                if not name.endswith(".json"):
+                    continue
                 try:
                     yield read_job(directory / name)
                 except FileNotFoundError:
