@@ -87,7 +87,7 @@ class InProcess:
 
             try:
                 command = loop.runner_command(sys.executable)
-                loop.run(self._requests, emit, self._root, self._scheduler, command, None)
+                loop.run(self._requests, emit, self._root, self._scheduler, command)
             except BaseException as exc:  # the thread's edge
                 answers.put(exc)
                 deliver((Failed(exc), b""))

@@ -1,12 +1,14 @@
 """The batch service behind an SSH login: starts the gateway there, speaks frames with it, and comes back after a drop.
 
-    driver thread ─ send ─▶ stream.write          (one lock: a message and its bytes stay together)
+    driver thread ─ send ─▶ stream.write          (`_writing`: a message and its bytes stay together)
     link thread   ─ stream.read ─▶ deliver        connect, Hello, read until it breaks; pause; again
-    pulse thread  ─ Ping every 15 s               no answer in 30 s: the link is closed, so the link thread sees it
-    break
+    pulse thread  ─ Ping every 15 s
+    watch thread  ─ no byte either way for 45 s: the link is closed, so the link thread sees it break, and a writer that
+                    waits for room in a dead connection is freed
 
-`_lock` guards `_stream` and writing to it. Only what a second try can mend is tried again; a refused key or a changed
-host key ends the client, since sites ban who keeps trying.
+`_lock` guards `_link` and `_stream` and is never held while something waits. Bytes count as life, not answers: a
+Pong waits behind a large result. Only what a second try can mend is tried again; a refused key or a changed host key
+ends the client, since sites ban who keeps trying.
 """
 
 from __future__ import annotations
@@ -38,7 +40,13 @@ from .base import Link, Stream
 log = logging.getLogger("remoteexec")
 
 _PING_S = 15.0
-_SILENT_S = 30.0
+_SILENT_S = 45.0
+"""A connection that has carried no byte for so long is dead, though nothing says so: Pongs come every 15 s."""
+_START_S = 120.0
+"""The same while the gateway starts, which on a slow shared file system takes long before it says anything."""
+_LOOK_S = 1.0
+_LEAVE_S = 5.0
+"""How long `close` waits for a connection that is just being made."""
 _PAUSES_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Before each reconnection; the last one for ever. Sites that ban for many logins count far more than two a minute."""
 
@@ -62,73 +70,111 @@ class GatewayClient:
     ) -> None:
         self._connect, self._argv, self._explain, self._hello = connect, argv, explain, hello
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._stream: Stream | None = None
         self._link: Link | None = None
+        self._alive_at = 0.0  # when a byte went either way; written by whoever moved it
         self._closed = threading.Event()
-        self._answered = threading.Event()  # something came since the last Ping
         self._threads: list[threading.Thread] = []
 
     def open(self, deliver: Deliver) -> Welcome:
         """See ServiceClient. The first connection is made on the caller's thread: its errors are the caller's."""
-        welcome, events = self._start()
+        self._closed = threading.Event()
+        self._begin(self._watch)
+        try:
+            welcome, events = self._start()
+        except BaseException:
+            self.close()
+            raise
         deliver((Linked(), b""))
-        for target, args in ((self._keep, (deliver, events)), (self._pulse, ())):
-            thread = threading.Thread(target=target, args=args, name=f"remoteexec{target.__name__}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        self._begin(self._keep, deliver, events)
+        self._begin(self._pulse)
         return welcome
 
     def send(self, request: Request, data: bytes = b"") -> None:
         """See ServiceClient."""
         with self._lock:
-            if self._stream is None:
-                return
+            link, stream = self._link, self._stream
+        if stream is None:
+            return
+        with self._writing:
             try:
                 for frame in frames.encode(request, data):
-                    self._stream.write(frame)
+                    stream.write(frame)
+                    self._alive_at = time.monotonic()
             except (errors.TransportError, OSError) as exc:
                 log.debug("sending %s: %s", type(request).__name__, exc)
-                self._drop()
+                self._drop(link)
 
     def close(self) -> None:
         """See ServiceClient."""
         self._closed.set()
-        with self._lock:
-            self._drop()
+        self._drop()
         for thread in self._threads:
-            thread.join()
+            thread.join(_LEAVE_S)
+        self._threads = []
+
+    def _begin(self, run: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=run, args=args, name=f"remoteexec{run.__name__}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _start(self) -> tuple[Welcome, frames.Messages]:
         """Connect, start the gateway, agree."""
         link = self._connect()
+        began = self._alive_at = time.monotonic()
+        with self._lock:
+            self._link = link
         try:
-            sentinel = secrets.token_hex(16)
-            stream = link.open(self._argv(sentinel))
+            stream = link.open(self._argv(sentinel := secrets.token_hex(16)))
+            read = self._listening(stream)
             try:
-                first = frames.skip_to(sentinel.encode(), stream.read_some)
+                first = frames.skip_to(sentinel.encode(), read)
             except frames.FrameError as exc:
                 raise self._missing(stream, str(exc)) from exc
-            events = frames.decode(stream.read_some, first)
+            events = frames.decode(read, first)
             for frame in frames.encode(self._hello):
                 stream.write(frame)
             answer, _ = next(events, (None, b""))
-        except BaseException:
-            link.close()
+            welcome = self._agreed(answer, stream)
+        except errors.ConnectionLost as exc:
+            self._drop(link)
+            if time.monotonic() - began > _START_S:
+                raise errors.ConnectError(
+                    f"the login succeeded, but the gateway did not start within {_START_S:.0f} s"
+                ) from exc
             raise
-        if isinstance(answer, Welcome):
-            if answer.python != header.PYTHON:
-                link.close()
-                raise errors.PythonMismatch(f"the cluster runs Python {answer.python}, here is {header.PYTHON}")
-            with self._lock:
-                self._link, self._stream = link, stream
-            return answer, events
-        stderr = stream.stderr_tail()
-        link.close()
-        raise (
-            refusal(answer)
-            if isinstance(answer, Refused)
-            else errors.RunnerError(f"the gateway ended before it answered; its last words: {stderr or 'none'}")
-        )
+        except BaseException:
+            self._drop(link)
+            raise
+        with self._lock:
+            if self._link is not link or self._closed.is_set():
+                raise errors.ConnectionLost("the connection was closed while the gateway started")
+            self._stream = stream
+        return welcome, events
+
+    def _listening(self, stream: Stream) -> frames.Reader:
+        def read(n: int) -> bytes:
+            data = stream.read_some(n)
+            self._alive_at = time.monotonic()
+            return data
+
+        return read
+
+    def _agreed(self, answer: object, stream: Stream) -> Welcome:
+        """The first answer, if both ends can work with each other."""
+        if isinstance(answer, Refused):
+            raise refusal(answer)
+        if not isinstance(answer, Welcome):
+            words = stream.stderr_tail() or "none"
+            raise errors.RunnerError(f"the gateway ended before it answered; its last words: {words}")
+        if answer.python != header.PYTHON:
+            raise errors.PythonMismatch(
+                f"the cluster runs Python {answer.python}, here is {header.PYTHON}",
+                here=header.PYTHON,
+                there=answer.python,
+            )
+        return answer
 
     def _missing(self, stream: Stream, output: str) -> errors.RemoteExecError:
         """Why the gateway did not start."""
@@ -142,22 +188,22 @@ class GatewayClient:
 
     def _keep(self, deliver: Deliver, events: frames.Messages) -> None:
         """The link thread: read until the connection breaks, and make it again."""
-        while True:
-            reason = self._read(deliver, events)
-            with self._lock:
+        try:
+            again: frames.Messages | None = events
+            while again is not None:
+                reason = self._read(deliver, again)
                 self._drop()
-            if self._closed.is_set():
-                return
-            deliver((Unlinked(f"connection to the cluster lost: {reason}; trying again"), b""))
-            again = self._reconnect(deliver)
-            if again is None:
-                return
-            events = again
+                if self._closed.is_set():
+                    return
+                deliver((Unlinked(f"connection to the cluster lost: {reason}; trying again"), b""))
+                again = self._reconnect(deliver)
+        except BaseException as exc:  # the thread's edge: nobody may wait for ever
+            log.exception("remoteexec: the connection cannot be kept")
+            deliver((Failed(exc), b""))
 
     def _read(self, deliver: Deliver, events: frames.Messages) -> str:
         try:
             for message, data in events:
-                self._answered.set()
                 if isinstance(message, Closed):
                     self._closed.set()
                 if not isinstance(message, (Pong, Request)):
@@ -183,21 +229,25 @@ class GatewayClient:
         return None
 
     def _pulse(self) -> None:
-        """The pulse thread: a connection that died silently is noticed by its silence."""
+        """The pulse thread: makes the gateway say something."""
         while not self._closed.wait(_PING_S):
-            self._answered.clear()
             self.send(Ping())
-            with self._lock:
-                asked = self._link
-            if not self._answered.wait(_SILENT_S) and not self._closed.is_set():
-                with self._lock:
-                    if asked is not None and asked is self._link:
-                        log.debug("no answer for %s s", _SILENT_S)
-                        self._drop()
 
-    def _drop(self) -> None:
-        """Close the connection; the caller holds the lock."""
-        link, self._link, self._stream = self._link, None, None
+    def _watch(self) -> None:
+        """The watch thread: a connection that died silently is noticed by its silence."""
+        while not self._closed.wait(_LOOK_S):
+            with self._lock:
+                link, limit = self._link, _START_S if self._stream is None else _SILENT_S
+            if link is not None and time.monotonic() - self._alive_at > limit:
+                log.debug("no byte for %s s", limit)
+                self._drop(link)
+
+    def _drop(self, link: Link | None = None) -> None:
+        """Close the connection, if it is still that one."""
+        with self._lock:
+            if link is not None and link is not self._link:
+                return
+            link, self._link, self._stream = self._link, None, None
         if link is not None:
             with contextlib.suppress(errors.RemoteExecError, OSError):
                 link.close()

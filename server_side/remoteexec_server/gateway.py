@@ -1,6 +1,7 @@
 """The batch service at the far end of an SSH channel: `gateway --root R --scheduler S --sentinel HEX`.
 
-    channel ─ stdin ─ reader thread ─ inbox ─ loop (this thread) ─ frames ─ stdout ─ channel
+    channel ─ stdin ─ reader thread ─ inbox ─ loop (main thread) ─ frames ─ stdout ─ channel
+                        └── Ping ── Pong ────────────────────────────┘
 
 It lives as long as its channel: no port, no pid file, nothing tied to this login node. The next gateway rebuilds all
 from the store. Messages are JSON; the bytes behind them are files that this process never unpickles.
@@ -11,16 +12,20 @@ from __future__ import annotations
 import argparse
 import os
 import queue
+import select
 import signal
 import sys
 import threading
+import time
 
 from .batch import loop
 from .wire import frames
-from .wire.messages import Event, MessageError
+from .wire.messages import Event, MessageError, Ping, Pong
 
 _IDLE_S = 120.0
-"""A client says something every 15 s; one that is silent for this long is gone, whatever its TCP says."""
+"""A client says something every 15 s; one that sends no byte for this long is gone, whatever its TCP says."""
+_LEAVE_S = 120.0
+"""How long the loop may take to end: it submits what it was given, or is stuck writing to a client that reads no more."""
 
 
 def main(argv: list[str]) -> int:
@@ -38,28 +43,41 @@ def main(argv: list[str]) -> int:
     os.dup2(2, 1)
     _write(frames_out, b"\n" + options.sentinel.encode() + b"\n")
     inbox: loop.Inbox = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(frames_in, inbox), name="reader", daemon=True).start()
+    writing = threading.Lock()  # the frames of one message stay together
 
     def emit(event: Event, data: bytes) -> None:
-        for frame in frames.encode(event, data):
-            _write(frames_out, frame)
+        with writing:
+            for frame in frames.encode(event, data):
+                _write(frames_out, frame)
 
+    threading.Thread(target=_receive, args=(frames_in, inbox, emit), name="reader", daemon=True).start()
     try:
-        loop.run(inbox, emit, options.root, options.scheduler, loop.runner_command(sys.executable), _IDLE_S)
+        loop.run(inbox, emit, options.root, options.scheduler, loop.runner_command(sys.executable))
     except (BrokenPipeError, ConnectionError):
         return 0  # the client is gone; the next gateway goes on
     return 0
 
 
-def _receive(handle: int, inbox: loop.Inbox) -> None:
-    """The reader thread: until the channel closes or something else than frames comes."""
+def _receive(handle: int, inbox: loop.Inbox, emit: loop.Emit) -> None:
+    """The reader thread: until the channel closes, falls silent, or carries something else than frames."""
     try:
-        for message, data in frames.decode(lambda n: os.read(handle, n)):
-            inbox.put((message, data))  # type: ignore[arg-type]  # an event here is refused by the loop
+        for message, data in frames.decode(lambda n: _read(handle, n)):
+            if isinstance(message, Ping):
+                emit(Pong(), b"")  # here: the loop may be waiting for a slow scheduler, which is no reason to hang up
+            else:
+                inbox.put((message, data))  # type: ignore[arg-type]  # an event here is refused by the loop
     except (OSError, MessageError) as exc:
         print(f"remoteexec gateway: {exc}", file=sys.stderr)
     finally:
         inbox.put(None)
+        time.sleep(_LEAVE_S)
+        os._exit(1)  # like any crash: the next gateway rebuilds all from the store
+
+
+def _read(handle: int, n: int) -> bytes:
+    if not select.select([handle], [], [], _IDLE_S)[0]:
+        raise TimeoutError(f"the client has been silent for {_IDLE_S:.0f} s")
+    return os.read(handle, n)
 
 
 def _write(handle: int, data: bytes) -> None:

@@ -20,8 +20,6 @@ from ..wire.messages import (
     Closed,
     Event,
     Hello,
-    Ping,
-    Pong,
     Problem,
     Refused,
     Request,
@@ -35,12 +33,12 @@ from .service import Polling, Service, Superseded
 
 _FINISH_S = 60.0
 """For how long; what is then left is submitted when a client comes back."""
-Inbox = queue.SimpleQueue["tuple[Request, bytes] | None"]
+Inbox = queue.SimpleQueue[tuple[Request, bytes] | None]
 """Requests with their bytes; None when the client is gone."""
 Emit = Callable[[Event, bytes], None]
 
 
-def run(inbox: Inbox, emit: Emit, root: str, scheduler: str, command: tuple[str, ...], idle_s: float | None) -> None:
+def run(inbox: Inbox, emit: Emit, root: str, scheduler: str, command: tuple[str, ...]) -> None:
     """Serve one client until it closes or is gone.
 
     Args:
@@ -49,9 +47,8 @@ def run(inbox: Inbox, emit: Emit, root: str, scheduler: str, command: tuple[str,
         root: our directory on the cluster, as configured.
         scheduler: one of `queues.NAMES`.
         command: starts the runner, without its arguments.
-        idle_s: the client is taken for gone after so long without a request; None: never.
     """
-    first = _next(inbox, idle_s)
+    first = inbox.get()
     if first is None or not isinstance(first[0], Hello):
         return
     opened = _open(first[0], root, scheduler, command)
@@ -62,7 +59,7 @@ def run(inbox: Inbox, emit: Emit, root: str, scheduler: str, command: tuple[str,
     emit(welcome, b"")
     discard = False
     try:
-        discard = _serve(service, inbox, emit, idle_s)
+        discard = _serve(service, inbox, emit)
         _finish_submitting(service)
     except Superseded as exc:
         emit(Problem(str(exc)), b"")
@@ -79,34 +76,25 @@ def _finish_submitting(service: Service) -> None:
         time.sleep(min(service.wait_s() or 0.0, 1.0))
 
 
-def _serve(service: Service, inbox: Inbox, emit: Emit, idle_s: float | None) -> bool:
+def _serve(service: Service, inbox: Inbox, emit: Emit) -> bool:
     """Until the client closes (True: remove the session's files) or is gone."""
-    heard_at = service.clock()
     while True:
-        wait = service.wait_s()
-        if idle_s is not None:
-            left = max(0.0, heard_at + idle_s - service.clock())
-            wait = left if wait is None else min(wait, left)
         try:
-            item = inbox.get(timeout=wait)
+            item = inbox.get(timeout=service.wait_s())
         except queue.Empty:
-            if idle_s is not None and service.clock() - heard_at >= idle_s:
-                return False
+            pass
         else:
             if item is None:
                 return False
-            heard_at = service.clock()
             request, data = item
             match request:
-                case Ping():
-                    emit(Pong(), b"")
                 case Close():
                     return request.discard
                 case Submit() | Cancel() | Watch():
                     for event in service.handle(request, data):
                         emit(event, b"")
-                case Hello():
-                    return False
+                case _:
+                    return False  # nothing else is to be said here
         for event in service.step():
             emit(event, b"")
         while (ready := service.next_outcome()) is not None:
@@ -135,13 +123,6 @@ def _open(hello: Hello, root: str, scheduler: str, command: tuple[str, ...]) -> 
         return Refused("SchedulerUnavailable", str(exc))
     welcome = Welcome(__version__, header.PYTHON, socket.gethostname(), str(path), batch.name)
     return service, welcome
-
-
-def _next(inbox: Inbox, timeout_s: float | None) -> tuple[Request, bytes] | None:
-    try:
-        return inbox.get(timeout=timeout_s)
-    except queue.Empty:
-        return None
 
 
 def runner_command(python: str) -> tuple[str, ...]:
