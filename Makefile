@@ -13,7 +13,7 @@ SCHEDULER ?= local
 # CONSTRAINTS=requirements-dev.lock installs the versions that development was last checked with.
 CONSTRAINTS ?=
 PYTEST_ARGS ?=
-pip := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+pip := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .NOTPARALLEL:
 .PHONY: help demo test lint clean packages

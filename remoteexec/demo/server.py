@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import paramiko
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import serialization  # paramiko is built on it
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from remoteexec.demo.files import Files

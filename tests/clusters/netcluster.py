@@ -22,6 +22,7 @@ import pwd
 import random
 import secrets
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -68,6 +69,9 @@ def obstacle() -> str | None:
     if os.geteuid() != 0:
         return "needs root"
     if missing := missing_packages():
+        return f"not installed: {' '.join(missing)}"
+    path = f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}"
+    if missing := [name for name in ("munged", "ip", "ss", "nsenter", "unshare") if not shutil.which(name, path=path)]:
         return f"not installed: {' '.join(missing)}"
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR))
