@@ -25,7 +25,7 @@ from .wire.messages import Event, MessageError, Ping, Pong
 _IDLE_S = 120.0
 """A client says something every 15 s; one that sends no byte for this long is gone, whatever its TCP says."""
 _LEAVE_S = 120.0
-"""How long the loop may take to end: it submits what it was given, or is stuck writing to a client that reads no more."""
+"""How long the loop may take to end: it submits what it was given, or is stuck writing to who reads no more."""
 
 
 def main(argv: list[str]) -> int:
