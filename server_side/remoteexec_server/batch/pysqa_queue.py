@@ -51,6 +51,9 @@ _TRANSIENT = re.compile(
 
 _OVER_ALREADY = re.compile(r"invalid job id|already completing or completed|job/step already|not found", re.IGNORECASE)
 
+_HELPER_S = 4.0
+"""More than its command's time, after which a helper counts as hanging; picked, not measured."""
+
 _DETAILED = 20
 """Jobs asked about one by one in one call of `states`, where there is no sacct; picked, not measured."""
 
@@ -316,7 +319,7 @@ class _Helper:
         if not self._ready:
             self._await_start()
         self._number += 1
-        deadline = time.monotonic() + self._settings.timeout_s + 10.0
+        deadline = time.monotonic() + self._settings.timeout_s + _HELPER_S
         line = json.dumps({**request, "id": self._number}).encode() + b"\n"
         if not self._write(line, deadline):
             raise _NotTakenError(self._epitaph())
