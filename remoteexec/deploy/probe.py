@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,10 +86,9 @@ def probe(link: Link, config: ClusterConfig, timeout_s: float = 60.0) -> Facts:
 def _find(output: bytes, sentinel: str) -> Mapping[str, Any] | None:
     """The JSON object that carries the sentinel, among whatever a .bashrc prints."""
     for line in output.decode("utf-8", "replace").splitlines():
-        start = line.find("{")
-        if sentinel in line and start >= 0:
+        for start in re.finditer("{", line[: line.find(sentinel) + 1]):  # noise may hold braces, and lack a line break
             try:
-                found = json.loads(line[start:])
+                found, _ = json.JSONDecoder().raw_decode(line, start.start())
             except ValueError:
                 continue
             if isinstance(found, dict) and found.get("sentinel") == sentinel:
