@@ -6,7 +6,7 @@ import concurrent.futures
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from remoteexec_server.store import hdf5
@@ -25,13 +25,15 @@ class Call:
 
     Attributes:
         inputs: tasks of the same executor whose results the arguments refer to, by key.
-        foreign: futures of other executors among the arguments that were not done.
+        slots: futures of other executors that the arguments have slots for: see `Pickler.fill`.
+        foreign: futures of other executors that have to be done before.
     """
 
     function: Pickled
     arguments: Pickled
     resources: Resources
     inputs: Mapping[TaskKey, TaskFuture[Any]]
+    slots: Sequence[concurrent.futures.Future[Any]] = ()
     foreign: Sequence[concurrent.futures.Future[Any]] = ()
 
     @property
@@ -81,7 +83,35 @@ class Pickler:
             raise
         except BaseException as exc:
             raise self._blame(fn, args, kwargs, exc) from exc
-        return Call(function, arguments, resources, references.inputs, tuple(references.foreign))
+        slots = tuple(references.foreign)
+        return Call(function, arguments, resources, references.inputs, slots, slots)
+
+    def fill(self, call: Call) -> Call:
+        """The call with the results of other executors' futures in their slots; all else is what it was at `submit`.
+
+        Returns:
+            The same call, its `foreign` being what is still to be waited for; or one without slots.
+
+        Raises:
+            errors.CallNotPicklable: one of the results cannot travel.
+            ForeignFailed: one of the futures has failed.
+        """
+        waiting = tuple(future for future in call.slots if not future.done())
+        if waiting:
+            return replace(call, foreign=waiting)
+        references = _References(self._owner)
+        values = [_result(future) for future in call.slots]
+        try:
+            arguments = _detached(payload.dumps(payload.Filled(call.arguments, values), references))
+        except ForeignFailed:
+            raise
+        except BaseException as exc:
+            raise errors.CallNotPicklable(
+                f"the result of another executor's future among the arguments cannot be pickled: {exc}"
+            ) from exc
+        if references.foreign:  # futures among the results
+            return replace(call, foreign=tuple(references.foreign))
+        return Call(call.function, arguments, call.resources, {**call.inputs, **references.inputs})
 
     def pickle_function(self, fn: Callable[..., Any]) -> Pickled:
         """A function as bytes; the same object for the same bytes.
@@ -153,11 +183,15 @@ class _References:
             return payload.resolve, (obj.key,)
         if not obj.done():
             self.foreign.append(obj)
-            return payload.resolve, ("",)  # pickled again when it is done
-        try:
-            return payload.given, (obj.result(),)
-        except BaseException as exc:
-            raise ForeignFailed(str(exc)) from exc
+            return payload.slot, (len(self.foreign) - 1,)
+        return payload.given, (_result(obj),)
+
+
+def _result(future: concurrent.futures.Future[Any]) -> Any:
+    try:
+        return future.result()
+    except BaseException as exc:
+        raise ForeignFailed(str(exc)) from exc
 
 
 def _detached(pickled: Pickled) -> Pickled:

@@ -84,13 +84,11 @@ class _Task:
     Attributes:
         call: its bytes, until a burst has them.
         inputs: futures of this executor among its arguments.
-        again: pickles the call again; for tasks that wait for futures of other executors.
     """
 
     future: TaskFuture[Any]
     call: Call | None
     inputs: Mapping[TaskKey, TaskFuture[Any]]
-    again: Callable[[], Call] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,6 @@ class _New:
 
     future: TaskFuture[Any]
     call: Call
-    again: Callable[[], Call]
 
 
 @dataclass(frozen=True)
@@ -197,14 +194,11 @@ class Driver:
             future.set_exception(exc.__cause__)
             return future
 
-        def again() -> Call:
-            return self._pickler.pickle(fn, args, kwargs, resources, call.function)
-
         with self._lock:
             self._check_open()
             with self._progress:
                 self._submitted += 1
-            self._inbox.put(_New(future, call, again))
+            self._inbox.put(_New(future, call))
         return future
 
     def pickle_function(self, fn: Callable[..., Any]) -> Pickled:
@@ -296,7 +290,7 @@ class Driver:
             case _New():
                 self._add(item)
             case _ForeignDone():
-                self._pickle_again(item.key)
+                self._fill(item.key)
             case CancelAsked():
                 self._cancel(item.keys)
             case _Stop():
@@ -309,7 +303,7 @@ class Driver:
     def _add(self, new: _New) -> None:
         key, call = new.future.key, new.call
         self._taken += 1
-        self._tasks[key] = _Task(new.future, call, call.inputs, new.again if call.foreign else None)
+        self._tasks[key] = _Task(new.future, call, call.inputs)
         self._do(Added(key, call.size, tuple(call.inputs), awaited=1 if call.foreign else 0))
         if call.foreign:
             self._await(key, call.foreign[0])
@@ -325,15 +319,15 @@ class Driver:
             del self._tasks[key]
 
     def _await(self, key: TaskKey, foreign: concurrent.futures.Future[Any]) -> None:
-        """Come back when it is done; the call is then pickled again, and says what else is missing."""
+        """Come back when it is done, and see then what else is missing."""
         foreign.add_done_callback(lambda _: self._inbox.put(_ForeignDone(key)))
 
-    def _pickle_again(self, key: TaskKey) -> None:
+    def _fill(self, key: TaskKey) -> None:
         task = self._tasks.get(key)
-        if task is None or task.again is None:
+        if task is None or task.call is None:
             return
         try:
-            call = task.again()
+            call = self._pickler.fill(task.call)
         except BaseException as exc:  # whatever the user's objects raise; the future gets it
             error = exc.__cause__ if isinstance(exc, ForeignFailed) else exc
             self._do(InputFailed(key), error)
@@ -341,7 +335,7 @@ class Driver:
         if call.foreign:
             self._await(key, call.foreign[0])
         else:
-            task.call, task.again = call, None
+            task.call, task.inputs = call, call.inputs
             self._do(InputReady(key))
 
     def _hear(self, event: Heard, data: bytes) -> None:

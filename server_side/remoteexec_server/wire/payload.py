@@ -45,6 +45,7 @@ Reference = Callable[[Any], "tuple[Callable[..., Any], tuple[Any, ...]] | None"]
 """Told every object that is no plain container or number: how to pickle it, or None for the usual way."""
 
 _values: ContextVar[Callable[[TaskKey], Any]] = ContextVar("values")
+_slots: ContextVar[Sequence[Any]] = ContextVar("slots")
 
 
 def resolve(key: TaskKey) -> Any:
@@ -55,6 +56,30 @@ def resolve(key: TaskKey) -> Any:
 def given(value: Any) -> Any:
     """A result that is known already, in place of the future it came from. Called by pickle."""
     return value
+
+
+def slot(number: int) -> Any:
+    """One of the values that a pickle is filled with. Called by pickle."""
+    return _slots.get()[number]
+
+
+def fill(data: bytes, buffers: Sequence[Any], values: Sequence[Any]) -> Any:
+    """The object of a pickle that refers to `slot`s. Called by pickle."""
+    token = _slots.set(values)
+    try:
+        return pickle.loads(data, buffers=buffers)
+    finally:
+        _slots.reset(token)
+
+
+class Filled:
+    """Stands, in a pickle, for what was pickled earlier with `slot`s for values that were not known yet."""
+
+    def __init__(self, pickled: Pickled, values: Sequence[Any]) -> None:
+        self._pickled, self._values = pickled, tuple(values)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return fill, (self._pickled.data, [pickle.PickleBuffer(view) for view in self._pickled.buffers], self._values)
 
 
 def dumps(value: object, reference: Reference | None = None) -> Pickled:
