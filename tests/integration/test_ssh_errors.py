@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -354,6 +355,29 @@ def test_more_channels_than_the_server_allows_are_refused_not_lost(embedded_clus
     link.close()
     with pytest.raises(ConnectionLost):
         streams[0].write(b"x")
+
+
+def test_closing_the_link_frees_a_writer_whom_nobody_reads(embedded_cluster: EmbeddedTestCluster) -> None:
+    link = FabricLink(settings(embedded_cluster))
+    link.connect()
+    stream = link.open(["sleep", "60"])
+    ended: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            stream.write(bytes(64 << 20))
+        except ConnectionLost as exc:
+            ended.append(exc)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    writer.join(timeout=0.5)
+    assert writer.is_alive()  # the window is full
+    embedded_cluster.pause()
+    start = time.monotonic()
+    link.close()
+    writer.join(timeout=10)
+    assert ([type(each) for each in ended], time.monotonic() - start < 5) == ([ConnectionLost], True)
 
 
 def test_nothing_asks_on_standard_input(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
