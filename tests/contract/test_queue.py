@@ -433,6 +433,29 @@ def test_a_squeue_that_fails_now_and_then_tells_nothing_wrong(wrapped: Callable[
     assert answers == [False, False, failure, False, False, failure]
 
 
+def test_what_squeue_has_forgotten_is_asked_of_sacct_where_there_is_accounting(
+    slurm: Place, slurm_cluster: SlurmCluster
+) -> None:
+    """The database is played by a wrapper: a rootless cluster has none."""
+    directory = slurm_cluster.make_directory(f"wrappers-{next(_numbers)}")
+    line = "987654_3|OUT_OF_MEMORY|0:125|0:0|n2|OutOfMemory|rx-old-1.energy"
+    flaky(directory, "sacct", 1, f"echo '{line}'; exit")
+    flaky(
+        directory,
+        "scontrol",
+        1,
+        '/usr/bin/scontrol "$@" | sed s,accounting_storage/none,accounting_storage/slurmdbd,; exit',
+    )
+    queue = ServedQueue(slurm_cluster, PATH=f"{directory}:{slurm_cluster.environment['PATH']}")
+    known, unknown = JobRef(JobId("987654"), 3), JobRef(JobId("987654"), 4)
+    assert queue.states([known, unknown]) == {
+        known: JobFacts(JobState.OUT_OF_MEMORY, "OutOfMemory", "n2", None, 125),
+        unknown: JobFacts(JobState.GONE),
+    }
+    assert (queue.find("rx-old-1"), queue.find("rx-old")) == ("987654", None)
+    queue.close()
+
+
 def test_a_missing_command_is_said_so(slurm: Place, slurm_cluster: SlurmCluster) -> None:
     queue = ServedQueue(slurm_cluster, PATH="/nowhere")
     with pytest.raises(SubmitRejected, match=r"sbatch cannot be run on this machine: .*PATH is /nowhere"):

@@ -1,0 +1,47 @@
+"""`probe` answers in one line whatever it finds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remoteexec_server import __version__, probe
+
+
+def ask(capsys: pytest.CaptureFixture[str], root: str, scheduler: str) -> dict[str, Any]:
+    assert probe.main(["--root", root, "--scheduler", scheduler, "--sentinel", "abc123"]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def test_a_usable_place(capsys: pytest.CaptureFixture[str], tmp_root: Path) -> None:
+    facts = ask(capsys, str(tmp_root), "local")
+    assert (facts["sentinel"], facts["version"], facts["protocol"]) == ("abc123", __version__, 1)
+    assert (facts["root"], facts["root_ok"], facts["root_problem"]) == (str(tmp_root), True, None)
+    assert (facts["scheduler"], facts["partitions"], facts["problem"]) == ("local", [], None)
+    assert all(facts[name] for name in ("python", "cloudpickle", "h5py", "pysqa"))
+
+
+def test_a_root_that_others_can_read(capsys: pytest.CaptureFixture[str], tmp_root: Path) -> None:
+    tmp_root.mkdir(mode=0o755)
+    facts = ask(capsys, str(tmp_root), "local")
+    assert (facts["root"], facts["root_ok"]) == (str(tmp_root), False)
+    assert "chmod 700" in facts["root_problem"]
+
+
+def test_no_slurm(capsys: pytest.CaptureFixture[str], tmp_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    facts = ask(capsys, str(tmp_root), "slurm")
+    assert facts["scheduler"] is None
+    assert facts["problem"] == (
+        "scontrol cannot be run: [Errno 2] No such file or directory: 'scontrol'; PATH is /nowhere"
+    )
+
+
+def test_an_unknown_scheduler(capsys: pytest.CaptureFixture[str], tmp_root: Path) -> None:
+    facts = ask(capsys, str(tmp_root), "abacus")
+    assert facts["problem"] == "scheduler 'abacus': must be one of slurm, local"
