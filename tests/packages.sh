@@ -16,7 +16,10 @@ needs openssh-server command -v sshd
 needs openssh-client command -v ssh-keygen
 needs iproute2 command -v ip
 needs util-linux command -v setpriv
-[ ! -x /usr/bin/python3 ] || needs python3-venv /usr/bin/python3 -c 'import ensurepip, venv'
+# root's own python3 may lie where the clusters' ordinary user cannot execute it; the system's never does
+if [ "$(id -u)" = 0 ] || [ -x /usr/bin/python3 ]; then
+    needs python3-venv /usr/bin/python3 -c 'import ensurepip, venv'
+fi
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
