@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import remoteexec_server
+from remoteexec_server.batch import diagnose
 from remoteexec_server.batch.base import (
     JobFacts,
     JobId,
@@ -508,6 +509,23 @@ def test_a_node_that_fails(slurm: Place, slurm_cluster: SlurmCluster) -> None:
     slurm_cluster.down("n2")
     [facts] = slurm.wait(refs)
     assert (facts.state, facts.node) == (JobState.NODE_FAIL, "n2")
+
+
+def test_what_slurm_says_of_a_killed_job_is_understood(slurm: Place, slurm_cluster: SlurmCluster) -> None:
+    """From the facts and the log to the loss."""
+    greedy = slurm.spec(
+        f"exec {slurm_cluster.python} -c 'x = b\"x\" * 400_000_000; import time; time.sleep(60)'", memory_max_gb=0.1
+    )
+    refs = [JobRef(slurm.queue.submit(greedy)), *slurm.submit("sleep 60")]
+    slurm.wait_for_start(refs[1:])
+    slurm.queue.cancel(refs[1:])
+    facts = slurm.wait(refs, deadline_s=40)
+    log = (greedy.directory / "0.log").read_text()
+    losses = [
+        diagnose.loss(facts[0], refs[0], log, None, greedy.resources),
+        diagnose.loss(facts[1], refs[1], "", None),
+    ]
+    assert [loss.reason for loss in losses if loss is not None] == ["out_of_memory", "cancelled"]
 
 
 # ---- the embedded scheduler ----
