@@ -69,6 +69,7 @@ class InProcess:
     def __init__(self, hello: Hello, root: str, scheduler: str) -> None:
         self._hello, self._root, self._scheduler = hello, root, scheduler
         self._requests: queue.SimpleQueue[tuple[Request, bytes] | None] = queue.SimpleQueue()
+        self._welcomed = False  # from then on what goes wrong is delivered; written by the thread
         self._thread: threading.Thread | None = None
 
     def open(self, deliver: Deliver) -> Welcome:
@@ -76,9 +77,12 @@ class InProcess:
         answers: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
 
         def emit(event: Event, data: bytes) -> None:
-            if isinstance(event, (Welcome, Refused)):
-                answers.put(event)
+            if isinstance(event, Welcome):
+                self._welcomed = True
                 deliver((Linked(), b""))
+                answers.put(event)
+            elif isinstance(event, Refused):
+                answers.put(event)
             else:
                 deliver((event, data))
 
@@ -89,8 +93,10 @@ class InProcess:
                 command = loop.runner_command(sys.executable)
                 loop.run(self._requests, emit, self._root, self._scheduler, command)
             except BaseException as exc:  # the thread's edge
-                answers.put(exc)
-                deliver((Failed(exc), b""))
+                if self._welcomed:
+                    deliver((Failed(exc), b""))
+                else:
+                    answers.put(exc)
 
         self._requests.put((self._hello, b""))
         self._thread = threading.Thread(target=serve, name="remoteexec-service", daemon=True)

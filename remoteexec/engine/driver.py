@@ -29,6 +29,7 @@ from remoteexec_server.wire.messages import (
     Lost,
     OutcomeReady,
     Problem,
+    Refused,
     Rejected,
     Started,
     Submit,
@@ -42,7 +43,7 @@ from .. import errors
 from ..futures import TaskFuture
 from . import outcomes
 from .calls import Call, ForeignFailed, Pickler, bundle
-from .client import Failed, Heard, ServiceClient
+from .client import Failed, Heard, ServiceClient, refusal
 from .tracker import (
     Action,
     Added,
@@ -67,10 +68,23 @@ from .tracker import (
 R = TypeVar("R")
 log = logging.getLogger("remoteexec")
 
-_GATHER_S = 0.005
-"""A burst is sent when no submit came for so long ..."""
-_GATHER_MOST_S = 0.1
-"""... or this long after its first: picked, not measured."""
+
+@dataclass(frozen=True)
+class _Patience:
+    """How long a burst is gathered; picked, not measured.
+
+    Attributes:
+        idle_s: it is sent when nothing came for so long ...
+        most_s: ... or this long after its first task.
+    """
+
+    idle_s: float
+    most_s: float
+
+
+_SUBMITS = _Patience(0.005, 0.1)
+_STATEMENT = _Patience(0.1, 5.0)
+"""While a `map` runs, which is to be one burst; but what it iterates over may wait for a result."""
 _GOODBYE_S = 10.0
 """How long the service may take to remove its files."""
 _SAY_S = 30.0
@@ -133,8 +147,7 @@ class Driver:
         self._pickler = Pickler(self)
         self._lock = threading.Lock()
         self._closing: str | None = None
-        self._submitted = self._numbered = 0
-        self._gathering = 0
+        self._submitted = self._numbered = self._statements = 0
         self._thread: threading.Thread | None = None
         # written by the driver thread, read by all:
         self._progress = threading.Condition()  # guards the three counts
@@ -142,6 +155,7 @@ class Driver:
         self._unreachable: str | None = None
         self._broken: BaseException | None = None
         # of the driver thread alone:
+        self._received = 0
         self._tracker = Tracker(name)
         self._tasks: dict[TaskKey, _Task] = {}
         self._bundles: dict[BurstId, tuple[Submit, bytes]] = {}  # sent, not accepted
@@ -151,8 +165,13 @@ class Driver:
     # ---- any thread ----
 
     def start(self) -> None:
-        """Open the service and start the thread, once; raises what keeps the service from being opened."""
+        """Open the service and start the thread, once; raises what keeps the service from being opened.
+
+        Raises:
+            RuntimeError: see `submit`.
+        """
         with self._lock:
+            self._check_open()
             if self._thread is not None:
                 return
             self._client.open(self._inbox.put)
@@ -209,12 +228,12 @@ class Driver:
     def gathering(self) -> Iterator[None]:
         """Submits within belong to one burst."""
         with self._lock:
-            self._gathering += 1
+            self._statements += 1
         try:
             yield
         finally:
             with self._lock:
-                self._gathering -= 1
+                self._statements -= 1
             self._inbox.put(_Flush())
 
     def stop(self, cancel: bool = False) -> None:
@@ -262,27 +281,33 @@ class Driver:
             self._client.close()
 
     def _loop(self) -> None:
-        gathered_at = 0.0  # when the burst that is being gathered began
-        while not (self._stopping and self._submitted == self._taken and not self._tracker.open):
-            gathering = self._tracker.gathering and not self._gathering
-            try:
-                item = self._inbox.get(timeout=_GATHER_S if gathering else None)
-            except queue.Empty:
-                item = _Flush()
-            self._take(item)
+        began_at = 0.0  # when the burst that is being gathered began
+        while not (self._stopping and self._submitted == self._received and not self._tracker.open):
+            patience = _STATEMENT if self._statements else _SUBMITS
+            gathering = self._tracker.gathering
+            due = self._take_next(patience.idle_s if gathering else None)
             if self._broken is not None:
                 return
             now = time.monotonic()
             if not gathering:
-                gathered_at = now
-            if isinstance(item, _Flush) or (gathering and now - gathered_at > _GATHER_MOST_S):
+                began_at = now
+            if due or (gathering and now - began_at > patience.most_s):
                 self._do(Due())
             self._publish_progress()
         self._say_goodbye()
 
+    def _take_next(self, idle_s: float | None) -> bool:
+        """Wait for one item and see to it; it is not kept while the next is waited for. True: the burst is due."""
+        try:
+            item = self._inbox.get(timeout=idle_s)
+        except queue.Empty:
+            return True
+        self._take(item)
+        return isinstance(item, _Flush)
+
     def _publish_progress(self) -> None:
         with self._progress:
-            self._open, self._unsent = self._tracker.open, self._tracker.unsent
+            self._taken, self._open, self._unsent = self._received, self._tracker.open, self._tracker.unsent
             self._progress.notify_all()
 
     def _take(self, item: Any) -> None:
@@ -302,9 +327,9 @@ class Driver:
 
     def _add(self, new: _New) -> None:
         key, call = new.future.key, new.call
-        self._taken += 1
+        self._received += 1
         self._tasks[key] = _Task(new.future, call, call.inputs)
-        self._do(Added(key, call.size, tuple(call.inputs), awaited=1 if call.foreign else 0))
+        self._do(Added(key, call.size, tuple(call.inputs), awaits=bool(call.foreign)))
         if call.foreign:
             self._await(key, call.foreign[0])
 
@@ -316,7 +341,7 @@ class Driver:
         if cancelled:
             self._do(CancelAsked(cancelled))
         for key in cancelled:
-            del self._tasks[key]
+            self._tasks.pop(key, None)
 
     def _await(self, key: TaskKey, foreign: concurrent.futures.Future[Any]) -> None:
         """Come back when it is done, and see then what else is missing."""
@@ -344,17 +369,12 @@ class Driver:
             case OutcomeReady():
                 self._finish(event.key, data)
             case Lost():
-                if event.key in self._tasks:
-                    self._keep = self._keep or event.loss.reason not in ("upstream", "cancelled")
-                    self._do(event, outcomes.lost(event.key, event.loss))
+                self._keep = self._keep or event.loss.reason not in ("upstream", "cancelled")
+                self._do(event, outcomes.lost(event.key, event.loss))
             case Rejected():
-                kind = getattr(errors, event.kind, errors.SubmitRejected)
-                self._do(event, kind(event.message))
-            case Accepted():
+                self._do(event, refusal(Refused(event.kind, event.message)))
+            case Accepted() | Started():
                 self._do(event)
-            case Started():
-                if event.key in self._tasks:
-                    self._do(event)
             case Linked():
                 self._unreachable = None
                 self._do(event)
@@ -370,17 +390,15 @@ class Driver:
                 log.debug("unexpected: %r", event)
 
     def _finish(self, key: TaskKey, data: bytes) -> None:
-        task = self._tasks.pop(key, None)
-        if task is None:
-            return  # cancelled meanwhile, or told twice
-        result, exc = outcomes.load(data, key, self._session_key)
-        self._do(Ended(key, exc is None))
-        if not task.future.show_running():
+        if key not in self._tasks:  # cancelled meanwhile, or told twice
+            self._do(Ended(key, ok=True))
             return
+        result, exc = outcomes.load(data, key, self._session_key)
+        self._do(Ended(key, exc is None), exc)
         if exc is None:
-            task.future.set_result(result)
-        else:
-            task.future.set_exception(exc)
+            future = self._tasks.pop(key).future
+            if future.show_running():
+                future.set_result(result)
 
     def _do(self, event: TrackerEvent, error: BaseException | None = None) -> None:
         """Let the tracker decide, and act; `error` is what `Fail` means here."""

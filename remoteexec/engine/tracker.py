@@ -7,7 +7,8 @@
                                    DONE (Ended) · FAILED (Ended, Lost, Rejected, an input failed) · CANCELLED
 
 A task is HELD while an input is computed elsewhere (a future of another executor), or needs one that is held. Inputs
-of the same executor hold nothing: they are waited for on the cluster.
+of the same executor hold nothing: they are waited for on the cluster. A task that is not sent yet fails as soon as one
+of its inputs has; one that is sent is for the service to fail.
 
 Invariants: one `Record` has all of a task's state; a final state is never left; an event that does not fit a final
 state is a late answer and does nothing; any other event without a rule raises `IllegalEvent` and changes nothing.
@@ -37,6 +38,7 @@ class State(enum.Enum):
 
 FINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED})
 _OPEN = frozenset(State) - FINAL
+_UNSENT = frozenset({State.HELD, State.QUEUED})
 _PLACED = frozenset({State.SENT, State.SUBMITTED, State.RUNNING})
 """The service has it, or is about to."""
 
@@ -51,25 +53,34 @@ class Added:
     Attributes:
         size: bytes it adds to a bundle.
         upstream: tasks of this executor it takes results of.
-        awaited: futures of other executors it takes results of and that are not done.
+        awaits: it takes results of futures of other executors that are not done.
     """
 
     key: TaskKey
     size: int = 0
     upstream: tuple[TaskKey, ...] = ()
-    awaited: int = 0
+    awaits: bool = False
 
 
 @dataclass(frozen=True)
 class InputReady:
-    """One of the futures of other executors has a result."""
+    """The futures of other executors have results, with which `size` and `upstream` are these; see Added."""
 
     key: TaskKey
+    size: int = 0
+    upstream: tuple[TaskKey, ...] = ()
 
 
 @dataclass(frozen=True)
 class InputFailed:
     """One of the futures of other executors failed, or its result cannot be sent."""
+
+    key: TaskKey
+
+
+@dataclass(frozen=True)
+class _InputEnded:
+    """An input of the same executor failed or was cancelled: follows from the event that said so."""
 
     key: TaskKey
 
@@ -182,6 +193,7 @@ Action = Send | SendCancel | SendWatch | Release | ShowRunning | Fail | FailLike
 TRANSITIONS: dict[type[object], dict[State, State]] = {
     InputReady: {State.HELD: State.QUEUED},
     InputFailed: {State.HELD: State.FAILED},
+    _InputEnded: dict.fromkeys(_UNSENT, State.FAILED),
     Due: {State.QUEUED: State.SENT},
     Accepted: {State.SENT: State.SUBMITTED, State.RUNNING: State.RUNNING},
     Rejected: dict.fromkeys(_PLACED, State.FAILED),
@@ -202,7 +214,7 @@ class Record:
     """All that is known of one task.
 
     Attributes:
-        blockers: how many things it is held by: futures of other executors, and held inputs.
+        blockers: what it is held by: each held input is one, all futures of other executors together are one.
         job: the scheduler's name of its job, once accepted.
     """
 
@@ -243,8 +255,8 @@ class Tracker:
         self._records: dict[TaskKey, Record] = {}
         self._queued: dict[TaskKey, None] = {}
         self._bursts: dict[BurstId, tuple[TaskKey, ...]] = {}  # sent, not accepted
-        self._held: dict[TaskKey, list[TaskKey]] = {}  # held task -> tasks that it holds
-        self._cancelled: list[TaskKey] = []  # that the service had, or was about to get
+        self._takers: dict[TaskKey, list[TaskKey]] = {}  # task that has not ended -> what was added with it as input
+        self._cancelled: dict[TaskKey, None] = {}  # placed, and the service has not said yet that they ended
         self._linked = False
         self._count = 0
         self._open = 0
@@ -280,7 +292,7 @@ class Tracker:
             case InputReady():
                 return self._unblock(event)
             case InputFailed():
-                return self._fail(event, event.key, Fail(event.key))
+                return self._fail(event, event.key)
             case Due():
                 return self._send_queued(event) if self._linked else []
             case Accepted():
@@ -289,8 +301,11 @@ class Tracker:
                 return self._reject(event)
             case Started():
                 return [ShowRunning(event.key)] if self._move(event, event.key) else []
+            case Ended(key, ok=True):
+                self._move(event, key)
+                return []
             case Ended():
-                return self._end(event)
+                return self._fail(event, event.key)
             case Lost():
                 return self._lose(event)
             case CancelAsked():
@@ -302,69 +317,86 @@ class Tracker:
                 self._linked = False
                 return []
 
-    def _move(self, event: TrackerEvent, key: TaskKey, to: State | None = None) -> Record | None:
-        """Change one task's state by the table; None if the task has ended and the event is only late."""
+    def _known(self, event: TrackerEvent, *keys: TaskKey) -> None:
+        for key in keys:
+            if key not in self._records:
+                raise IllegalEvent(f"{type(event).__name__} names task {key}, which was never added")
+
+    def _check(self, event: TrackerEvent | _InputEnded, key: TaskKey) -> Record:
+        """The record of a task that the event may happen to, or that has ended."""
         record = self._records.get(key)
         if record is None:
             raise IllegalEvent(f"{type(event).__name__} for task {key}, which was never added")
-        if record.state in FINAL:
-            return None
-        after = TRANSITIONS[type(event)].get(record.state)
-        if after is None:
+        if record.state not in FINAL and record.state not in TRANSITIONS[type(event)]:
             raise IllegalEvent(f"{type(event).__name__} for task {key}, which is {record.state.value}")
-        record.state = to or after
+        return record
+
+    def _move(self, event: TrackerEvent | _InputEnded, key: TaskKey, to: State | None = None) -> Record | None:
+        """Change one task's state by the table; None if the task has ended and the event is only late."""
+        record = self._check(event, key)
+        if record.state in FINAL:
+            if isinstance(event, (Ended, Lost, Rejected)):
+                self._cancelled.pop(key, None)
+            return None
+        record.state = to or TRANSITIONS[type(event)][record.state]
         if record.state in FINAL:
             self._open -= 1
             self._queued.pop(key, None)
+            if record.state is State.DONE:
+                self._takers.pop(key, None)
         return record
 
     def _add(self, event: Added) -> list[Action]:
         if event.key in self._records:
             raise IllegalEvent(f"task {event.key} was added before")
-        inputs = [self._records[key] for key in event.upstream]
-        holders = [record.key for record in inputs if record.state is State.HELD]
-        blockers = event.awaited + len(holders)
-        record = Record(event.key, State.HELD if blockers else State.QUEUED, event.size, event.upstream, blockers)
-        self._records[event.key] = record
+        self._known(event, *event.upstream)
+        record = self._records[event.key] = Record(event.key, State.HELD, event.size, (), int(event.awaits))
         self._open += 1
-        for holder in holders:
-            self._held[holder].append(event.key)
-        if blockers:
-            self._held[event.key] = []
-        else:
-            self._queued[event.key] = None
-        return []
+        return self._connect(record, event.upstream)
 
     def _unblock(self, event: InputReady) -> list[Action]:
-        """One thing less holds a task; what becomes free joins the burst, inputs before what needs them."""
-        free = [event.key]
-        while free:
-            key = free.pop()
-            record = self._records[key]
-            if record.state is not State.HELD:
-                if record.state in FINAL:
-                    continue
-                raise IllegalEvent(f"InputReady for task {key}, which is {record.state.value}")
-            record.blockers -= 1
-            if not record.blockers:
-                self._move(event, key)
-                self._queued[key] = None
-                free += self._held.pop(key)
+        self._known(event, *event.upstream)
+        record = self._check(event, event.key)
+        if record.state in FINAL:
+            return []
+        record.size = event.size
+        record.blockers -= 1
+        return self._connect(record, event.upstream)
+
+    def _connect(self, record: Record, upstream: tuple[TaskKey, ...]) -> list[Action]:
+        """Tie a held task to its inputs; it fails like one that has failed, stays held, or joins the burst."""
+        new = [self._records[key] for key in dict.fromkeys(upstream) if key not in record.upstream]
+        record.upstream = upstream
+        for source in new:
+            if source.state in (State.FAILED, State.CANCELLED):
+                return self._fail(_InputEnded(record.key), record.key, FailLike(record.key, source.key))
+        for source in new:
+            if source.state is not State.DONE:
+                self._takers.setdefault(source.key, []).append(record.key)
+            record.blockers += source.state is State.HELD
+        self._release(record)
         return []
 
+    def _release(self, record: Record) -> None:
+        """Queue a task that nothing holds any more, then what it has held: inputs before what needs them."""
+        free = [record] if not record.blockers else []
+        while free:
+            record = free.pop()
+            record.state = State.QUEUED
+            self._queued[record.key] = None
+            for taker in [self._records[key] for key in self._takers.get(record.key, ())]:
+                if taker.state is State.HELD:
+                    taker.blockers -= 1
+                    if not taker.blockers:
+                        free.append(taker)
+
     def _send_queued(self, event: Due) -> list[Action]:
-        """Cut what was gathered into bursts; a task whose input has failed is not sent."""
+        """Cut what was gathered into bursts."""
         actions: list[Action] = []
         keys: list[TaskKey] = []
         size = 0
-        for key in list(self._queued):
+        for key in self._queued:
             record = self._records[key]
-            failed = self._failed_input(record)
-            if failed is not None:
-                record.state = State.FAILED
-                self._open -= 1
-                actions.append(FailLike(key, failed))
-                continue
             if keys and (len(keys) >= self.limits.tasks or size + record.size > self.limits.size):
                 actions.append(self._send(keys))
                 keys, size = [], 0
@@ -374,12 +406,6 @@ class Tracker:
         self._queued.clear()
         return [*actions, self._send(keys)] if keys else actions
 
-    def _failed_input(self, record: Record) -> TaskKey | None:
-        for key in record.upstream:
-            if self._records[key].state in (State.FAILED, State.CANCELLED):
-                return key
-        return None
-
     def _send(self, keys: Iterable[TaskKey]) -> Send:
         self._count += 1
         burst, members = BurstId(f"{self.name}-{self._count}"), tuple(keys)
@@ -387,75 +413,69 @@ class Tracker:
         return Send(burst, members)
 
     def _accept(self, event: Accepted) -> list[Action]:
-        members = self._bursts.pop(event.burst, None)
+        members = self._bursts.get(event.burst)
         if members is None:
             return []  # the answer came twice, after a reconnection
+        if len(members) != len(event.jobs):
+            raise IllegalEvent(f"{len(event.jobs)} jobs accepted for the {len(members)} tasks of burst {event.burst}")
         for key, job in zip(members, event.jobs, strict=True):
-            record = self._records[key]
-            record.job = job
-            if record.state is State.SENT:
-                self._move(event, key)
+            self._records[key].job = job
+            self._move(event, key)
+        del self._bursts[event.burst]
         return [Release(event.burst)]
 
     def _reject(self, event: Rejected) -> list[Action]:
         """Some tasks of a burst, or all: then it will not be accepted any more."""
-        actions: list[Action] = [Fail(key) for key in event.keys if self._move(event, key)]
+        for key in event.keys:
+            self._check(event, key)
+        actions = [action for key in event.keys for action in self._fail(event, key)]
         if len(event.keys) == len(self._bursts.get(event.burst, ())):
             del self._bursts[event.burst]
             actions.append(Release(event.burst))
         return actions
 
-    def _end(self, event: Ended) -> list[Action]:
-        self._move(event, event.key, None if event.ok else State.FAILED)
-        return []
-
     def _lose(self, event: Lost) -> list[Action]:
-        if not self._move(event, event.key):
-            return []
         upstream = event.loss.upstream
-        if event.loss.reason == "upstream" and upstream in self._records:
-            return [FailLike(event.key, upstream)]
-        return [Fail(event.key)]
+        if event.loss.reason == "upstream" and upstream in self._check(event, event.key).upstream:
+            return self._fail(event, event.key, FailLike(event.key, upstream))
+        return self._fail(event, event.key)
 
-    def _fail(self, event: InputFailed, key: TaskKey, action: Action) -> list[Action]:
-        """A held task fails, and with it what it holds."""
-        return [action, *self._drop(event, key)] if self._move(event, key) else []
+    def _fail(self, event: TrackerEvent | _InputEnded, key: TaskKey, action: Action | None = None) -> list[Action]:
+        """A task fails, for the reason in the event unless `action` names another, and what waits for it here too."""
+        if self._move(event, key, State.FAILED) is None:
+            return []
+        return [action or Fail(key), *self._drop(key)]
 
-    def _drop(self, event: InputFailed | CancelAsked, key: TaskKey) -> list[Action]:
-        """What a held task that failed or was cancelled has held fails like it."""
+    def _drop(self, key: TaskKey) -> list[Action]:
+        """A task failed or was cancelled: what takes its result and is not sent fails like it."""
         actions: list[Action] = []
         gone = [key]
         while gone:
-            failed = gone.pop()
-            for dependant in self._held.pop(failed, ()):
-                if self._move(event, dependant, State.FAILED):
-                    actions.append(FailLike(dependant, failed))
-                    gone.append(dependant)
+            source = gone.pop()
+            for taker in self._takers.pop(source, ()):
+                if self._records[taker].state in _UNSENT:
+                    self._move(_InputEnded(taker), taker)
+                    actions.append(FailLike(taker, source))
+                    gone.append(taker)
         return actions
 
     def _cancel(self, event: CancelAsked) -> list[Action]:
-        placed: list[TaskKey] = []
-        actions: list[Action] = []
-        for key in event.keys:
-            where = self._records[key].state
-            if self._move(event, key) and where in _PLACED:
-                placed.append(key)
-            else:
-                actions += self._drop(event, key)
-        self._cancelled += placed
+        self._known(event, *event.keys)
+        before = {key: self._records[key].state for key in event.keys}
+        moved = [key for key in before if self._move(event, key)]
+        actions = [action for key in moved for action in self._drop(key)]
+        placed = dict.fromkeys(key for key in moved if before[key] in _PLACED)
+        self._cancelled |= placed
         if placed and self._linked:
             actions.append(SendCancel(tuple(placed)))
         return actions
 
     def _resume(self) -> list[Action]:
-        """After a connection was made: say again what may have got lost, then go on."""
-        unanswered = {key for members in self._bursts.values() for key in members}
-        waiting = tuple(
-            key for key, record in self._records.items() if record.state in _PLACED and key not in unanswered
-        )
+        """After a connection was made: say again what may have got lost in the last one."""
         actions: list[Action] = [Send(burst, members) for burst, members in self._bursts.items()]
-        if self._count:
-            actions.append(SendWatch((*waiting, *unanswered)))
+        placed = tuple(key for key, record in self._records.items() if record.state in _PLACED)
+        if placed:
+            actions.append(SendWatch(placed))
         if self._cancelled:
-            actions.append(SendCancel(tuple(self._cancelled)))  # all: what was said just before the drop may be lost
+            actions.append(SendCancel(tuple(self._cancelled)))
         return actions
