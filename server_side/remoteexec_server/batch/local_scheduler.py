@@ -179,7 +179,9 @@ class Scheduler:
 
     def serve(self) -> None:
         """Work until there has been nothing to do for `idle_s`."""
-        children, told = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        children, told = os.pipe()
+        os.set_blocking(children, False)
+        os.set_blocking(told, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(told, warn_on_full_buffer=False)
         idle_since = time.monotonic()
