@@ -145,7 +145,7 @@ class Visit:
 
     def resolves(self) -> str:
         from ..errors import ConnectError
-        from ..ssh.fabric_link import resolve
+        from ..ssh.target import resolve
 
         host = resolve(self._settings).host
         try:
@@ -158,7 +158,8 @@ class Visit:
         return f"{host}: {', '.join(dict.fromkeys(str(address[4][0]) for address in found))}"
 
     def answers(self) -> str:
-        from ..ssh.fabric_link import open_socket, resolve
+        from ..ssh.target import resolve
+        from ..ssh.tcp import open_socket
 
         target = resolve(self._settings)
         start = time.perf_counter()
@@ -166,17 +167,18 @@ class Visit:
         return f"port {target.port}, {(time.perf_counter() - start) * 1000:.0f} ms"
 
     def host_key(self) -> str:
-        from ..ssh.fabric_link import check_host_key, resolve
+        from ..ssh.target import resolve
 
         target = resolve(self._settings)
         known = hostkeys.known_keys(target.known_as, target.known_hosts)
         types = [entry.key.type for entry in known]
         key = hostkeys.fetch(target.host, target.port, prefer=types, timeout_s=self._settings.connect_timeout_s)
-        check_host_key(self._settings, target, known, key)
+        name, files = target.known_as, target.known_hosts
+        hostkeys.check(key, known, name=name, files=files, cluster=self._config.name)
         return f"{key.type} {key.fingerprint}"
 
     def login(self) -> str:
-        from ..ssh.fabric_link import resolve
+        from ..ssh.target import resolve
 
         self._link.connect()
         return f"as {resolve(self._settings).user}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..config import ClusterConfig
 from ..errors import HostKeyChanged, HostKeyError, HostKeyUnknown
 from ..ssh import hostkeys
-from ..ssh.fabric_link import Target, resolve
 from ..ssh.hostkeys import HostKey, KnownKey, Verdict
+from ..ssh.target import Target, resolve
 from . import terminal
 
 __all__ = ["settle"]

@@ -22,29 +22,26 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..errors import (
     AuthenticationFailed,
-    ConfigError,
     ConnectError,
     ConnectionLost,
-    HostKeyChanged,
-    HostKeyUnknown,
     RemoteExecError,
     StoreError,
 )
 from . import hostkeys
 from .auth import Authentication
 from .base import Buffer, Completed, Link, SshSettings, Stream
-from .hostkeys import HostKey, Verdict
+from .target import Target, resolve
+from .tcp import open_socket
 
 if TYPE_CHECKING:
     import fabric
 
-__all__ = ["FabricLink", "FabricStream", "Target", "check_host_key", "open_socket", "prefer_key_types", "resolve"]
+__all__ = ["FabricLink", "FabricStream"]
 
 WINDOW_BYTES = 64 << 20
 """Receive window of a channel: at 50 ms round trip it takes the whole rate of the link (measured: 45 MiB/s of 45)."""
@@ -55,98 +52,6 @@ LOG_CHANNEL = "remoteexec.ssh.paramiko"
 
 # Without a handler, logging prints paramiko's tracebacks of ordinary drops on the user's terminal.
 logging.getLogger("remoteexec").addHandler(logging.NullHandler())
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a login goes, after ~/.ssh/config.
-
-    Attributes:
-        host: Name or address to connect to.
-        known_as: The name in known_hosts files.
-        known_hosts: Files to look in; the first is the one to add to.
-        identity_files: `IdentityFile`s of ~/.ssh/config.
-        identities_only: Of ~/.ssh/config.
-    """
-
-    host: str
-    port: int
-    user: str
-    known_as: str
-    known_hosts: tuple[Path, ...]
-    identity_files: tuple[str, ...] = ()
-    identities_only: bool = False
-
-
-def resolve(settings: SshSettings) -> Target:
-    """Complete the settings from ~/.ssh/config and /etc/ssh/ssh_config.
-
-    Raises:
-        ConfigError: A file of these cannot be read or wants a jump host.
-    """
-    return _resolve(settings, _fabric_config())
-
-
-def open_socket(host: str, port: int, timeout_s: float, dead_after_s: float | None = None) -> socket.socket:
-    """A TCP connection without Nagle's delay that notices when the other side is gone.
-
-    Raises:
-        ConnectError: Says whether the name, the network, or the port was the trouble.
-    """
-    where = f"{host}, port {port}"
-    try:
-        sock = socket.create_connection((host, port), timeout=timeout_s)
-    except socket.gaierror as exc:
-        raise ConnectError(
-            f"The name {host!r} does not resolve: {exc.strerror}.\n"
-            "Check the spelling and whether you are online (some clusters need a VPN)."
-        ) from exc
-    except UnicodeError as exc:
-        raise ConnectError(f"{host!r} is not a host name: {exc}.\nCheck the spelling.") from exc
-    except TimeoutError as exc:
-        raise ConnectError(
-            f"{where}, did not answer within {timeout_s:g} s.\n"
-            "Check host and port and whether you are online; a firewall may want a VPN."
-        ) from exc
-    except ConnectionRefusedError as exc:
-        raise ConnectError(
-            f"{where}, refuses connections: the machine is there, but no SSH server listens on that port.\n"
-            "Check the port, and whether the login node is in maintenance."
-        ) from exc
-    except OSError as exc:
-        raise ConnectError(
-            f"{where}, cannot be reached: {exc.strerror or exc}.\n"
-            "Check host and port and whether you are online; a firewall may want a VPN."
-        ) from exc
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # Linux alone has it; elsewhere the system's own retransmission limit ends a silent connection.
-    user_timeout = getattr(socket, "TCP_USER_TIMEOUT", None)
-    if user_timeout is not None and dead_after_s is not None:
-        sock.setsockopt(socket.IPPROTO_TCP, user_timeout, int(dead_after_s * 1000))
-    return sock
-
-
-def prefer_key_types(transport: Any, types: Sequence[str]) -> None:
-    """Ask a server first for the kinds of host key that are on file, as OpenSSH does."""
-    options = transport.get_security_options()
-    wanted = {name for known in types for name in _algorithms(known)}
-    options.key_types = sorted(options.key_types, key=lambda name: name not in wanted)
-
-
-def check_host_key(settings: SshSettings, target: Target, known: Sequence[hostkeys.KnownKey], offered: HostKey) -> None:
-    """Accept a key by returning.
-
-    Raises:
-        HostKeyUnknown: Not on file.
-        HostKeyChanged: Not the one on file, or revoked.
-    """
-    cluster = settings.cluster or "NAME"
-    match hostkeys.verdict(offered, known):
-        case Verdict.UNKNOWN:
-            raise _unknown(target, offered, cluster)
-        case Verdict.CHANGED | Verdict.REVOKED as verdict:
-            raise _changed(target, offered, known, cluster, verdict is Verdict.REVOKED)
 
 
 class FabricLink(Link):
@@ -221,10 +126,12 @@ class FabricLink(Link):
 
     def _connected(self) -> fabric.Connection:
         import fabric
+        import paramiko
 
         settings = self.settings
-        config = _fabric_config()
-        target = _resolve(settings, config)
+        target = resolve(settings)
+        # no fabric.yml and no second look into ~/.ssh/config, in which the resolved name may stand for something else
+        config = fabric.Config(lazy=True, ssh_config=paramiko.SSHConfig())
         known = hostkeys.known_keys(target.known_as, target.known_hosts)
         with self._translated(connecting=True):
             sock = open_socket(target.host, target.port, settings.connect_timeout_s, settings.dead_after_s)
@@ -459,96 +366,15 @@ class _HostKeyPolicy:
         self._known = tuple(known)
 
     def missing_host_key(self, client: Any, hostname: str, key: Any) -> None:
-        """See `check_host_key`."""
-        check_host_key(self._settings, self._target, self._known, HostKey(key.get_name(), key.asbytes()))
-
-
-def _unknown(target: Target, offered: HostKey, cluster: str) -> HostKeyUnknown:
-    files = tuple(str(file) for file in target.known_hosts)
-    return HostKeyUnknown(
-        f"The host key of {target.known_as} is not known.\n"
-        f"It offers {offered.type} {offered.fingerprint}; searched: {', '.join(files)}.\n"
-        "Compare the fingerprint with the one your cluster publishes; if they agree, run "
-        f"`remoteexec config trust {cluster}`.",
-        host=target.known_as,
-        key_type=offered.type,
-        fingerprint=offered.fingerprint,
-        known_hosts=files,
-    )
-
-
-def _changed(
-    target: Target, offered: HostKey, known: Sequence[hostkeys.KnownKey], cluster: str, revoked: bool
-) -> HostKeyChanged:
-    entries = [entry for entry in known if entry.revoked == revoked]
-    entry = next((entry for entry in entries if entry.key.type == offered.type), entries[0])
-    found = f"line {entry.line} of {entry.file}"
-    if revoked:
-        told = f"It offers {offered.type} {offered.fingerprint}, which {found} marks as revoked."
-    else:
-        told = f"It offers {offered.type} {offered.fingerprint}, but {found} has {entry.key.type} "
-        told += f"{entry.key.fingerprint}."
-    return HostKeyChanged(
-        f"The host key of {target.known_as} has CHANGED; nothing was sent to it.\n"
-        f"{told}\n"
-        "Somebody may be posing as this host, or it was set up anew. Ask your cluster's support for the new "
-        f"fingerprint; if it is the one offered, run `remoteexec config trust {cluster}`.",
-        host=target.known_as,
-        key_type=offered.type,
-        fingerprint=offered.fingerprint,
-        known_hosts=(str(entry.file),),
-        expected=entry.key.fingerprint,
-    )
-
-
-def _fabric_config() -> Any:
-    import fabric
-    import paramiko
-
-    # lazy: no fabric.yml of the user or the system has a say here
-    config = fabric.Config(lazy=True)
-    try:
-        config.load_ssh_config()
-    except (paramiko.SSHException, OSError, ValueError) as exc:
-        raise ConfigError(
-            f"Your SSH configuration (~/.ssh/config or /etc/ssh/ssh_config) cannot be read: {exc}.\n"
-            "Try `ssh -G HOST`, which names the line."
-        ) from exc
-    return config
-
-
-def _resolve(settings: SshSettings, config: Any) -> Target:
-    found = config.base_ssh_config.lookup(settings.host)
-    for key, word in (("proxyjump", "ProxyJump"), ("proxycommand", "ProxyCommand")):
-        if found.get(key, "none").lower() != "none":
-            raise ConfigError(
-                f"~/.ssh/config sends {settings.host!r} through {word} {found[key]!r}, which is not supported yet.\n"
-                "Name a login node that can be reached directly, or open a tunnel and add its local end: "
-                "`ssh -L 2222:LOGIN-NODE:22 JUMP-HOST`, then `--host 127.0.0.1 --port 2222`."
-            )
-    host = found.get("hostname", settings.host)
-    try:
-        port = settings.port or int(found.get("port", 22))
-    except ValueError as exc:
-        raise ConfigError(f"~/.ssh/config: Port {found['port']!r} of {settings.host!r} is not a number.") from exc
-    return Target(
-        host=host,
-        port=port,
-        user=settings.user or found.get("user", config.user),
-        known_as=found.get("hostkeyalias") or hostkeys.host_name(host, port),
-        known_hosts=_known_hosts_files(settings, found),
-        identity_files=tuple(found.get("identityfile", ())),
-        identities_only=found.get("identitiesonly", "no").lower() == "yes",
-    )
-
-
-def _known_hosts_files(settings: SshSettings, found: Any) -> tuple[Path, ...]:
-    if settings.known_hosts:
-        return (Path(settings.known_hosts).expanduser(),)
-    *users, system = hostkeys.default_files()
-    # "none" and /dev/null are how one turns the check off, which cannot be done here
-    named = [name for name in shlex.split(found.get("userknownhostsfile", "")) if name not in ("none", "/dev/null")]
-    return (*([Path(name).expanduser() for name in named] or users), system)
+        """See `hostkeys.check`."""
+        target = self._target
+        hostkeys.check(
+            hostkeys.HostKey(key.get_name(), key.asbytes()),
+            self._known,
+            name=target.known_as,
+            files=target.known_hosts,
+            cluster=self._settings.cluster,
+        )
 
 
 def _strategy(settings: SshSettings, target: Target) -> Any:
@@ -563,15 +389,10 @@ def _transport_factory(key_types: Sequence[str]) -> Any:
         import paramiko
 
         transport = paramiko.Transport(sock, **options)
-        prefer_key_types(transport, key_types)
+        hostkeys.prefer_types(transport, key_types)
         return transport
 
     return factory
-
-
-def _algorithms(key_type: str) -> tuple[str, ...]:
-    """An RSA key is one key with three signatures."""
-    return ("rsa-sha2-512", "rsa-sha2-256", "ssh-rsa") if key_type == "ssh-rsa" else (key_type,)
 
 
 def _last_words(stream: FabricStream) -> str:

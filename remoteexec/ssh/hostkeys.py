@@ -19,18 +19,22 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..errors import ConfigError, ConnectError
+from ..errors import ConfigError, ConnectError, HostKeyChanged, HostKeyUnknown
+from .tcp import open_socket
 
 __all__ = [
     "HostKey",
     "KnownKey",
     "Verdict",
     "add",
+    "check",
     "default_files",
     "fetch",
     "host_name",
     "known_keys",
+    "prefer_types",
     "remove",
     "verdict",
 ]
@@ -140,6 +144,35 @@ def remove(file: Path, name: str) -> int:
     return removed
 
 
+def check(offered: HostKey, known: Sequence[KnownKey], *, name: str, files: Sequence[Path], cluster: str = "") -> None:
+    """Accept a key by returning.
+
+    Args:
+        offered: By the server.
+        known: All keys on file for it.
+        name: Of the host in those files.
+        files: That were searched.
+        cluster: Its name in clusters.toml, for the message.
+
+    Raises:
+        HostKeyUnknown: Not on file.
+        HostKeyChanged: Not the one on file, or revoked.
+    """
+    remedy = f"`remoteexec config trust {cluster or 'NAME'}`"
+    match verdict(offered, known):
+        case Verdict.UNKNOWN:
+            raise _unknown(offered, name, files, remedy)
+        case Verdict.CHANGED | Verdict.REVOKED as found:
+            raise _changed(offered, known, name, remedy, found is Verdict.REVOKED)
+
+
+def prefer_types(transport: Any, types: Sequence[str]) -> None:
+    """Ask a server first for the kinds of host key that are on file, as OpenSSH does."""
+    options = transport.get_security_options()
+    wanted = {name for known in types for name in _algorithms(known)}
+    options.key_types = sorted(options.key_types, key=lambda name: name not in wanted)
+
+
 def fetch(host: str, port: int, *, prefer: Sequence[str] = (), timeout_s: float = 15.0) -> HostKey:
     """Ask a server for its host key, without logging in.
 
@@ -154,13 +187,11 @@ def fetch(host: str, port: int, *, prefer: Sequence[str] = (), timeout_s: float 
     """
     import paramiko
 
-    from .fabric_link import open_socket, prefer_key_types
-
     sock = open_socket(host, port, timeout_s)
     transport = None
     try:
         transport = paramiko.Transport(sock)
-        prefer_key_types(transport, prefer)
+        prefer_types(transport, prefer)
         transport.start_client(timeout=timeout_s)
         key = transport.get_remote_server_key()
         return HostKey(key.get_name(), key.asbytes())
@@ -228,3 +259,44 @@ def _matches(patterns: str, name: str) -> bool:
                 return False
             matched = True
     return matched
+
+
+def _unknown(offered: HostKey, name: str, files: Sequence[Path], remedy: str) -> HostKeyUnknown:
+    searched = tuple(str(file) for file in files)
+    return HostKeyUnknown(
+        f"The host key of {name} is not known.\n"
+        f"It offers {offered.type} {offered.fingerprint}; searched: {', '.join(searched)}.\n"
+        "Compare the fingerprint with the one your cluster publishes; if they agree, run "
+        f"{remedy}.",
+        host=name,
+        key_type=offered.type,
+        fingerprint=offered.fingerprint,
+        known_hosts=searched,
+    )
+
+
+def _changed(offered: HostKey, known: Sequence[KnownKey], name: str, remedy: str, revoked: bool) -> HostKeyChanged:
+    entries = [entry for entry in known if entry.revoked == revoked]
+    entry = next((entry for entry in entries if entry.key.type == offered.type), entries[0])
+    found = f"line {entry.line} of {entry.file}"
+    if revoked:
+        told = f"It offers {offered.type} {offered.fingerprint}, which {found} marks as revoked."
+    else:
+        told = f"It offers {offered.type} {offered.fingerprint}, but {found} has {entry.key.type} "
+        told += f"{entry.key.fingerprint}."
+    return HostKeyChanged(
+        f"The host key of {name} has CHANGED; nothing was sent to it.\n"
+        f"{told}\n"
+        "Somebody may be posing as this host, or it was set up anew. Ask your cluster's support for the new "
+        f"fingerprint; if it is the one offered, run {remedy}.",
+        host=name,
+        key_type=offered.type,
+        fingerprint=offered.fingerprint,
+        known_hosts=(str(entry.file),),
+        expected=entry.key.fingerprint,
+    )
+
+
+def _algorithms(key_type: str) -> tuple[str, ...]:
+    """An RSA key is one key with three signatures."""
+    return ("rsa-sha2-512", "rsa-sha2-256", "ssh-rsa") if key_type == "ssh-rsa" else (key_type,)

@@ -138,6 +138,40 @@ def test_exit_codes_of_that_line_become_errors() -> None:
     ]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="roots lie on POSIX machines")
+@pytest.mark.parametrize("shape", ["missing", "good", "group", "others", "link", "file", "below open", "below sticky"])
+def test_the_script_and_the_store_judge_a_root_alike(tmp_path: Path, shape: str) -> None:
+    from remoteexec_server.store.root import UnsafeRootError, open_root
+
+    above = tmp_path / NASTY
+    above.mkdir(mode=0o700)
+    root = above / "root"
+    if shape == "file":
+        root.touch()
+    elif shape != "missing":
+        root.mkdir(mode=0o700)
+    if shape == "link":
+        root.rename(above / "real")
+        root.symlink_to(above / "real")
+    modes = {
+        "group": (root, 0o710),
+        "others": (root, 0o701),
+        "below open": (above, 0o777),
+        "below sticky": (above, 0o1777),
+    }
+    if shape in modes:
+        path, mode = modes[shape]
+        path.chmod(mode)
+    judged = []
+    for judge, refusal in ((bootstrap.check_root, bootstrap.Refused), (open_root, UnsafeRootError)):
+        try:
+            judge(str(root))
+            judged.append(True)
+        except refusal:
+            judged.append(False)
+    assert judged == [shape in ("missing", "good", "below sticky")] * 2
+
+
 @pytest.mark.parametrize(
     ("version", "good"),
     [("3.9", True), ("3.9.0rc1", True), ("3.16.0", True), ("3.8.9", False), ("4", False), ("4.0.1", False)],
