@@ -204,7 +204,7 @@ def test_a_job_is_found_by_its_name_pending_running_and_ended(place: Place) -> N
     place.wait([ref, JobRef(dependant, 0), JobRef(dependant, 1)])
     assert place.queue.find(first.name) == ref.job
     assert place.queue.find(second.name) == dependant
-    assert place.queue.find(first.name[:-1]) is None
+    assert place.queue.find(first.name.rpartition("-")[0]) is None
     assert place.queue.find("other-name") is None
 
 

@@ -21,7 +21,7 @@ def spec(resources: Resources, count: int = 1, directory: str = "/r/jobs/rx-a-0"
 
 
 def render(job: JobSpec) -> list[str]:
-    text = Template(slurm_script.template(job.resources)).render(**slurm_script.variables(job))
+    text: str = Template(slurm_script.template(job.resources)).render(**slurm_script.variables(job))
     return text.splitlines()
 
 
