@@ -122,7 +122,10 @@ class _ForeignDone:
 
 @dataclass(frozen=True)
 class _Flush:
-    """Send what was gathered."""
+    """A statement has submitted all its calls: send what was gathered.
+
+    It ends on the driver thread, since the inbox may hold calls of it for longer than a burst is gathered otherwise.
+    """
 
 
 @dataclass(frozen=True)
@@ -232,8 +235,6 @@ class Driver:
         try:
             yield
         finally:
-            with self._lock:
-                self._statements -= 1
             self._inbox.put(_Flush())
 
     def stop(self, cancel: bool = False) -> None:
@@ -318,6 +319,9 @@ class Driver:
                 self._fill(item.key)
             case CancelAsked():
                 self._cancel(item.keys)
+            case _Flush():
+                with self._lock:
+                    self._statements -= 1
             case _Stop():
                 self._stopping = True
                 if item.cancel:
