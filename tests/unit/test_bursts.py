@@ -10,7 +10,7 @@ from remoteexec.engine import driver
 from remoteexec.engine.client import Deliver
 from remoteexec.engine.tracker import Linked
 from remoteexec_server.wire import header
-from remoteexec_server.wire.messages import Accepted, Request, Submit, Welcome
+from remoteexec_server.wire.messages import Accepted, Close, Closed, Request, Submit, Welcome
 from remoteexec_server.wire.resources import Resources
 
 
@@ -32,6 +32,9 @@ class Service:
             self.gate.wait(10)
             self.bursts.append(len(request.tasks))
             self.deliver((Accepted(request.burst, ("1",) * len(request.tasks)), b""))
+
+        if isinstance(request, Close):
+            self.deliver((Closed(), b""))
 
     def close(self) -> None:
         pass
