@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .wire.payload import Pickled
 
 EX_IOERR = 74
+_PR_SET_PDEATHSIG = 1
 _THREADS = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -68,8 +69,10 @@ def supervise(session: Session, job: Job, index: int) -> int:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGTERM)
 
+    supervisor = os.getpid()
     child = os.fork()
     if child == 0:
+        _end_with(supervisor)
         _child(session, job, index)
     signal.signal(signal.SIGTERM, on_sigterm)
     _, status = os.waitpid(child, 0)
@@ -89,6 +92,16 @@ def supervise(session: Session, job: Job, index: int) -> int:
         print(f"remoteexec: cannot write to the store: {exc}", file=sys.stderr)
         return EX_IOERR
     return 0
+
+
+def _end_with(parent: int) -> None:
+    """Be killed when the parent is: who has lost its supervisor is lost, and must not go on unseen (Linux only)."""
+    with contextlib.suppress(Exception):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _why(session: Session, job: Job, index: int, code: int) -> Loss:
@@ -340,8 +353,14 @@ class _Inputs:
             return True, None
         try:
             queue = queues.connect(self._job.scheduler, self._session.path.parent.parent)
-            facts = queue.states([JobRef.parse(name)])[JobRef.parse(name)]
+            ref = JobRef.parse(name)
+            facts = queue.states([ref])[ref]
         except QueueError as exc:
             print(f"remoteexec: waiting for task {key} of job {name}: {exc}", file=sys.stderr)
             return False, None
-        return facts.state.ended, diagnose.loss(facts, JobRef.parse(name), "", None)
+        found = self._session.find_task(key) if facts.state.ended else None
+        if found is None:
+            return facts.state.ended, diagnose.loss(facts, ref, "", None)
+        job, index = found
+        log = self._session.log(job.name, index)
+        return True, diagnose.loss(facts, ref, log_tail(log), str(log), job.resources)

@@ -18,7 +18,7 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,9 +41,9 @@ from ..wire.messages import (
     TaskKey,
     Watch,
 )
-from ..wire.resources import ResourceError
+from ..wire.resources import ResourceError, Resources
 from . import diagnose
-from .base import JobId, JobRef, JobSpec, JobState, Queue, SchedulerUnavailable, SubmitRejected
+from .base import JobFacts, JobId, JobRef, JobSpec, JobState, Queue, SchedulerUnavailable, SubmitRejected
 
 
 class Superseded(Exception):
@@ -568,6 +568,7 @@ class Service:
             self._say(f"{exc}; asking again in {self.polling.poll_s:.0f} s")
             return
         self._problem = ""
+        self._refuse_stuck(refs, facts)
         ended = [ref for ref in refs if facts[ref].state.ended]
         if not ended:
             return
@@ -583,11 +584,22 @@ class Service:
                 continue
             task.ended_at = task.ended_at or now
             log = self.session.log(task.job_name, task.index)
-            loss = diagnose.loss(facts[ref], ref, log_tail(log), str(log))
+            loss = diagnose.loss(facts[ref], ref, log_tail(log), str(log), self._resources(task))
             if loss is None and now - task.ended_at >= self.polling.grace_s:
                 loss = self._unexplained(facts[ref].state, ref, log)
             if loss is not None:
                 self._publish_loss(task, loss)
+
+    def _refuse_stuck(self, refs: Mapping[JobRef, _Task], facts: Mapping[JobRef, JobFacts]) -> None:
+        """A job that waits for what will never come is lost now; the scheduler would keep it for ever."""
+        for ref, task in refs.items():
+            loss = None if facts[ref].state.ended else diagnose.loss(facts[ref], ref, "", None, self._resources(task))
+            if loss is not None and not task.started:
+                self._doomed.append(ref)
+                self._publish_loss(task, loss)
+
+    def _resources(self, task: _Task) -> Resources:
+        return self._bursts[task.burst].submit.resources[task.entry.resources]
 
     def _unexplained(self, state: JobState, ref: JobRef, log: Path) -> Loss:
         return Loss(

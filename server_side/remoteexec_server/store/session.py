@@ -162,6 +162,15 @@ class Session:
         publish(directory / "job.json", messages.to_json(job).encode())
         return directory
 
+    def find_task(self, key: TaskKey) -> tuple[Job, int] | None:
+        """The job that runs a task, and which of its elements; reads the description of every job until it is found."""
+        for path in (self.path / "jobs").glob("*/job.json"):
+            _, job = read_job(path.parent)
+            for index, task in enumerate(job.tasks):
+                if task.key == key:
+                    return job, index
+        return None
+
     def log(self, job_name: str, index: int) -> Path:
         """What element `index` of a job printed."""
         return self.job_directory(job_name) / f"{index}.log"
