@@ -144,6 +144,23 @@ def test_home_and_variables_are_expanded_there(link: FabricLink, cluster: Cluste
     assert probe(link, dataclasses.replace(config, root=root)).root == str(installed.root)
 
 
+def test_a_login_shell_brings_what_the_profile_sets(slurm_cluster: SlurmCluster) -> None:
+    config = dataclasses.replace(configuration(slurm_cluster), root="$SCRATCH/rx", login_shell=True)
+    scratch = slurm_cluster.make_directory(f"scratch {os.urandom(4).hex()}")
+    profile = PurePosixPath(slurm_cluster.home) / ".bash_profile"
+    link = FabricLink(config.ssh_settings())
+    link.connect()
+    link.put_file(f"echo Welcome\nexport SCRATCH='{scratch}'\n".encode(), profile)
+    try:
+        assert install(link, config).root == PurePosixPath(scratch) / "rx"
+        assert probe(link, config).root == f"{scratch}/rx"
+        with pytest.raises(UnsafeRoot):
+            probe(link, dataclasses.replace(config, login_shell=False))
+    finally:
+        link.run(["rm", str(profile)])
+        link.close()
+
+
 def test_a_variable_that_is_not_set_is_named(link: FabricLink, config: ClusterConfig) -> None:
     unset = dataclasses.replace(config, root="$REMOTEEXEC_NO_SUCH/x")
     with pytest.raises(UnsafeRoot) as caught:
