@@ -73,7 +73,7 @@ def _finish_submitting(service: Service) -> None:
     deadline = service.clock() + _FINISH_S
     while service.submitting and service.clock() < deadline:
         service.step()
-        time.sleep(min(service.wait_s() or 0.0, 1.0))
+        time.sleep(max(0.01, min(service.wait_s() or 0.0, 1.0)))  # outcomes to be told would make it 0
 
 
 def _serve(service: Service, inbox: Inbox, emit: Emit) -> bool:

@@ -14,7 +14,6 @@ State of one task is one `_Task`; of one burst, one `_Burst`. All of it can be r
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections import deque
@@ -22,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..store.session import Job, JobTask, Journal, Session, log_tail
+from ..store.session import Job, JobTask, Journal, Session, StoreError, checked, log_tail
 from ..store.watching import Watcher
 from ..wire import header
 from ..wire.messages import (
@@ -183,14 +182,14 @@ class Service:
 
     @property
     def submitting(self) -> bool:
-        """Something was taken that the scheduler does not have yet."""
-        return bool(self._submitting)
+        """The scheduler has not been told yet of something that was asked for: jobs to be run, or to be ended."""
+        return bool(self._submitting or self._doomed)
 
     def wait_s(self) -> float | None:
         """Seconds until `step` has something to do; None: only after a request."""
         if self._pushed:
             return 0.0
-        due = [self._submit_at(burst) for burst in self._submitting]
+        due = [self._submit_at(self._submitting[0])] if self._submitting else []
         if self._doomed:
             due.append(self._doom_at)
         if self._open:
@@ -204,7 +203,7 @@ class Service:
             try:
                 data = self.session.outcome(key).read_bytes()
             except OSError as exc:
-                self._say(f"outcome of task {key} cannot be read: {exc}")
+                self._unread(key, exc)
                 continue
             self._tasks[key].wanted = False
             return OutcomeReady(key, len(data)), data
@@ -240,13 +239,17 @@ class Service:
     def _refusal(self, submit: Submit, bundle: bytes) -> tuple[str, str] | None:
         """Why a burst is not taken: error class and message."""
         try:
+            for name in (submit.burst, *(entry.key for entry in submit.tasks)):
+                checked(name)
             for resources in submit.resources:
                 resources.validate()
             header.check(bundle, self.session.key, "bundle", submit.burst)
         except ResourceError as exc:
             return "SubmitRejected", str(exc)
-        except header.HeaderError as exc:
+        except (StoreError, header.HeaderError) as exc:
             return "ProtocolMismatch", f"bundle refused: {exc}"
+        if not submit.tasks or len({entry.key for entry in submit.tasks}) < len(submit.tasks):
+            return "ProtocolMismatch", "bundle refused: it has no tasks, or one of them twice"
         if any(not 0 <= entry.resources < len(submit.resources) for entry in submit.tasks):
             return "ProtocolMismatch", "bundle refused: a task names resources that are not there"
         twice = [entry.key for entry in submit.tasks if entry.key in self._tasks]
@@ -331,10 +334,16 @@ class Service:
 
     def _lose_unwritten(self, burst: _Burst, entries: Sequence[Entry], exc: OSError) -> None:
         message = f"the store on the cluster cannot be written: {exc}"
-        for entry in entries:
-            self._over(self._tasks[entry.key], failed=True)
         keys = tuple(entry.key for entry in entries)
         self._events.append(Rejected(burst.submit.burst, keys, "StoreError", message))
+        try:
+            for key in keys:
+                self.session.publish_loss(key, Loss("store", message))
+        except OSError:
+            pass  # a service that takes over finds no loss, and runs what nobody waits for
+        for key in keys:
+            self._tasks[key].wanted = False
+            self._over(self._tasks[key], failed=True)
 
     def _submitted(self, burst: _Burst, group: _Group) -> JobId:
         """The scheduler's number of a group's job, submitted only if it is not there yet."""
@@ -422,6 +431,11 @@ class Service:
             return
         self._read(names)
 
+    def _look_at_all(self) -> None:
+        """The same for what was seen before, too."""
+        self._watcher.forget_all()
+        self._look()
+
     def _read(self, names: Iterable[str]) -> None:
         for name in sorted(names):  # .h5 before .lost
             stem, _, suffix = name.rpartition(".")
@@ -453,12 +467,18 @@ class Service:
         except header.HeaderError:
             failed = True  # the client says what is wrong with it
         except OSError as exc:
-            self._say(f"outcome of task {key} cannot be read: {exc}")
-            self._watcher.forget([f"{key}.h5"])
+            self._unread(key, exc)
             return
         if task.wanted:
             self._pushed.append(key)
         self._over(task, failed)
+
+    def _unread(self, key: TaskKey, exc: OSError) -> None:
+        """An outcome is there and cannot be read now: the next look tries again."""
+        self._say(f"outcome of task {key} cannot be read: {exc}")
+        self._tasks[key].over = False
+        self._open[key] = None
+        self._watcher.forget([f"{key}.h5"])
 
     def _note_loss(self, task: _Task) -> None:
         key = task.entry.key
@@ -545,7 +565,7 @@ class Service:
                 task.wanted, task.over, task.started = True, False, False
                 if task.ref is not None:
                     self._open[key] = None
-        self._read(os.listdir(self.session.outcomes))
+        self._look_at_all()
 
     # ---- asking the scheduler ----
 
@@ -572,7 +592,7 @@ class Service:
         ended = [ref for ref in refs if facts[ref].state.ended]
         if not ended:
             return
-        self._read(os.listdir(self.session.outcomes))
+        self._look_at_all()
         now = self.clock()
         for ref in ended:
             task = refs[ref]
@@ -637,7 +657,7 @@ class Service:
         for task in self._tasks.values():
             task.wanted = False  # until the client says that it waits for it
         if self._tasks:
-            self._read(os.listdir(self.session.outcomes))
+            self._look_at_all()
 
     def _say(self, message: str) -> None:
         """A problem that ends nothing; the same one is said once in a row."""

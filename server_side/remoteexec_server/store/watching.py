@@ -23,6 +23,7 @@ class Watcher:
     def __init__(self, directory: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._directory, self._clock = directory, clock
         self._seen: frozenset[str] = frozenset()
+        self._again: frozenset[str] = frozenset()
         self._changed_at = clock()
         self._due_at = clock()
 
@@ -36,18 +37,22 @@ class Watcher:
         self._changed_at = self._due_at = self._clock()
 
     def look(self) -> Iterable[str]:
-        """Names that were not there at the last look; may be asked before it is due."""
+        """Names that were not there at the last look, and forgotten ones; may be asked before it is due."""
         began = self._clock()
         names = frozenset(os.listdir(self._directory))
-        new = names - self._seen
-        self._seen = names
+        new, again = names - self._seen, names & self._again
+        self._seen, self._again = names, frozenset()
         now = self._clock()
         if new:
             self._changed_at = now
         rest = min(max(_LEAST_S, (now - self._changed_at) * _LATE), _MOST_S)
         self._due_at = now + max(rest, (now - began) * _DUTY)
-        return new
+        return new | again
 
     def forget(self, names: Iterable[str]) -> None:
-        """Report these names again if they are there at the next look."""
-        self._seen -= frozenset(names)
+        """Report these names again if they are there at the next look; that is no change for the pace of looking."""
+        self._again |= frozenset(names)
+
+    def forget_all(self) -> None:
+        """Report every name again."""
+        self._again |= self._seen

@@ -94,7 +94,7 @@ class Resources:
             if not isinstance(value, str) or not value or _CONTROL.search(value):
                 raise ResourceError(f"{key}={value!r}: must be text without line breaks or control characters")
         for key, value in dict[str, object](self.extra).items():
-            if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(key)):
                 raise ResourceError(f"{key!r}: a template's variable is named with letters, digits and _")
             if not isinstance(value, (str, int, float, bool)) or (isinstance(value, str) and _CONTROL.search(value)):
                 raise ResourceError(f"{key}={value!r}: must be a number or text without line breaks")

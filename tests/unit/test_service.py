@@ -1,0 +1,862 @@
+"""The batch service: every job is submitted once, every task's end is told, whatever fails in between."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+from remoteexec_server.batch.base import JobFacts, JobId, JobRef, JobState, SchedulerUnavailable, SubmitRejected
+from remoteexec_server.batch.service import Polling, Service, Superseded
+from remoteexec_server.store import session as store
+from remoteexec_server.store.session import Claim, Session
+from remoteexec_server.wire import header
+from remoteexec_server.wire.header import Header
+from remoteexec_server.wire.messages import (
+    Accepted,
+    BurstId,
+    Cancel,
+    Entry,
+    Event,
+    Loss,
+    Lost,
+    OutcomeReady,
+    Problem,
+    Rejected,
+    Started,
+    Submit,
+    TaskKey,
+    Watch,
+)
+from remoteexec_server.wire.resources import Resources
+from tests.unit.fake_queue import LIE, Clock, Crash, FakeQueue
+
+KEY = bytes(range(32))
+ONE, TWO = BurstId("b-1"), BurstId("b-2")
+A, B, C, D = (TaskKey(name) for name in "abcd")
+DOWN = SchedulerUnavailable("slurm_load_jobs error: Unable to contact slurm controller")
+
+
+@dataclass
+class World:
+    """A store, a queue and a clock, which outlive services."""
+
+    session: Session
+    queue: FakeQueue = field(default_factory=FakeQueue)
+    clock: Clock = field(default_factory=Clock)
+    polling: Polling = field(default_factory=Polling)
+    services: list[Service] = field(default_factory=list)
+
+    def service(self) -> Service:
+        """A new process that takes over."""
+        self.services.append(Service(self.session, self.queue, "fake", ("python", "runner"), self.polling, self.clock))
+        return self.services[-1]
+
+    def run(self, service: Service, seconds: float = 0.0) -> list[Event]:
+        """What the service says within so many seconds of doing what is due."""
+        events: list[Event] = []
+        until = self.clock.now + seconds
+        for _ in range(10_000):
+            events += service.step()
+            while (ready := service.next_outcome()) is not None:
+                assert len(ready[1]) == ready[0].size
+                events.append(ready[0])
+            wait = service.wait_s()
+            if wait is None or self.clock.now + wait > until:
+                self.clock.now = until
+                return events
+            self.clock.now += wait
+        raise AssertionError("the service spins")
+
+    def end(self, key: TaskKey, ok: bool = True) -> None:
+        """The task's runner publishes an outcome."""
+        head = Header("outcome", key, "ok" if ok else "error", cloudpickle=cloudpickle.__version__)
+        self.session.publish_outcome(key, header.seal(head, b"", KEY))
+
+    def names(self) -> set[str]:
+        return set(os.listdir(self.session.outcomes))
+
+
+SIZE = header.BLOCK
+
+
+@pytest.fixture
+def world(tmp_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # which is what would take the time
+    tmp_root.mkdir(mode=0o700)
+    world = World(Session.create(tmp_root, "s-1", KEY.hex()))
+    yield world
+    for service in world.services:
+        service.close(discard=False)
+
+
+def burst(name: BurstId, *entries: Entry | TaskKey, resources: tuple[Resources, ...] = (Resources(),)) -> Submit:
+    tasks = tuple(entry if isinstance(entry, Entry) else Entry(entry) for entry in entries)
+    return Submit(name, tasks, resources, header.BLOCK)
+
+
+def sealed(submit: Submit) -> bytes:
+    return header.seal(Header("bundle", submit.burst, cloudpickle=cloudpickle.__version__), b"", KEY)
+
+
+def submitted(world: World, service: Service, *submits: Submit) -> list[Event]:
+    events: list[Event] = []
+    for submit in submits:
+        events += service.handle(submit, sealed(submit))
+    return events + world.run(service)
+
+
+def sizes(queue: FakeQueue) -> list[int]:
+    return [spec.count for spec in queue.jobs.values()]
+
+
+def job(number: int, index: int | None = None) -> JobRef:
+    return JobRef(JobId(str(number)), index)
+
+
+# ---- submitting ----
+
+
+def test_a_burst_of_equal_tasks_is_one_array(world: World) -> None:
+    service = world.service()
+
+    events = submitted(world, service, burst(ONE, A, B, C))
+
+    assert events == [Accepted(ONE, ("100_0", "100_1", "100_2"))]
+    [spec] = world.queue.jobs.values()
+    directory = world.session.path / "jobs" / "rx-b-1-0"
+    assert (spec.name, spec.directory, spec.command, spec.count, spec.after) == (
+        "rx-b-1-0",
+        directory,
+        ("python", "runner", str(directory)),
+        3,
+        (),
+    )
+
+
+def test_a_single_task_is_a_job_without_an_index(world: World) -> None:
+    assert submitted(world, world.service(), burst(ONE, A)) == [Accepted(ONE, ("100",))]
+
+
+def test_tasks_are_grouped_by_resources_and_by_inputs(world: World) -> None:
+    kinds = (Resources(), Resources(partition="long"))
+    events = submitted(
+        world,
+        world.service(),
+        burst(
+            ONE,
+            Entry(A),
+            Entry(B, 1),
+            Entry(C, 0, (A,)),
+            Entry(D, 0, (B, A)),
+            Entry(TaskKey("e"), 0, (A, B)),
+            Entry(TaskKey("f")),
+            resources=kinds,
+        ),
+    )
+
+    assert events == [Accepted(ONE, ("100_0", "101", "102", "103_0", "103_1", "100_1"))]
+    assert [(spec.resources.partition, spec.after) for spec in world.queue.jobs.values()] == [
+        (None, ()),
+        ("long", ()),
+        (None, (job(100, 0),)),
+        (None, (job(101), job(100, 0))),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("most", "count", "jobs"), [(4, 3, [3]), (4, 4, [4]), (4, 5, [4, 1]), (4, 12, [4, 4, 4]), (1, 3, [1, 1, 1])]
+)
+def test_an_array_is_cut_at_the_longest_the_cluster_takes(world: World, most: int, count: int, jobs: list[int]) -> None:
+    world.queue.array = most
+    keys = [TaskKey(f"t{n}") for n in range(count)]
+
+    [accepted] = submitted(world, world.service(), burst(ONE, *keys))
+
+    assert isinstance(accepted, Accepted)
+    assert (sizes(world.queue), len(set(accepted.jobs))) == (jobs, count)
+
+
+def test_an_array_that_is_waited_for_as_a_whole_is_named_once(world: World) -> None:
+    keys = [TaskKey(f"t{n}") for n in range(5)]
+    submitted(world, world.service(), burst(ONE, *keys, Entry(A, 0, tuple(keys)), Entry(B, 0, tuple(keys[:4]))))
+
+    assert [spec.after for spec in world.queue.jobs.values()] == [
+        (),
+        (job(100),),
+        (job(100, 0), job(100, 1), job(100, 2), job(100, 3)),
+    ]
+
+
+def test_an_input_that_is_done_is_not_waited_for(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A, B))
+    world.end(A)
+    assert world.run(service, 1.0) == [OutcomeReady(A, SIZE)]
+
+    submitted(world, service, burst(TWO, Entry(C, 0, (A, B))))
+
+    assert world.queue.jobs[JobId("101")].after == (job(100, 1),)
+    assert store.read_job(world.session.job_directory("rx-b-2-0"))[1].upstream == {"a": "100_0", "b": "100_1"}
+
+
+def test_an_input_that_the_scheduler_has_forgotten_is_left_out(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A), burst(TWO, B))
+    world.queue.forget(JobId("100"))
+
+    events = submitted(world, service, burst(BurstId("b-3"), Entry(C, 0, (A, B))))
+
+    assert events == [Accepted(BurstId("b-3"), ("102",))]
+    assert world.queue.jobs[JobId("102")].after == (job(101),)
+
+
+def test_the_same_burst_twice_is_submitted_once(world: World) -> None:
+    service = world.service()
+    submit = burst(ONE, A, B)
+
+    assert submitted(world, service, submit, submit) == [Accepted(ONE, ("100_0", "100_1"))]
+    assert submitted(world, service, submit) == [Accepted(ONE, ("100_0", "100_1"))]
+    assert sizes(world.queue) == [2]
+
+
+@pytest.mark.parametrize(
+    ("submit", "kind", "says"),
+    [
+        (burst(ONE, Entry(A, 1)), "ProtocolMismatch", "names resources that are not there"),
+        (burst(ONE, Entry(A, -1)), "ProtocolMismatch", "names resources that are not there"),
+        (burst(ONE, A, A), "ProtocolMismatch", "one of them twice"),
+        (burst(ONE), "ProtocolMismatch", "no tasks"),
+        (burst(ONE, TaskKey("../a")), "ProtocolMismatch", "letters, digits"),
+        (burst(BurstId("../../x"), A), "ProtocolMismatch", "letters, digits"),
+        (burst(ONE, A, resources=(Resources(partition="a b"),)), "SubmitRejected", "partition='a b'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_burst_that_cannot_be_right_is_refused_and_leaves_nothing(
+    world: World, submit: Submit, kind: str, says: str
+) -> None:
+    service = world.service()
+
+    [event] = submitted(world, service, submit)
+
+    assert isinstance(event, Rejected)
+    assert (event.burst, event.keys, event.kind) == (submit.burst, tuple(e.key for e in submit.tasks), kind)
+    assert says in event.message
+    assert (world.queue.jobs, os.listdir(world.session.path / "bursts"), service.wait_s()) == ({}, [], None)
+
+
+@pytest.mark.parametrize("bundle", [b"", sealed(burst(TWO, A)), sealed(burst(ONE, A)) + b"x"])
+def test_a_bundle_of_another_burst_or_session_is_refused(world: World, bundle: bytes) -> None:
+    [event] = world.service().handle(burst(ONE, A), bundle)
+
+    assert isinstance(event, Rejected)
+    assert event.message.startswith("bundle refused: ")
+
+
+def test_a_task_of_an_earlier_burst_is_refused(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+
+    assert submitted(world, service, burst(TWO, B, A)) == [
+        Rejected(TWO, (B, A), "SubmitRejected", "tasks ['a'] were submitted before")
+    ]
+    assert submitted(world, service, burst(TWO, B)) == [Accepted(TWO, ("101",))]
+
+
+def test_what_the_scheduler_refuses_is_told_in_its_words_and_the_rest_goes_on(world: World) -> None:
+    service = world.service()
+    world.queue.troubles["submit"] = [SubmitRejected("sbatch: error: invalid partition")]
+    kinds = (Resources(partition="nowhere"), Resources())
+
+    events = submitted(world, service, burst(ONE, Entry(A, 0), Entry(B, 1), Entry(C, 1, (A,)), resources=kinds))
+
+    assert set(events[:-1]) == {
+        Rejected(ONE, (A,), "SubmitRejected", "sbatch: error: invalid partition"),
+        Lost(C, Loss("upstream", "input a has failed", upstream=A)),
+    }
+    assert events[-1] == Accepted(ONE, ("", "100", ""))
+    assert world.names() == {"a.lost", "c.lost"}
+
+
+# ---- exactly once ----
+
+
+def test_an_sbatch_that_lied_is_looked_up_before_anything_is_submitted_again(world: World) -> None:
+    service = world.service()
+    world.queue.troubles["submit"] = [LIE]
+
+    events = submitted(world, service, burst(ONE, A, B))
+    assert events == [Problem(f"{LIE}; submitting again in 1 s")]
+    assert service.wait_s() == 1.0
+    assert world.run(service, 1.0) == [Accepted(ONE, ("100_0", "100_1"))]
+    assert sizes(world.queue) == [2]
+
+
+def test_a_scheduler_that_is_down_is_asked_less_and_less_often(world: World) -> None:
+    service = world.service()
+    world.queue.troubles["submit"] = [DOWN] * 7
+    began = world.clock.now
+
+    events = submitted(world, service, burst(ONE, A)) + world.run(service, 200.0)
+
+    pauses = [event.message.rpartition(" in ")[2] for event in events if isinstance(event, Problem)]
+    assert pauses == ["1 s", "2 s", "5 s", "10 s", "30 s"]  # what was just said is not said again
+    assert events[-1] == Accepted(ONE, ("100",))
+    assert (world.queue.calls.count("submit"), world.clock.now - began) == (8, 200.0)
+
+
+def test_nothing_is_submitted_while_it_is_unknown_whether_the_last_attempt_was_taken(world: World) -> None:
+    service = world.service()
+    world.queue.troubles = {"submit": [LIE], "find": [DOWN, DOWN]}
+    submitted(world, service, burst(ONE, A))
+
+    assert world.run(service, 60.0)[-1] == Accepted(ONE, ("100",))
+    assert (world.queue.calls.count("submit"), world.queue.calls.count("find")) == (1, 3)
+
+
+def test_a_cluster_that_does_not_say_how_long_an_array_may_be_is_waited_for(world: World) -> None:
+    service = world.service()
+    world.queue.troubles["max_array"] = [DOWN]
+
+    assert submitted(world, service, burst(ONE, A)) == [Problem(f"{DOWN}; submitting again in 1 s")]
+    assert world.run(service, 1.0) == [Accepted(ONE, ("100",))]
+
+
+def test_a_second_burst_waits_its_turn_without_spinning(world: World) -> None:
+    service = world.service()
+    world.queue.troubles["submit"] = [DOWN] * 6
+
+    submitted(world, service, burst(ONE, A), burst(TWO, B))
+
+    assert service.wait_s() == 1.0
+    assert [event for event in world.run(service, 300.0) if isinstance(event, Accepted)] == [
+        Accepted(ONE, ("100",)),
+        Accepted(TWO, ("101",)),
+    ]
+
+
+@pytest.mark.parametrize("most", [1, 2, 10])
+@pytest.mark.parametrize("crashes", [1, 2, 3])
+def test_a_service_that_dies_between_sbatch_and_journal_is_followed_by_one_that_finds_the_job(
+    world: World, most: int, crashes: int
+) -> None:
+    world.queue.array = most
+    world.queue.troubles["submit"] = [Crash()] * crashes
+    submit = burst(ONE, A, B, Entry(C, 0, (A, B)))
+    service = world.service()
+    service.handle(submit, sealed(submit))
+    died = 0
+    while True:
+        try:
+            events = world.run(service)
+            break
+        except Crash:
+            died += 1
+            service = world.service()
+            assert service.handle(submit, sealed(submit)) == []
+
+    assert died == min(crashes, len(world.queue.jobs))
+    assert len({spec.name for spec in world.queue.jobs.values()}) == len(world.queue.jobs)
+    assert sum(sizes(world.queue)) == 3
+    assert [type(event) for event in events] == [Accepted]
+
+
+def test_a_burst_is_cut_as_it_was_though_the_cluster_takes_longer_arrays_now(world: World) -> None:
+    world.queue.array = 2
+    keys = [TaskKey(f"t{n}") for n in range(6)]
+    world.queue.troubles["submit"] = [Crash()]
+    submit = burst(ONE, *keys)
+    service = world.service()
+    service.handle(submit, sealed(submit))
+    with pytest.raises(Crash):
+        world.run(service)
+    world.queue.array = 100
+
+    world.run(world.service())
+
+    assert sizes(world.queue) == [2, 2, 2]
+
+
+def test_a_service_that_was_superseded_submits_nothing_more(world: World) -> None:
+    old = world.service()
+    old.handle(burst(ONE, A), sealed(burst(ONE, A)))
+    new = world.service()
+
+    with pytest.raises(Superseded):
+        world.run(old)
+
+    assert world.run(new) == [Accepted(ONE, ("100",))]
+    assert sizes(world.queue) == [1]
+
+
+def test_a_job_submitted_twice_in_spite_of_all_is_followed_where_its_task_runs(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+    world.session.claim(A, Claim("99", "n1", 1, 0.0))
+    world.queue.end(job(99), JobState.RUNNING)
+    world.queue.end(job(100))  # its runner found the claim of the other
+
+    assert world.run(service, 300.0) == [Started(A, "99", "n1")]
+    world.queue.end(job(99), JobState.TIMEOUT)
+    [lost] = world.run(service, 60.0)
+    assert isinstance(lost, Lost)
+    assert (lost.loss.reason, lost.loss.job) == ("timeout", "99")
+
+
+# ---- how tasks end ----
+
+
+def test_outcomes_are_told_with_their_bytes_once(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A, B))
+    world.session.claim(A, Claim("100_0", "n1", 7, 0.0))
+    assert world.run(service, 1.0) == [Started(A, "100_0", "n1")]
+    world.end(A)
+    world.end(B, ok=False)
+
+    assert world.run(service, 5.0) == [OutcomeReady(A, SIZE), OutcomeReady(B, SIZE)]
+    assert (world.run(service, 600.0), service.wait_s(), world.queue.calls.count("states")) == ([], None, 0)
+
+
+def test_a_claim_that_is_being_written_is_read_later(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+    path = world.session.running(A)
+    path.write_text('{"job":"100","ho')
+
+    assert world.run(service, 1.0) == []
+    path.write_text('{"job":"100","host":"n1","pid":7,"started":1.5}')
+    assert world.run(service, 3.0) == [Started(A, "100", "n1")]
+
+
+def test_a_claim_that_is_never_finished_does_not_keep_the_service_busy(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+    world.session.running(A).touch()
+    world.run(service, 20.0)
+    looks: list[Path] = []
+    listdir = os.listdir
+
+    def counted(path: Path) -> list[str]:
+        looks.append(path)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", counted)
+
+    world.run(service, 9.0)
+
+    assert len(looks) <= 6
+
+
+def test_an_outcome_that_cannot_be_read_now_is_told_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+    world.end(A)
+    read, failures = Path.read_bytes, [OSError("Stale file handle")] * 2
+
+    def stale(path: Path) -> bytes:
+        if path.name == "a.h5" and failures:
+            raise failures.pop()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+
+    assert world.run(service, 10.0) == [
+        Problem("outcome of task a cannot be read: Stale file handle"),
+        OutcomeReady(A, SIZE),
+    ]
+
+
+def test_an_outcome_that_is_no_outcome_is_told_all_the_same(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A, Entry(B, 0, (A,))))
+    world.session.publish_outcome(A, b"garbage")
+
+    assert set(world.run(service, 1.0)) == {
+        OutcomeReady(A, 7),
+        Lost(B, Loss("upstream", "input a has failed", upstream=A)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("state", "facts", "reason"),
+    [
+        (JobState.TIMEOUT, {}, "timeout"),
+        (JobState.OUT_OF_MEMORY, {}, "out_of_memory"),
+        (JobState.NODE_FAIL, {}, "node_failure"),
+        (JobState.CANCELLED, {}, "cancelled"),
+        (JobState.PREEMPTED, {}, "preempted"),
+        (JobState.FAILED, {"signal": 9}, "killed"),
+        (JobState.FAILED, {"exit_code": 74}, "store"),
+        (JobState.FAILED, {"exit_code": 1}, "unknown"),
+    ],
+)
+def test_a_job_that_ended_badly_is_told_at_the_next_question(
+    world: World, state: JobState, facts: dict[str, int], reason: str
+) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+    world.session.log("rx-b-1-0", 0).write_text("one\ntwo\n")
+    world.queue.end(job(100), state, node="n1", **facts)
+
+    [event] = world.run(service, 30.0)
+
+    assert isinstance(event, Lost)
+    assert (event.key, event.loss.reason, event.loss.job, event.loss.node, event.loss.log_tail) == (
+        A,
+        reason,
+        "100",
+        "n1",
+        "one\ntwo",
+    )
+    assert world.session.read_loss(A) == event.loss
+    assert (service.wait_s(), world.queue.calls.count("states")) == (None, 1)
+
+
+@pytest.mark.parametrize("state", [JobState.COMPLETED, JobState.GONE])
+def test_a_job_that_ended_well_may_have_its_outcome_late_and_is_lost_after_the_grace_period(
+    world: World, state: JobState
+) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A, B))
+    world.queue.end(job(100, 0), state)
+    world.queue.end(job(100, 1), state)
+
+    assert world.run(service, 30.0 + 89.0) == []
+    world.end(B)
+    events = world.run(service, 31.0)
+
+    [loss] = [event.loss for event in events if isinstance(event, Lost)]
+    assert set(events) == {OutcomeReady(B, SIZE), Lost(A, loss)}
+    assert (loss.reason, loss.message.partition(" ended")[0]) == ("unknown", "job 100_0")
+
+
+def test_an_outcome_found_when_the_scheduler_is_asked_counts_more_than_its_state(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+    world.clock.now += 29.99
+    world.run(service)
+    world.queue.end(job(100), JobState.FAILED, exit_code=1)
+    world.end(A)
+    world.clock.now += 0.02
+
+    assert world.run(service) == [OutcomeReady(A, SIZE)]
+
+
+def test_the_scheduler_is_asked_once_for_all_jobs_and_no_more_often_than_was_said(world: World) -> None:
+    service = world.service()
+    submitted(world, service, *(burst(BurstId(f"b-{n}"), TaskKey(f"t{n}")) for n in range(20)))
+
+    assert world.run(service, 600.0) == []
+    assert world.queue.calls.count("states") == 20
+
+
+def test_a_scheduler_that_cannot_be_asked_ends_nothing(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+    world.queue.troubles["states"] = [DOWN, DOWN, DOWN]
+
+    assert world.run(service, 119.0) == [Problem(f"{DOWN}; asking again in 30 s")]
+    world.end(A)
+    assert world.run(service, 5.0) == [OutcomeReady(A, SIZE)]
+
+
+def test_a_failure_reaches_every_dependant_and_their_jobs_are_ended_in_one_command(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A, Entry(B, 0, (A,)), Entry(C, 0, (B,))), burst(TWO, Entry(D, 0, (C, A))))
+    world.end(A, ok=False)
+
+    events = world.run(service, 2.0)
+
+    assert set(events) == {
+        OutcomeReady(A, SIZE),
+        Lost(B, Loss("upstream", "input a has failed", upstream=A)),
+        Lost(C, Loss("upstream", "input b has failed", upstream=B)),
+        Lost(D, Loss("upstream", "input a has failed", upstream=A)),
+    }
+    assert (world.queue.calls.count("cancel"), set(world.queue.cancelled)) == (1, {job(101), job(102), job(103)})
+    assert world.names() == {"a.h5", "b.lost", "c.lost", "d.lost"}
+
+
+def test_a_task_that_started_before_its_input_failed_is_left_to_its_runner(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A, Entry(B, 0, (A,))))
+    world.session.claim(B, Claim("101", "n1", 7, 0.0))
+    world.run(service, 1.0)
+    world.end(A, ok=False)
+
+    assert world.run(service, 5.0) == [OutcomeReady(A, SIZE)]
+    world.session.publish_loss(B, Loss("upstream", "input a has failed", job="101", upstream=A))
+    assert world.run(service, 5.0) == [Lost(B, Loss("upstream", "input a has failed", job="101", upstream=A))]
+    assert world.queue.cancelled == []
+
+
+def test_what_is_submitted_after_its_input_failed_fails_without_a_job(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+    world.end(A, ok=False)
+    world.run(service, 1.0)
+
+    assert submitted(world, service, burst(TWO, Entry(B, 0, (A,)))) == [
+        Lost(B, Loss("upstream", "input a has failed", upstream=A)),
+        Accepted(TWO, ("",)),
+    ]
+    assert len(world.queue.jobs) == 1
+
+
+def test_a_long_chain_fails_without_recursion(world: World) -> None:
+    service = world.service()
+    keys = [TaskKey(f"t{n}") for n in range(3000)]
+    chain = [Entry(key, 0, (keys[n - 1],) if n else ()) for n, key in enumerate(keys)]
+    world.queue.troubles["submit"] = [SubmitRejected("no")]
+
+    events = submitted(world, service, burst(ONE, *chain))
+
+    assert len([event for event in events if isinstance(event, Lost)]) == 2999
+
+
+# ---- cancelling ----
+
+
+def test_a_cancelled_task_that_was_not_submitted_gets_no_job(world: World) -> None:
+    service = world.service()
+    service.handle(burst(ONE, A), sealed(burst(ONE, A)))
+
+    assert service.handle(Cancel((A,))) == [Lost(A, Loss("cancelled", "cancelled by its submitter", job=""))]
+    assert world.run(service, 60.0) == [Accepted(ONE, ("",))]
+    assert (world.queue.jobs, world.names(), service.wait_s()) == ({}, {"a.lost"}, None)
+
+
+def test_a_cancelled_element_is_ended_and_the_others_go_on(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A, B, C))
+
+    assert service.handle(Cancel((B, TaskKey("stranger")))) == [
+        Lost(B, Loss("cancelled", "cancelled by its submitter", job="100_1"))
+    ]
+    assert (world.run(service), world.queue.cancelled) == ([], [job(100, 1)])
+    assert service.handle(Cancel((B,))) == []
+
+
+def test_an_element_cancelled_while_the_scheduler_did_not_answer_is_ended_when_it_does(world: World) -> None:
+    service = world.service()
+    world.queue.troubles["submit"] = [DOWN]
+    submitted(world, service, burst(ONE, A, B))
+    service.handle(Cancel((A,)))
+
+    assert world.run(service, 2.0) == [Accepted(ONE, ("100_0", "100_1"))]
+    assert world.queue.cancelled == [job(100, 0)]
+
+
+def test_a_cancel_that_got_no_answer_is_said_again(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+    world.queue.troubles["cancel"] = [DOWN]
+    service.handle(Cancel((A,)))
+
+    assert service.submitting
+    assert world.run(service) == [Problem(f"{DOWN}; cancelling again in 5 s")]
+    assert (world.run(service, 5.0), world.queue.cancelled, service.submitting) == ([], [job(100)], False)
+
+
+def test_cancelling_what_has_ended_changes_nothing(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+    world.end(A)
+    world.run(service, 1.0)
+
+    assert (service.handle(Cancel((A,))), world.run(service, 9.0), world.names()) == ([], [], {"a.h5"})
+
+
+# ---- another service takes over ----
+
+
+def test_another_service_knows_from_the_store_what_the_first_one_did(world: World) -> None:
+    first = world.service()
+    submitted(world, first, burst(ONE, A, B), burst(TWO, Entry(C, 0, (A,))))
+    first.close(discard=False)
+    world.end(A)
+
+    second = world.service()
+
+    assert submitted(world, second, burst(ONE, A, B)) == [Accepted(ONE, ("100_0", "100_1"))]
+    assert set(second.handle(Watch((A, B, C))) + world.run(second, 1.0)) == {OutcomeReady(A, SIZE)}
+    world.end(B)
+    world.queue.end(job(101), JobState.TIMEOUT)
+    events = world.run(second, 40.0)
+    assert [type(event) for event in events] == [OutcomeReady, Lost]
+    assert len(world.queue.jobs) == 2
+
+
+def test_nothing_is_told_before_the_client_says_that_it_waits(world: World) -> None:
+    submitted(world, world.service(), burst(ONE, A, B, C))
+    world.end(A)
+    world.session.publish_loss(B, Loss("killed", "why"))
+    second = world.service()
+
+    assert world.run(second, 60.0) == []
+    assert set(second.handle(Watch((A, B, C, TaskKey("stranger")))) + world.run(second)) == {
+        OutcomeReady(A, SIZE),
+        Lost(B, Loss("killed", "why")),
+    }
+
+
+def test_a_started_task_is_shown_again_after_a_reconnection(world: World) -> None:
+    submitted(world, world.service(), burst(ONE, A))
+    world.session.claim(A, Claim("100", "n1", 7, 0.0))
+    second = world.service()
+    world.run(second, 1.0)
+
+    assert second.handle(Watch((A,))) == [Started(A, "100", "n1")]
+
+
+def test_a_rejection_that_got_lost_on_the_way_is_told_as_a_loss(world: World) -> None:
+    world.queue.troubles["submit"] = [SubmitRejected("sbatch: error: no")]
+    submitted(world, world.service(), burst(ONE, A))
+    second = world.service()
+
+    events = submitted(world, second, burst(ONE, A)) + second.handle(Watch((A,)))
+
+    assert Lost(A, Loss("rejected", "sbatch: error: no")) in events
+    assert len(world.queue.jobs) == 0
+
+
+def test_a_journal_cut_off_by_a_crash_is_read_as_far_as_it_goes(world: World) -> None:
+    submitted(world, world.service(), burst(ONE, A, B))
+    [path] = (world.session.path / "journal").iterdir()
+    path.write_bytes(path.read_bytes()[:-5])
+
+    assert submitted(world, world.service(), burst(ONE, A, B)) == [Accepted(ONE, ("100_0", "100_1"))]
+    assert len(world.queue.jobs) == 1
+
+
+# ---- the disk ----
+
+
+def full(names: Iterable[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No space for files whose names end so."""
+    publish = store.publish
+
+    def failing(path: Path, data: bytes) -> None:
+        if path.name.endswith(tuple(names)):
+            raise OSError(28, "No space left on device")
+        publish(path, data)
+
+    monkeypatch.setattr(store, "publish", failing)
+
+
+SAYS = "the store on the cluster cannot be written: [Errno 28] No space left on device"
+
+
+@pytest.mark.parametrize("names", [["b-1.h5"], ["b-1.json"]])
+def test_a_full_disk_refuses_the_burst(world: World, monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
+    service = world.service()
+    full(names, monkeypatch)
+
+    assert submitted(world, service, burst(ONE, A)) == [Rejected(ONE, (A,), "StoreError", SAYS)]
+    assert (world.queue.jobs, service.wait_s()) == ({}, None)
+    monkeypatch.undo()
+    assert submitted(world, service, burst(TWO, A)) == [Accepted(TWO, ("100",))]
+
+
+@pytest.mark.parametrize("names", [["job.json"], ["job.json", ".lost"]])
+def test_a_full_disk_refuses_the_job_and_what_needs_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    service = world.service()
+    full(names, monkeypatch)
+
+    events = submitted(world, service, burst(ONE, A, Entry(B, 0, (A,))))
+
+    assert events[0] == Rejected(ONE, (A,), "StoreError", SAYS)
+    assert Lost(B, Loss("upstream", "input a has failed", upstream=A)) in events
+    assert events[-1] == Accepted(ONE, ("", ""))
+    assert world.queue.jobs == {}
+
+
+def test_a_loss_that_cannot_be_written_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+    full([".lost"], monkeypatch)
+
+    assert service.handle(Cancel((A,))) == [
+        Problem("loss of task a cannot be written: [Errno 28] No space left on device"),
+        Lost(A, Loss("cancelled", "cancelled by its submitter", job="100")),
+    ]
+
+
+def test_a_directory_that_cannot_be_listed_now_ends_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+    world.end(A)
+    outcomes, listdir, failures = world.session.outcomes, os.listdir, [OSError("Stale file handle")]
+
+    def stale(path: Path) -> list[str]:
+        if path == outcomes and failures:
+            raise failures.pop()
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", stale)
+
+    assert world.run(service, 5.0) == [
+        Problem("the store cannot be listed: Stale file handle"),
+        OutcomeReady(A, SIZE),
+    ]
+
+
+# ---- time and the end ----
+
+
+def test_the_service_waits_for_what_is_next(world: World) -> None:
+    service = world.service()
+    assert service.wait_s() is None
+    service.handle(burst(ONE, A), sealed(burst(ONE, A)))
+    assert service.wait_s() == 0.0
+    world.run(service)
+    assert service.wait_s() == pytest.approx(0.02)
+    world.run(service, 29.0)
+    wait = service.wait_s()
+    assert wait is not None
+    assert 0.0 < wait <= 1.0  # then the scheduler is asked
+    world.end(A)
+    world.run(service, 2.0)
+    assert service.wait_s() is None
+
+
+def test_with_everything_over_a_closed_session_can_be_discarded(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+    world.end(A)
+    world.run(service, 1.0)
+
+    service.close(discard=True)
+
+    assert (world.session.path.exists(), world.queue.calls[-1]) == (False, "close")
+
+
+def test_a_session_whose_jobs_go_on_is_kept(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+
+    service.close(discard=True)
+
+    assert world.session.bundle(ONE).exists()
+
+
+def test_facts_of_the_fake_are_those_of_a_queue() -> None:
+    queue = FakeQueue()
+    queue.facts = {job(1, 0): JobFacts(JobState.COMPLETED), job(1, 1): JobFacts(JobState.RUNNING)}
+
+    assert queue.states([job(1), job(1, 0), job(1, 2), job(2)]) == {
+        job(1): JobFacts(JobState.RUNNING),
+        job(1, 0): JobFacts(JobState.COMPLETED),
+        job(1, 2): JobFacts(JobState.GONE),
+        job(2): JobFacts(JobState.GONE),
+    }
