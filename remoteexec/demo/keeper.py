@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+STOP_PATIENCE_S = 10.0  # slurmctld takes 2 to 3 s to save its state
 
 
 def become_subreaper() -> bool:
@@ -132,8 +133,11 @@ class Keeper:
         if pid is None:
             return
         signal_all([pid], number)
+        patience_ends = time.monotonic() + STOP_PATIENCE_S
         while self._pids.get(name) == pid:
             self.forget(reap())
+            if time.monotonic() > patience_ends:
+                signal_all([pid], signal.SIGKILL)
             time.sleep(0.002)  # a killed process is gone within a few of these
 
     def matching(self, variable: str) -> list[int]:
@@ -177,6 +181,11 @@ class Keeper:
         return None
 
     def end(self) -> None:
+        for pid in self._pids.values():
+            try:
+                os.killpg(pid, signal.SIGKILL)  # all that can be done where there is no /proc
+            except ProcessLookupError:
+                pass
         kill_descendants(os.getpid())
         for directory in self._remove:
             shutil.rmtree(directory, ignore_errors=True)

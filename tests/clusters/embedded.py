@@ -40,6 +40,8 @@ class EmbeddedTestCluster(EmbeddedCluster):
 
     def recover(self) -> None:
         """Undo what a test has changed."""
+        if "server" not in self._kept.running():
+            self._kept.start_program("server")
         self.resume()
         self.change(**asdict(ServerOptions()))
         self.place.host_key.write_bytes(self._host_key)
