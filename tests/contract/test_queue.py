@@ -537,6 +537,14 @@ def scheduler_pid(place: Place) -> int:
     return holder_of(place.queue._spool.lock)
 
 
+def kill_scheduler(place: Place) -> None:
+    """Return once it is dead."""
+    assert isinstance(place.queue, LocalQueue)
+    os.kill(scheduler_pid(place), signal.SIGKILL)
+    while place.queue._spool.served():
+        time.sleep(0.001)
+
+
 def holder_of(path: Path) -> int:
     """The process that has a file open. (The lock was taken before a fork: /proc/locks names one that is gone.)"""
     for process in Path("/proc").glob("[0-9]*"):
@@ -602,25 +610,50 @@ def test_the_job_knows_its_number_and_has_its_submitters_environment(
 
 def test_a_scheduler_killed_is_followed_by_one_that_takes_over(local: Place) -> None:
     """What runs goes on and is waited for, what waits is started, what died meanwhile is told as lost."""
-    surviving = local.submit("sleep 0.6")
+    surviving = local.spec("until [ -e go ]; do sleep 0.02; done")
     dying = local.spec("echo $$; sleep 60")
-    lost = JobRef(local.queue.submit(dying))
-    waiting = local.submit("true", cores=4)
-    local.wait_for_start([*surviving, lost])
-    while not (dying.directory / "0.log").read_text():
+    refs = [JobRef(local.queue.submit(surviving)), JobRef(local.queue.submit(dying)), *local.submit("true", cores=4)]
+    local.wait_for_start(refs[:2])
+    log = dying.directory / "0.log"
+    while not (log.exists() and log.read_text()):  # a start is noted just before it is made
         time.sleep(0.01)
-    os.kill(scheduler_pid(local), signal.SIGKILL)
-    os.killpg(int((dying.directory / "0.log").read_text()), signal.SIGKILL)
-    time.sleep(0.1)
-    facts = [fact.state for fact in local.wait([*surviving, lost, *waiting])]
-    assert facts == [JobState.COMPLETED, JobState.NODE_FAIL, JobState.COMPLETED]
+    kill_scheduler(local)
+    os.killpg(int(log.read_text()), signal.SIGKILL)
+    local.wait(refs[1:2])
+    assert local.queue.states(refs)[refs[0]].state is JobState.RUNNING
+    (surviving.directory / "go").touch()
+    assert [fact.state for fact in local.wait(refs)] == [
+        JobState.COMPLETED,
+        JobState.NODE_FAIL,
+        JobState.COMPLETED,
+    ]
+
+
+def test_a_process_whose_number_was_not_noted_is_found_again(local: Place) -> None:
+    """The scheduler was killed between starting a process and writing down which it is."""
+    assert isinstance(local.queue, LocalQueue)
+    spec = local.spec("until [ -e go ]; do sleep 0.02; done", count=2)
+    job = local.queue.submit(spec)
+    refs = [JobRef(job, 0), JobRef(job, 1)]
+    local.wait_for_start(refs)
+    events = local.queue._spool.events
+    while events.read_text().count('"e":"run"') < 2:
+        time.sleep(0.01)
+    kill_scheduler(local)
+    lines = events.read_text().splitlines(keepends=True)
+    events.write_text("".join(line for line in lines if '"e":"run"' not in line))
+    second = local.another()
+    assert [fact.state for fact in second.states(refs).values()] == [JobState.RUNNING] * 2
+    (spec.directory / "go").touch()
+    local.queue = second
+    assert [fact.state for fact in local.wait(refs)] == [JobState.COMPLETED] * 2
 
 
 def test_a_job_taken_over_is_cancelled_and_limited_like_others(local: Place) -> None:
     cancelled = local.submit("sleep 60")
     limited = local.submit("sleep 60", run_time_max_s=1)
     local.wait_for_start([*cancelled, *limited])
-    os.kill(scheduler_pid(local), signal.SIGKILL)
+    kill_scheduler(local)
     local.queue.cancel(cancelled)
     assert [fact.state for fact in local.wait([*cancelled, *limited])] == [JobState.CANCELLED, JobState.TIMEOUT]
 

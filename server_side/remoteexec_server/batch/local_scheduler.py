@@ -159,6 +159,11 @@ class Scheduler:
             return
         ended = {index for index, facts in record.facts.items() if facts.state.ended}
         alive = {index: process for index, process in record.processes.items() if is_alive(process)}
+        for index in record.facts.keys() - ended - record.processes.keys():  # killed between starting it and noting it
+            process = _find_started(job, index, self._spool)
+            if process is not None:
+                alive[index] = process
+                self._unwritten.append(local_spool.run_event(job.job, index, process))
         lost = {index for index in record.facts if index not in ended and index not in alive}
         for index in lost & record.processes.keys():
             _kill_group(record.processes[index].pid, signal.SIGKILL, only_orphans=True)
@@ -340,7 +345,7 @@ class Scheduler:
     def _launch(self, element: Element) -> bool:
         job = self._plan.job(element.job)
         try:
-            child = _spawn(job, element.at)
+            child = _spawn(job, element.at, self._spool)
         except (OSError, ValueError) as exc:
             facts = JobFacts(JobState.FAILED, f"launch failed: {exc}", self._node)
             self._unwritten.append(local_spool.end_event(job.job, [element.at], facts))
@@ -403,14 +408,32 @@ def _alive_without_proc(pid: int) -> str:
     return "alive"
 
 
-def _spawn(job: Job, index: int) -> subprocess.Popen[bytes]:
+def _marks(job: Job, index: int, spool: Spool) -> dict[str, str]:
+    """Variables that say which element a process runs."""
+    return {"REMOTEEXEC_JOB_ID": str(job.ref(index)), "REMOTEEXEC_SPOOL": str(spool.path)}
+
+
+def _find_started(job: Job, index: int, spool: Spool) -> Process | None:
+    """The leader of an element's process group, found by what we put into its environment."""
+    marks = {f"{name}={value}".encode() for name, value in _marks(job, index, spool).items()}
+    for directory in Path("/proc").glob("[0-9]*"):
+        pid = int(directory.name)
+        try:
+            if os.getsid(pid) == pid and marks <= set((directory / "environ").read_bytes().split(b"\0")):
+                return Process(pid, born(pid), time.time())
+        except OSError:
+            continue
+    return None
+
+
+def _spawn(job: Job, index: int, spool: Spool) -> subprocess.Popen[bytes]:
     """Start an element as the leader of a session and process group of its own."""
     environment = {
         name: value
         for name, value in job.environment.items()
         if name not in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID")  # of a job around all this
     }
-    environment["REMOTEEXEC_JOB_ID"] = str(job.ref(index))
+    environment.update(_marks(job, index, spool))
     log = os.open(Path(job.directory) / f"{index}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         return subprocess.Popen(
