@@ -137,6 +137,13 @@ class GatewayClient:
                 stream.write(frame)
             answer, _ = next(events, (None, b""))
             welcome = self._agreed(answer, stream)
+            with self._lock:
+                if self._link is not link or self._closed.is_set():
+                    raise errors.ConnectionLost("the connection was closed while the gateway started")
+                self._stream = stream
+        except (frames.FrameError, MessageError) as exc:
+            self._drop(link)
+            raise _transient(errors.RunnerError(f"what answers is no gateway of ours: {exc}")) from exc
         except errors.ConnectionLost as exc:
             self._drop(link)
             if time.monotonic() - began > _START_S:
@@ -147,10 +154,6 @@ class GatewayClient:
         except BaseException:
             self._drop(link)
             raise
-        with self._lock:
-            if self._link is not link or self._closed.is_set():
-                raise errors.ConnectionLost("the connection was closed while the gateway started")
-            self._stream = stream
         return welcome, events
 
     def _listening(self, stream: Stream) -> frames.Reader:
@@ -167,7 +170,7 @@ class GatewayClient:
             raise refusal(answer)
         if not isinstance(answer, Welcome):
             words = stream.stderr_tail() or "none"
-            raise errors.RunnerError(f"the gateway ended before it answered; its last words: {words}")
+            raise _transient(errors.RunnerError(f"the gateway ended before it answered; its last words: {words}"))
         if answer.python != header.PYTHON:
             raise errors.PythonMismatch(
                 f"the cluster runs Python {answer.python}, here is {header.PYTHON}",
@@ -182,8 +185,9 @@ class GatewayClient:
         while stream.exit_code is None and time.monotonic() < deadline:
             self._closed.wait(0.02)
         stderr = stream.stderr_tail()
-        return self._explain(stream.exit_code, stderr) or errors.RunnerMissing(
-            f"the cluster side did not start (exit code {stream.exit_code}); it said: {(stderr or output)[-1000:]}"
+        said = (stderr or output)[-1000:]
+        return self._explain(stream.exit_code, stderr) or _transient(
+            errors.RunnerMissing(f"the cluster side did not start (exit code {stream.exit_code}); it said: {said}")
         )
 
     def _keep(self, deliver: Deliver, events: frames.Messages) -> None:
@@ -218,7 +222,7 @@ class GatewayClient:
             attempt += 1
             try:
                 _, events = self._start()
-            except (errors.RemoteExecError, OSError, MessageError) as exc:
+            except (errors.RemoteExecError, OSError) as exc:
                 if isinstance(exc, errors.RemoteExecError) and not exc.transient:
                     deliver((Failed(exc), b""))
                     return None
@@ -251,6 +255,12 @@ class GatewayClient:
         if link is not None:
             with contextlib.suppress(errors.RemoteExecError, OSError):
                 link.close()
+
+
+def _transient(error: errors.RunnerError) -> errors.RunnerError:
+    """The error of a gateway that may have been killed: where one ran before, another may run in a moment."""
+    error.transient = True
+    return error
 
 
 __all__ = ["GatewayClient"]
