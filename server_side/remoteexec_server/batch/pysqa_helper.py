@@ -3,8 +3,8 @@
     SlurmQueue ── one JSON object a line ──> stdin ─ pysqa ─> sbatch, scancel
                <── one JSON object a line ── stdout
 
-A process of its own because pysqa costs half a second and 80 MB, which neither a gateway on a login node nor the user's
-Python should carry. It ends with its stdin, or after IDLE_S seconds without work.
+A process of its own because pysqa brings along what neither a gateway on a login node nor the user's Python should
+carry. It ends with its stdin, or after IDLE_S seconds without work.
 
 Lines out: `{"ready": true}` or `{"fatal": TEXT}` once; then for each request `{"id": N, "taken": true}` before anything
 is done (so that a request to a process that was about to end can safely be made again) and `{"id": N, ...}` with `job`,
@@ -13,11 +13,13 @@ or with `failed` and what the command said.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -34,6 +36,23 @@ class CommandFailedError(Exception):
         self.report = report
 
 
+class _LatePandas(types.ModuleType):
+    """Stands for pandas until something of it is used besides its name for a table, in pysqa's annotations.
+
+    pysqa makes tables of the queue, which we do not ask for, and submits without. Importing pandas takes five times as
+    long as all the rest together, and three times the memory.
+    """
+
+    DataFrame = object
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # the import system looks; a module need not have these
+            raise AttributeError(name)
+        del sys.modules["pandas"]
+        self.__dict__.update(vars(importlib.import_module("pandas")))
+        return getattr(sys.modules["pandas"], name)
+
+
 def main(argv: list[str]) -> int:
     """Answer requests until there are no more."""
     idle_s = float(argv[0]) if argv else IDLE_S
@@ -46,6 +65,7 @@ def main(argv: list[str]) -> int:
         answers.write(json.dumps(fields) + "\n")
         answers.flush()
 
+    sys.modules.setdefault("pandas", _LatePandas("pandas"))
     try:
         from pysqa import QueueAdapter
     except Exception as exc:
