@@ -81,7 +81,7 @@ class Pickler:
             arguments = _detached(payload.dumps((args, kwargs), references))
         except ForeignFailed:
             raise
-        except BaseException as exc:
+        except Exception as exc:  # whatever the user's own pickling raises
             raise self._blame(fn, args, kwargs, exc) from exc
         slots = tuple(references.foreign)
         return Call(function, arguments, resources, references.inputs, slots, slots)
@@ -105,7 +105,7 @@ class Pickler:
             arguments = _detached(payload.dumps(payload.Filled(call.arguments, values), references))
         except ForeignFailed:
             raise
-        except BaseException as exc:
+        except Exception as exc:
             raise errors.CallNotPicklable(
                 f"the result of another executor's future among the arguments cannot be pickled: {exc}"
             ) from exc
@@ -121,7 +121,7 @@ class Pickler:
         """
         try:
             pickled = _detached(payload.dumps(fn))
-        except BaseException as exc:
+        except Exception as exc:
             raise errors.CallNotPicklable(
                 f"function {_name(fn)} cannot be pickled: {exc}; does it use a lock, an open file or a connection "
                 "from outside? Make that inside the function"
@@ -143,7 +143,7 @@ class Pickler:
                 payload.dumps(value, _References(self._owner))
             except ForeignFailed:
                 continue
-            except BaseException as why:
+            except Exception as why:
                 return errors.CallNotPicklable(
                     f"{name} of {_name(fn)}, a {type(value).__module__}.{type(value).__qualname__}, "
                     f"cannot be pickled: {why}"

@@ -148,7 +148,7 @@ class Driver:
         self._client, self._session_key, self._name = client, session_key, name
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._pickler = Pickler(self)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may come to `stop` an executor while it is held
         self._closing: str | None = None
         self._submitted = self._numbered = self._statements = 0
         self._thread: threading.Thread | None = None
@@ -365,7 +365,7 @@ class Driver:
             self._await(key, call.foreign[0])
         else:
             task.call, task.inputs = call, call.inputs
-            self._do(InputReady(key))
+            self._do(InputReady(key, call.size, tuple(call.inputs)))
 
     def _hear(self, event: Heard, data: bytes) -> None:
         """Something the service, or the way to it, said."""

@@ -67,8 +67,8 @@ class InputReady:
     """The futures of other executors have results, with which `size` and `upstream` are these; see Added."""
 
     key: TaskKey
-    size: int = 0
-    upstream: tuple[TaskKey, ...] = ()
+    size: int
+    upstream: tuple[TaskKey, ...]
 
 
 @dataclass(frozen=True)

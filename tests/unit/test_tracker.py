@@ -77,7 +77,7 @@ STORIES: dict[State, Sequence[TrackerEvent]] = {
 """How a task comes into each state."""
 
 OF_A_TASK: list[TrackerEvent] = [
-    InputReady(A),
+    InputReady(A, 0, ()),
     InputFailed(A),
     Started(A, "7", "n1"),
     Ended(A, True),
@@ -131,8 +131,8 @@ def test_every_row_of_the_table_is_tried_here() -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        InputReady(B),
-        InputReady(A, upstream=(B,)),
+        InputReady(B, 0, ()),
+        InputReady(A, 0, (B,)),
         InputFailed(B),
         Started(B, "7", "n1"),
         Ended(B, True),
@@ -258,7 +258,7 @@ def test_a_held_task_holds_what_takes_its_result_however_deep() -> None:
 
     assert told(subject, Due()) == [Send(ONE, (D,))]
     assert (states(subject)[C], subject.unsent, subject.open) == (State.HELD, 1, 4)
-    assert told(subject, InputReady(A, 5), Due()) == [Send(TWO, (A, B, C))]
+    assert told(subject, InputReady(A, 5, ()), Due()) == [Send(TWO, (A, B, C))]
     assert subject.record(A).size == 5
 
 
@@ -266,15 +266,15 @@ def test_inputs_are_sent_before_what_needs_them_though_it_was_held_longer() -> N
     subject = linked()
     told(subject, Added(A, awaits=True), Added(B, awaits=True), Added(C, upstream=(A, B)), Added(D, upstream=(C,)))
 
-    assert told(subject, InputReady(B), InputReady(A), Due()) == [Send(ONE, (B, A, C, D))]
+    assert told(subject, InputReady(B, 0, ()), InputReady(A, 0, ()), Due()) == [Send(ONE, (B, A, C, D))]
 
 
 def test_an_input_ready_does_not_free_a_task_that_another_still_holds() -> None:
     subject = linked()
     told(subject, Added(A, awaits=True), Added(B, upstream=(A,), awaits=True))
 
-    assert told(subject, InputReady(B, upstream=(A,)), Due()) == []
-    assert told(subject, InputReady(A), Due()) == [Send(ONE, (A, B))]
+    assert told(subject, InputReady(B, 0, (A,)), Due()) == []
+    assert told(subject, InputReady(A, 0, ()), Due()) == [Send(ONE, (A, B))]
 
 
 def test_a_foreign_result_may_hold_futures_of_this_executor() -> None:
@@ -282,9 +282,9 @@ def test_a_foreign_result_may_hold_futures_of_this_executor() -> None:
     told(subject, Added(A, awaits=True), Added(B, awaits=True), Added(C), Added(D, awaits=True))
 
     assert told(subject, InputReady(B, 3, (A, C)), Due()) == [Send(ONE, (C,))]
-    assert told(subject, InputReady(A), Due()) == [Send(TWO, (A, B))]
+    assert told(subject, InputReady(A, 0, ()), Due()) == [Send(TWO, (A, B))]
     assert told(subject, Ended(C, False)) == [Fail(C)]
-    assert told(subject, InputReady(D, upstream=(C,))) == [FailLike(D, C)]
+    assert told(subject, InputReady(D, 0, (C,))) == [FailLike(D, C)]
 
 
 @pytest.mark.parametrize("end", [Ended(A, False), lost(A), CancelAsked((A,)), Rejected(ONE, (A,), "X", "no")], ids=repr)
@@ -297,7 +297,7 @@ def test_what_takes_the_result_of_a_failed_task_fails_like_it_unless_it_was_sent
 
     assert [action for action in actions if isinstance(action, FailLike)] == [FailLike(C, A), FailLike(D, C)]
     assert states(subject)[B] is State.SENT
-    assert told(subject, Due(), InputReady(D), lost(B, "upstream", A)) == [FailLike(B, A)]
+    assert told(subject, Due(), InputReady(D, 0, ()), lost(B, "upstream", A)) == [FailLike(B, A)]
     assert subject.open == 0
 
 
@@ -338,7 +338,7 @@ def test_an_input_named_twice_holds_once() -> None:
     subject = linked()
     told(subject, Added(A, awaits=True), Added(B, upstream=(A, A)))
 
-    assert told(subject, InputReady(A), Due()) == [Send(ONE, (A, B))]
+    assert told(subject, InputReady(A, 0, ()), Due()) == [Send(ONE, (A, B))]
 
 
 # ---- connections ----
