@@ -125,6 +125,10 @@ def stop(name: str) -> None:
             time.sleep(0.02)
     for suffix in ("pid", "log", "socket"):
         (RUN / f"{name}.{suffix}").unlink(missing_ok=True)
+    try:
+        RUN.rmdir()
+    except OSError:
+        pass  # other clusters are running, or it is gone already
 
 
 def main() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import paramiko
 import pytest
 
-from tests.clusters.netcluster import NetCluster
+from tests.clusters.netcluster import NetCluster, obstacle
 from tests.clusters.netcluster import net_cluster as start_net_cluster
 
 
@@ -129,3 +130,24 @@ def test_two_clusters_side_by_side_leave_nothing(net_cluster: NetCluster) -> Non
     assert not other.directory.exists()
     assert not any(line.startswith(f"{other.user}:") for line in Path("/etc/passwd").read_text().splitlines())
     assert os.path.exists(net_cluster.directory)
+
+
+def test_the_command_line_starts_once_and_stops_for_good() -> None:
+    if problem := obstacle():
+        pytest.skip(problem)
+
+    def command(*words: str) -> tuple[int, str]:
+        argv = [sys.executable, "-m", "tests.clusters", words[0], f"--name=cli{os.getpid()}", *words[1:]]
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    assert command("start", "--nodes=1")[0] == 0
+    try:
+        assert command("start", "--nodes=1") == (0, f"cli{os.getpid()} is running\n")
+        assert command("exec", "n1", "hostname") == (0, "n1\n")
+        assert command("exec", "laptop", "hostname")[0] == 0
+        assert command("wan", "delay 1") == (0, "")
+    finally:
+        assert command("stop") == (0, "")
+    assert command("stop") == (0, "")
+    assert command("status")[0] == 1
