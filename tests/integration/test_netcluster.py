@@ -108,6 +108,7 @@ def test_the_login_node_dies_and_boots_again_and_remembers_its_jobs(net_cluster:
     wait_for(net_cluster, job, "RUNNING")
     saved = net_cluster.directory / "spool" / "ctld" / "job_state"
     began = time.time()
+    submit(net_cluster, "true")  # a change, upon which slurmctld writes its state within seconds
     while not saved.exists() or saved.stat().st_mtime <= began:
         assert time.time() < began + 30
         time.sleep(0.05)
