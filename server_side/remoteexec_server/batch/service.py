@@ -9,7 +9,7 @@ One thread calls it (`loop`). `handle` never asks the scheduler; `step` does one
 job, list the outcomes, or ask about all jobs in one command. A job is submitted once: its name is written to the
 store before, and looked up by that name whenever an answer is missing, after a crash of this process too.
 
-State of one task is one `_Task`; of one burst, one `_Burst`. All of it can be rebuilt from the store.
+State of one task is one `Task`; of one burst, one `Burst` (`records`). All of it can be rebuilt from the store.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..store.session import Job, JobTask, Journal, Session, StoreError, checked, log_tail
@@ -43,6 +43,7 @@ from ..wire.messages import (
 from ..wire.resources import ResourceError, Resources
 from . import diagnose
 from .base import JobFacts, JobId, JobRef, JobSpec, JobState, Queue, SchedulerUnavailable, SubmitRejected
+from .records import Burst, Group, Task, cut
 
 
 class Superseded(Exception):
@@ -51,55 +52,6 @@ class Superseded(Exception):
 
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses between attempts to submit while the scheduler does not answer; the last one for ever."""
-
-
-@dataclass
-class _Task:
-    """What the service knows of one task."""
-
-    entry: Entry
-    burst: BurstId
-    ref: JobRef | None = None
-    job_name: str = ""
-    index: int = 0
-    started: bool = False
-    over: bool = False  # an outcome or a loss is in the store
-    failed: bool = False  # and it is an error or a loss
-    ended_at: float | None = None  # when the scheduler first said that the job has ended
-    wanted: bool = True  # the client has not been told how it ended
-
-
-@dataclass
-class _Burst:
-    """A burst on its way into the queue.
-
-    Attributes:
-        groups: jobs still to be submitted; None before the burst was cut into jobs.
-        accepted: every job was submitted, or refused.
-        attempt: questions for the longest array that got no answer.
-        due_at: not before.
-    """
-
-    submit: Submit
-    groups: deque[_Group] | None = None
-    accepted: bool = False
-    attempt: int = 0
-    due_at: float = 0.0
-
-
-@dataclass
-class _Group:
-    """Tasks that become one job: equal resources, the same jobs to wait for.
-
-    Attributes:
-        attempt: submissions that got no answer.
-        due_at: not before.
-    """
-
-    name: str
-    positions: list[int]
-    attempt: int = 0
-    due_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -136,8 +88,8 @@ class Service:
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self._tasks: dict[TaskKey, _Task] = {}
-        self._bursts: dict[BurstId, _Burst] = {}
+        self._tasks: dict[TaskKey, Task] = {}
+        self._bursts: dict[BurstId, Burst] = {}
         self._submitting: deque[BurstId] = deque()
         self._dependants: dict[TaskKey, list[TaskKey]] = {}
         self._open: dict[TaskKey, None] = {}  # tasks with a job and no end, in order of submission
@@ -255,18 +207,18 @@ class Service:
         twice = [entry.key for entry in submit.tasks if entry.key in self._tasks]
         return ("SubmitRejected", f"tasks {twice[:3]} were submitted before") if twice else None
 
-    def _adopt(self, submit: Submit) -> _Burst:
+    def _adopt(self, submit: Submit) -> Burst:
         """Make records of a burst; it waits for its turn to be submitted."""
         for entry in submit.tasks:
-            self._tasks[entry.key] = _Task(entry, submit.burst)
+            self._tasks[entry.key] = Task(entry, submit.burst)
             for upstream in entry.upstream:
                 self._dependants.setdefault(upstream, []).append(entry.key)
-        burst = self._bursts[submit.burst] = _Burst(submit)
+        burst = self._bursts[submit.burst] = Burst(submit)
         self._submitting.append(submit.burst)
         self.queue.prewarm()
         return burst
 
-    def _cut(self, burst: _Burst) -> deque[_Group]:
+    def _cut(self, burst: Burst) -> deque[Group]:
         """Cut a burst into jobs. Noted before the first is submitted: whoever goes on has to cut it in the same way.
 
         Raises:
@@ -274,7 +226,7 @@ class Service:
         """
         most = self.queue.max_array()
         self._journal.append({"burst": burst.submit.burst, "most": most})
-        return _groups(burst.submit, most)
+        return cut(burst.submit, most)
 
     def _submit_at(self, name: BurstId) -> float:
         """When the next job of a burst is to be submitted."""
@@ -321,18 +273,18 @@ class Service:
         if not burst.groups:
             self._accept(burst)
 
-    def _put_off(self, what: _Burst | _Group, exc: SchedulerUnavailable) -> None:
+    def _put_off(self, what: Burst | Group, exc: SchedulerUnavailable) -> None:
         pause = _RETRY_S[min(what.attempt, len(_RETRY_S) - 1)]
         what.attempt += 1
         what.due_at = self.clock() + pause
         self._say(f"{exc}; submitting again in {pause:.0f} s")
 
-    def _accept(self, burst: _Burst) -> None:
+    def _accept(self, burst: Burst) -> None:
         self._submitting.remove(burst.submit.burst)
         burst.accepted = True
         self._events.append(self._accepted(burst))
 
-    def _lose_unwritten(self, burst: _Burst, entries: Sequence[Entry], exc: OSError) -> None:
+    def _lose_unwritten(self, burst: Burst, entries: Sequence[Entry], exc: OSError) -> None:
         message = f"the store on the cluster cannot be written: {exc}"
         keys = tuple(entry.key for entry in entries)
         self._events.append(Rejected(burst.submit.burst, keys, "StoreError", message))
@@ -345,7 +297,7 @@ class Service:
             self._tasks[key].wanted = False
             self._over(self._tasks[key], failed=True)
 
-    def _submitted(self, burst: _Burst, group: _Group) -> JobId:
+    def _submitted(self, burst: Burst, group: Group) -> JobId:
         """The scheduler's number of a group's job, submitted only if it is not there yet."""
         submit = burst.submit
         entries = [submit.tasks[position] for position in group.positions]
@@ -383,9 +335,7 @@ class Service:
                 raise
         facts = self.queue.states(after)  # it has forgotten a job that ended: the runner finds the outcome by itself
         alive = [ref for ref in after if not facts[ref].state.ended]
-        return self.queue.submit(
-            JobSpec(spec.name, spec.directory, spec.command, spec.count, spec.resources, self._whole_arrays(alive))
-        )
+        return self.queue.submit(replace(spec, after=self._whole_arrays(alive)))
 
     def _whole_arrays(self, refs: Sequence[JobRef]) -> tuple[JobRef, ...]:
         """The same jobs, an array that is waited for in all its elements named once."""
@@ -396,7 +346,7 @@ class Service:
         shorter = [ref if ref.job not in whole else JobRef(ref.job) for ref in refs]
         return tuple(dict.fromkeys(shorter))
 
-    def _place(self, group: _Group, entries: Sequence[Entry], job: JobId) -> None:
+    def _place(self, group: Group, entries: Sequence[Entry], job: JobId) -> None:
         """Remember which job runs these tasks, here and in the journal."""
         try:
             self._journal.append({"job": job, "name": group.name, "tasks": len(entries)})
@@ -416,7 +366,7 @@ class Service:
                 self._doomed.append(task.ref)
         self._watcher.hurry()
 
-    def _accepted(self, burst: _Burst) -> Accepted:
+    def _accepted(self, burst: Burst) -> Accepted:
         tasks = (self._tasks[entry.key] for entry in burst.submit.tasks)
         return Accepted(burst.submit.burst, tuple(str(task.ref or "") for task in tasks))
 
@@ -449,7 +399,7 @@ class Service:
             elif suffix == "lost" and not task.over:
                 self._note_loss(task)
 
-    def _note_start(self, task: _Task) -> None:
+    def _note_start(self, task: Task) -> None:
         if task.started or task.over:
             return
         claim = self.session.read_claim(task.entry.key)
@@ -459,7 +409,7 @@ class Service:
         task.started = True
         self._events.append(Started(task.entry.key, claim.job, claim.host))
 
-    def _note_outcome(self, task: _Task) -> None:
+    def _note_outcome(self, task: Task) -> None:
         key = task.entry.key
         try:
             with self.session.outcome(key).open("rb") as file:
@@ -480,7 +430,7 @@ class Service:
         self._open[key] = None
         self._watcher.forget([f"{key}.h5"])
 
-    def _note_loss(self, task: _Task) -> None:
+    def _note_loss(self, task: Task) -> None:
         key = task.entry.key
         try:
             loss = self.session.read_loss(key)
@@ -490,16 +440,16 @@ class Service:
             return
         self._tell_loss(task, loss)
 
-    def _tell_loss(self, task: _Task, loss: Loss) -> None:
+    def _tell_loss(self, task: Task, loss: Loss) -> None:
         self._tell(task, loss)
         self._over(task, failed=True)
 
-    def _tell(self, task: _Task, loss: Loss) -> None:
+    def _tell(self, task: Task, loss: Loss) -> None:
         if task.wanted:
             task.wanted = False
             self._events.append(Lost(task.entry.key, loss))
 
-    def _over(self, task: _Task, failed: bool) -> None:
+    def _over(self, task: Task, failed: bool) -> None:
         """A task has ended; if it failed, so have all that wait for it, now and not when their turn comes."""
         self._finish(task, failed)
         ended = [task.entry.key]
@@ -509,7 +459,7 @@ class Service:
                 if failed and self._inherit(key, upstream):
                     ended.append(key)
 
-    def _finish(self, task: _Task, failed: bool) -> None:
+    def _finish(self, task: Task, failed: bool) -> None:
         task.over, task.failed = True, failed
         self._open.pop(task.entry.key, None)
 
@@ -532,11 +482,11 @@ class Service:
         self._finish(task, failed=True)
         return True
 
-    def _publish_loss(self, task: _Task, loss: Loss) -> None:
+    def _publish_loss(self, task: Task, loss: Loss) -> None:
         self._write_loss(task, loss)
         self._tell_loss(task, loss)
 
-    def _write_loss(self, task: _Task, loss: Loss) -> None:
+    def _write_loss(self, task: Task, loss: Loss) -> None:
         try:
             self.session.publish_loss(task.entry.key, loss)
         except OSError as exc:
@@ -610,7 +560,7 @@ class Service:
             if loss is not None:
                 self._publish_loss(task, loss)
 
-    def _refuse_stuck(self, refs: Mapping[JobRef, _Task], facts: Mapping[JobRef, JobFacts]) -> None:
+    def _refuse_stuck(self, refs: Mapping[JobRef, Task], facts: Mapping[JobRef, JobFacts]) -> None:
         """A job that waits for what will never come is lost now; the scheduler would keep it for ever."""
         for ref, task in refs.items():
             loss = None if facts[ref].state.ended else diagnose.loss(facts[ref], ref, "", None, self._resources(task))
@@ -618,7 +568,7 @@ class Service:
                 self._doomed.append(ref)
                 self._publish_loss(task, loss)
 
-    def _resources(self, task: _Task) -> Resources:
+    def _resources(self, task: Task) -> Resources:
         return self._bursts[task.burst].submit.resources[task.entry.resources]
 
     def _unexplained(self, state: JobState, ref: JobRef, log: Path) -> Loss:
@@ -645,7 +595,7 @@ class Service:
             burst = self._adopt(submit)
             if submit.burst not in most:
                 continue  # nothing of it was submitted
-            burst.groups = _groups(submit, most[submit.burst])
+            burst.groups = cut(submit, most[submit.burst])
             for group in list(burst.groups):
                 if group.name in jobs:
                     keys = [submit.tasks[position].key for position in group.positions]
@@ -668,15 +618,3 @@ class Service:
     def _drain(self) -> list[Event]:
         events, self._events = self._events, []
         return events
-
-
-def _groups(submit: Submit, most: int) -> deque[_Group]:
-    """A burst cut into jobs of at most `most` tasks; always in the same way."""
-    cuts: dict[tuple[int, tuple[TaskKey, ...]], list[int]] = {}
-    for position, entry in enumerate(submit.tasks):
-        cuts.setdefault((entry.resources, tuple(sorted(set(entry.upstream)))), []).append(position)
-    pieces = [
-        positions[start : start + most] for positions in cuts.values() for start in range(0, len(positions), most)
-    ]
-    pieces.sort(key=lambda piece: piece[0])  # inputs are submitted before what needs them
-    return deque(_Group(f"rx-{submit.burst}-{n}", piece) for n, piece in enumerate(pieces))
