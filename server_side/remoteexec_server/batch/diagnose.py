@@ -16,7 +16,7 @@ from ..wire.messages import Loss
 from ..wire.resources import Resources
 from .base import JobFacts, JobRef, JobState
 
-__all__ = ["loss"]
+__all__ = ["loss", "unexplained"]
 
 _EX_IOERR = 74
 """The runner's exit code for "neither outcome nor loss could be written"."""
@@ -96,6 +96,18 @@ def loss(
         number = facts.signal or (facts.exit_code or 0) - 128
         return lost("killed", f"was ended by signal {_signal_name(number)}", "The end of the log may say more")
     return lost("unknown", "failed before its task had an outcome", "The end of the log may say more")
+
+
+def unexplained(facts: JobFacts, ref: JobRef, grace_s: float, log_tail: str, log_path: str) -> Loss:
+    """The loss of a task whose job said nothing was wrong, after the outcome was waited for in vain."""
+    return Loss(
+        "unknown",
+        f"job {ref} ended ({facts.state.value}) without an outcome, {grace_s:.0f} s ago; its log is {log_path}",
+        job=str(ref),
+        node=facts.node,
+        log_tail=log_tail,
+        log_path=log_path,
+    )
 
 
 def _never_starts(facts: JobFacts, lost: Callable[[str, str, str], Loss]) -> Loss | None:

@@ -1,11 +1,15 @@
-"""What the service remembers: one record for each task, burst and job to be."""
+"""What the service takes and remembers: one record for each task, burst and job to be."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from ..store.session import StoreError, checked
+from ..wire import header
 from ..wire.messages import BurstId, Entry, Submit, TaskKey
+from ..wire.resources import ResourceError
 from .base import JobRef
 
 
@@ -68,3 +72,28 @@ def cut(submit: Submit, most: int) -> deque[Group]:
     ]
     pieces.sort(key=lambda piece: piece[0])  # inputs are submitted before what needs them
     return deque(Group(f"rx-{submit.burst}-{n}", piece) for n, piece in enumerate(pieces))
+
+
+def refusal(submit: Submit, bundle: bytes, key: bytes, known: Collection[TaskKey]) -> tuple[str, str] | None:
+    """Why a burst is not taken: the client's error class, and what it says.
+
+    Args:
+        key: the session's.
+        known: tasks that were taken before.
+    """
+    try:
+        for name in (submit.burst, *(entry.key for entry in submit.tasks)):
+            checked(name)
+        for resources in submit.resources:
+            resources.validate()
+        header.check(bundle, key, "bundle", submit.burst)
+    except ResourceError as exc:
+        return "SubmitRejected", str(exc)
+    except (StoreError, header.HeaderError) as exc:
+        return "ProtocolMismatch", f"bundle refused: {exc}"
+    if not submit.tasks or len({entry.key for entry in submit.tasks}) < len(submit.tasks):
+        return "ProtocolMismatch", "bundle refused: it has no tasks, or one of them twice"
+    if any(not 0 <= entry.resources < len(submit.resources) for entry in submit.tasks):
+        return "ProtocolMismatch", "bundle refused: a task names resources that are not there"
+    twice = [entry.key for entry in submit.tasks if entry.key in known]
+    return ("SubmitRejected", f"tasks {twice[:3]} were submitted before") if twice else None

@@ -19,9 +19,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from ..store.session import Job, JobTask, Journal, Session, StoreError, checked, log_tail
+from ..store.session import Job, JobTask, Journal, Session, log_tail
 from ..store.watching import Watcher
 from ..wire import header
 from ..wire.messages import (
@@ -40,10 +39,10 @@ from ..wire.messages import (
     TaskKey,
     Watch,
 )
-from ..wire.resources import ResourceError, Resources
+from ..wire.resources import Resources
 from . import diagnose
-from .base import JobFacts, JobId, JobRef, JobSpec, JobState, Queue, SchedulerUnavailable, SubmitRejected
-from .records import Burst, Group, Task, cut
+from .base import JobFacts, JobId, JobRef, JobSpec, Queue, SchedulerUnavailable, SubmitRejected
+from .records import Burst, Group, Task, cut, refusal
 
 
 class Superseded(Exception):
@@ -173,7 +172,7 @@ class Service:
     def _take(self, submit: Submit, bundle: bytes) -> None:
         known = self._bursts.get(submit.burst)
         if known is None:
-            problem = self._refusal(submit, bundle)
+            problem = refusal(submit, bundle, self.session.key, self._tasks)
             if problem is None:
                 try:
                     self.session.add_burst(submit, bundle)
@@ -187,25 +186,6 @@ class Service:
         elif known.accepted:
             self._events.append(self._accepted(known))
         self._watcher.hurry()
-
-    def _refusal(self, submit: Submit, bundle: bytes) -> tuple[str, str] | None:
-        """Why a burst is not taken: error class and message."""
-        try:
-            for name in (submit.burst, *(entry.key for entry in submit.tasks)):
-                checked(name)
-            for resources in submit.resources:
-                resources.validate()
-            header.check(bundle, self.session.key, "bundle", submit.burst)
-        except ResourceError as exc:
-            return "SubmitRejected", str(exc)
-        except (StoreError, header.HeaderError) as exc:
-            return "ProtocolMismatch", f"bundle refused: {exc}"
-        if not submit.tasks or len({entry.key for entry in submit.tasks}) < len(submit.tasks):
-            return "ProtocolMismatch", "bundle refused: it has no tasks, or one of them twice"
-        if any(not 0 <= entry.resources < len(submit.resources) for entry in submit.tasks):
-            return "ProtocolMismatch", "bundle refused: a task names resources that are not there"
-        twice = [entry.key for entry in submit.tasks if entry.key in self._tasks]
-        return ("SubmitRejected", f"tasks {twice[:3]} were submitted before") if twice else None
 
     def _adopt(self, submit: Submit) -> Burst:
         """Make records of a burst; it waits for its turn to be submitted."""
@@ -556,7 +536,7 @@ class Service:
             log = self.session.log(task.job_name, task.index)
             loss = diagnose.loss(facts[ref], ref, log_tail(log), str(log), self._resources(task))
             if loss is None and now - task.ended_at >= self.polling.grace_s:
-                loss = self._unexplained(facts[ref].state, ref, log)
+                loss = diagnose.unexplained(facts[ref], ref, self.polling.grace_s, log_tail(log), str(log))
             if loss is not None:
                 self._publish_loss(task, loss)
 
@@ -570,15 +550,6 @@ class Service:
 
     def _resources(self, task: Task) -> Resources:
         return self._bursts[task.burst].submit.resources[task.entry.resources]
-
-    def _unexplained(self, state: JobState, ref: JobRef, log: Path) -> Loss:
-        return Loss(
-            "unknown",
-            f"job {ref} ended ({state.value}) without an outcome, {self.polling.grace_s:.0f} s ago; its log is {log}",
-            job=str(ref),
-            log_tail=log_tail(log),
-            log_path=str(log),
-        )
 
     # ---- the rest ----
 
