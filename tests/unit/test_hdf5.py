@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import h5py
@@ -148,3 +149,15 @@ def test_a_buffer_of_a_kind_that_numpy_does_not_know_is_kept_as_bytes() -> None:
 
     assert value is not None
     assert bytes(value.buffers[0]) == bytes(numbers)
+
+
+def test_files_can_be_written_on_several_threads_at_once() -> None:
+    outcome = Outcome(True, dumps([1]), {})
+
+    def write(n: int) -> bytes:
+        return write_outcome(TASK, outcome, KEY)
+
+    with ThreadPoolExecutor(8) as threads:
+        written = list(threads.map(write, range(200)))
+
+    assert {read_outcome(data, TASK, KEY) == outcome for data in written} == {True}

@@ -16,10 +16,10 @@ One concatenated dataset instead of one dataset a call: 1,000 calls cost 0.7 ms 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import cloudpickle
@@ -60,8 +60,8 @@ def write_bundle(burst: BurstId, functions: Sequence[Pickled], calls: Sequence[C
     parts = [*functions, *(call.arguments for call in calls)]
     with _Image() as image:
         image.text("pickles", b"".join(part.data for part in parts))
-        image.numbers("offsets", np.fromiter(accumulate((len(p.data) for p in parts), initial=0), np.int64))
-        image.numbers("first", np.fromiter(accumulate((len(p.buffers) for p in parts), initial=0), np.int64))
+        image.numbers("offsets", np.fromiter(itertools.accumulate((len(p.data) for p in parts), initial=0), np.int64))
+        image.numbers("first", np.fromiter(itertools.accumulate((len(p.buffers) for p in parts), initial=0), np.int64))
         image.numbers("function", np.fromiter((call.function for call in calls), np.int32))
         image.buffers([view for part in parts for view in part.buffers])
         return image.sealed("bundle", burst, key)
@@ -109,13 +109,22 @@ def read_outcome(data: bytes, task: TaskKey, key: bytes) -> Outcome:
         return Outcome(head.status == "ok", value, json.loads(file["facts"][:].tobytes()))
 
 
+_images = itertools.count()
+
+
 class _Image:
     """An HDF5 file in memory; a context manager."""
 
     def __init__(self) -> None:
         # block_size: bytes by which the image grows; large enough for most bundles, small beside an array
+        # HDF5 takes two open images of the same name for one file, and refuses the second
         self._file = h5py.File(
-            "image", "w", driver="core", backing_store=False, block_size=1 << 16, userblock_size=header.BLOCK
+            f"image-{next(_images)}",
+            "w",
+            driver="core",
+            backing_store=False,
+            block_size=1 << 16,
+            userblock_size=header.BLOCK,
         )
 
     def __enter__(self) -> _Image:
