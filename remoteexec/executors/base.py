@@ -34,7 +34,6 @@ class BaseExecutor(concurrent.futures.Executor):
     Args:
         client: makes the way to the service, told who we are.
         resource_dict: what every call asks for unless it says otherwise; see `read_resources`.
-        session: name of the session on the cluster.
         poll_s: seconds between questions to the scheduler.
         wait: whether leaving the `with` block waits for all tasks.
     """
@@ -93,9 +92,10 @@ class BaseExecutor(concurrent.futures.Executor):
     ) -> Iterator[R]:
         """See concurrent.futures.Executor.map; all calls go to the cluster as one burst, each a task of its own."""
         self._driver.start()
-        pickled = self._driver.pickle_function(fn)
+        mapped = _Mapped(self, self._driver.pickle_function(fn))
         with self._driver.gathering():
-            return _Mapped(self, pickled).map(fn, *iterables, timeout=timeout, chunksize=chunksize, **more)
+            results = mapped.map(fn, *iterables, timeout=timeout, chunksize=chunksize, **more)
+        return _held(results, mapped)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls.
@@ -139,10 +139,15 @@ class _Mapped(concurrent.futures.Executor):
         return self._executor._driver.submit(fn, args, kwargs, self._executor._defaults, self._function)
 
 
+def _held(results: Iterator[R], executor: _Mapped) -> Iterator[R]:
+    """The same results. With `buffersize` (Python 3.14) more is submitted while they are taken, if the executor lives."""
+    yield from results
+
+
 def _refuse_own_parameter(fn: Callable[..., Any]) -> None:
     try:
         parameters = inspect.signature(fn).parameters
-    except (TypeError, ValueError):  # a builtin without one
+    except Exception:  # a builtin without one; from Python 3.14 on, whatever an annotation raises
         return
     if "resource_dict" in parameters:
         raise ValueError(f"{fn!r} has a parameter resource_dict, which submit takes for itself: rename the parameter")
