@@ -140,7 +140,7 @@ class _Mapped(concurrent.futures.Executor):
 
 
 def _held(results: Iterator[R], executor: _Mapped) -> Iterator[R]:
-    """The same results. With `buffersize` (Python 3.14) more is submitted while they are taken, if the executor lives."""
+    """The same results; from Python 3.14 on the calls beyond a `buffersize` are made by them, if the executor lives."""
     yield from results
 
 

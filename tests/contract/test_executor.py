@@ -236,9 +236,9 @@ def test_resources_of_one_call_are_read_and_the_callers_dict_is_left_alone(execu
 
 def test_calls_may_come_from_many_threads(executor: BaseExecutor) -> None:
     with ThreadPoolExecutor(8) as threads:
-        futures = list(threads.map(lambda n: executor.submit(abs, -n), range(40)))
+        futures = list(threads.map(lambda n: executor.submit(abs, -n), range(16)))
 
-    assert [future.result(WAIT_S) for future in futures] == list(range(40))
+    assert [future.result(WAIT_S) for future in futures] == list(range(16))
 
 
 # ---- map ----
