@@ -390,6 +390,8 @@ class Driver:
                 log.warning("%s", event.message)
             case Failed():
                 self._break(event.error)
+            case Closed():
+                self._break(errors.RunnerError("the service has ended, though nobody asked it to"))
             case _:
                 log.debug("unexpected: %r", event)
 

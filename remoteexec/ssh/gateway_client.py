@@ -214,7 +214,10 @@ class GatewayClient:
                     deliver((message, data))
         except (errors.TransportError, MessageError, OSError) as exc:
             return str(exc)
-        return "the gateway ended"
+        with self._lock:
+            stream = self._stream
+        words = stream.stderr_tail().strip()[-500:] if stream is not None else ""
+        return f"the gateway ended{': ' if words else ''}{words}"
 
     def _reconnect(self, deliver: Deliver) -> frames.Messages | None:
         attempt = 0

@@ -78,7 +78,10 @@ def supervise(session: Session, job: Job, index: int) -> int:
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     task = job.tasks[index]
-    names = os.listdir(session.outcomes)
+    try:
+        names = os.listdir(session.outcomes)
+    except FileNotFoundError:
+        return 0  # the client has the outcome, and has discarded the session
     if f"{task.key}.h5" in names or f"{task.key}.lost" in names:
         return 0
     if terminated or code in (-signal.SIGKILL, -signal.SIGTERM):  # of one SIGTERM to all, the child's may come first

@@ -370,6 +370,14 @@ def test_a_service_that_is_gone_for_good_fails_every_future_and_ends_the_driver(
     assert service.opened == 1
 
 
+def test_a_service_that_ends_unasked_fails_every_future(driver: Driver, service: ScriptedService) -> None:
+    future = submit(driver)
+    service.next_submit()
+    service.say(Closed())
+
+    assert isinstance(future.exception(10.0), errors.RunnerError)
+
+
 def test_nonsense_from_the_service_fails_every_future_with_the_reason(
     driver: Driver, service: ScriptedService, caplog: pytest.LogCaptureFixture
 ) -> None:

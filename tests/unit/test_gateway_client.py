@@ -229,6 +229,18 @@ def test_a_broken_connection_is_made_again(start: Start, ears: Ears, breaks: Exc
     assert second.heard() == [(HELLO, b""), (Cancel((A,)), b"")]
 
 
+def test_the_last_words_of_a_gateway_that_ended_are_told(start: Start, ears: Ears) -> None:
+    first = FakeGateway()
+    first.stderr = "Traceback ...\nMemoryError\n"
+    start(first, FakeGateway()).open(ears)
+    first.output.put(b"")
+    ears.next()
+
+    assert ears.next() == Unlinked(
+        "connection to the cluster lost: the gateway ended: Traceback ...\nMemoryError; trying again"
+    )
+
+
 def test_a_request_that_cannot_be_written_breaks_the_connection(start: Start, ears: Ears) -> None:
     first, second = FakeGateway(), FakeGateway()
     client = start(first, second)
