@@ -24,12 +24,13 @@ from remoteexec import RemoteExecutor, errors
 from remoteexec.config.model import ClusterConfig
 from remoteexec.engine.outcomes import RemoteTraceback
 from tests.clusters.embedded import EmbeddedTestCluster
+from tests.integration.running import running
 
 
 @pytest.fixture(scope="module")
 def exe(embedded_config: ClusterConfig) -> Iterator[RemoteExecutor]:
     """One executor for the tests of this module: what one task does must not harm the next."""
-    with RemoteExecutor(embedded_config) as executor:
+    with running(embedded_config) as executor:
         yield executor
         assert executor.submit(sum, [1, 2]).result(20) == 3
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from remoteexec import RemoteExecutor, errors
+from remoteexec import errors
 from remoteexec.config.model import ClusterConfig
 from tests.clusters.rootless import SlurmCluster
+from tests.integration.running import running
 
 PROMPT_S = 15.0
 """A loss that the next question to the scheduler explains; it is asked every second here."""
@@ -82,7 +83,7 @@ def test_a_job_that_the_scheduler_ends_is_lost_with_its_story_and_so_is_all_that
     slurm_cluster: SlurmCluster, slurm_config: ClusterConfig, end: End, kind: type[errors.TaskLost], reason: str
 ) -> None:
     path = slurm_cluster.make_directory(f"end-{time.time_ns()}") / "place"
-    with RemoteExecutor(slurm_config) as exe:
+    with running(slurm_config) as exe:
         future = exe.submit(hold, str(path))
         pending = exe.submit(follow, [future])
         pending_too = exe.submit(follow, {"x": pending})
@@ -105,7 +106,7 @@ def test_a_runner_that_is_killed_is_lost_with_its_signal_and_does_not_go_on(
     slurm_cluster: SlurmCluster, slurm_config: ClusterConfig, whom: tuple[str, ...]
 ) -> None:
     path = slurm_cluster.make_directory(f"kill-{time.time_ns()}") / "place"
-    with RemoteExecutor(slurm_config) as exe:
+    with running(slurm_config) as exe:
         future = exe.submit(hold, str(path))
         pending = exe.submit(follow, [future])
         place = placed(path)
@@ -125,7 +126,7 @@ def test_a_job_that_uses_more_memory_than_it_asked_for_is_lost_to_that(
     slurm_cluster: SlurmCluster, slurm_config: ClusterConfig
 ) -> None:
     path = slurm_cluster.make_directory(f"memory-{time.time_ns()}") / "place"
-    with RemoteExecutor(slurm_config) as exe:
+    with running(slurm_config) as exe:
         future = exe.submit(hold, str(path), 300, resource_dict={"memory_max": 0.1})
         pending = exe.submit(follow, [future])
         place = placed(path)
@@ -148,7 +149,7 @@ def test_every_loss_is_known_within_a_minute_at_the_default_pace(
     """The scheduler looks at time limits every 30 s itself, and is asked every 30 s."""
     directory = slurm_cluster.make_directory(f"pace-{time.time_ns()}")
     names = ("limit", "cancel", "kill")
-    with RemoteExecutor(replace(slurm_config, poll_s=ClusterConfig("x", "x").poll_s)) as exe:
+    with running(replace(slurm_config, poll_s=ClusterConfig("x", "x").poll_s)) as exe:
         futures = {name: exe.submit(hold, str(directory / name)) for name in names}
         places = {name: placed(directory / name) for name in names}
         slurm_cluster.end_soon(places["limit"].job)
@@ -168,7 +169,7 @@ def test_a_job_that_is_cancelled_before_it_starts_is_lost_and_the_others_are_not
 ) -> None:
     for node in slurm_cluster.nodes:
         slurm_cluster.drain(node)
-    with RemoteExecutor(slurm_config) as exe:
+    with running(slurm_config) as exe:
         single = exe.submit(follow, 1, resource_dict={"job_name": "single"})
         several = [exe.submit(follow, n, resource_dict={"job_name": "several"}) for n in range(4)]
         jobs = wait_for_jobs(slurm_cluster, "single", "several")
@@ -196,7 +197,7 @@ def wait_for_jobs(cluster: SlurmCluster, *names: str) -> dict[str, str]:
 def test_a_job_that_sbatch_refuses_fails_with_sbatchs_own_words_and_the_rest_of_the_burst_runs(
     slurm_config: ClusterConfig,
 ) -> None:
-    with RemoteExecutor(slurm_config) as exe:
+    with running(slurm_config) as exe:
         with exe._driver.gathering():
             good = exe.submit(follow, 1)
             bad = [exe.submit(follow, n, resource_dict={"partition": "nowhere"}) for n in range(2)]
@@ -212,7 +213,7 @@ def test_a_job_that_sbatch_refuses_fails_with_sbatchs_own_words_and_the_rest_of_
 def test_a_job_that_can_never_start_is_refused_instead_of_waited_for(
     slurm_cluster: SlurmCluster, slurm_config: ClusterConfig
 ) -> None:
-    with RemoteExecutor(slurm_config) as exe:
+    with running(slurm_config) as exe:
         future = exe.submit(follow, 1, resource_dict={"partition": "short", "run_time_max": 3000})
         exc = outcome_within(future, PROMPT_S)
     assert isinstance(exc, errors.SubmitRejected)
@@ -222,7 +223,7 @@ def test_a_job_that_can_never_start_is_refused_instead_of_waited_for(
 def test_a_directory_that_cannot_be_made_is_the_tasks_error(
     slurm_cluster: SlurmCluster, slurm_config: ClusterConfig
 ) -> None:
-    with RemoteExecutor(slurm_config) as exe:
+    with running(slurm_config) as exe:
         exc = exe.submit(follow, 1, resource_dict={"cwd": "/proc/nowhere"}).exception(20)
         here = exe.submit(os.getcwd, resource_dict={"cwd": str(slurm_cluster.home / "made" / "for it")}).result(20)
     assert isinstance(exc, OSError)
@@ -233,7 +234,7 @@ def test_the_failure_of_the_first_of_a_long_chain_reaches_the_last_in_seconds(
     slurm_cluster: SlurmCluster, slurm_config: ClusterConfig
 ) -> None:
     path = slurm_cluster.make_directory(f"chain-{time.time_ns()}") / "place"
-    with RemoteExecutor(slurm_config) as exe:
+    with running(slurm_config) as exe:
         with exe._driver.gathering():
             chain = [exe.submit(hold, str(path))]
             for _ in range(300):
@@ -249,7 +250,7 @@ def test_the_failure_of_the_first_of_a_long_chain_reaches_the_last_in_seconds(
 def test_an_array_is_split_where_the_cluster_allows_no_longer_one(
     small_array_cluster: SlurmCluster, small_array_config: ClusterConfig
 ) -> None:
-    with RemoteExecutor(small_array_config) as exe:
+    with running(small_array_config) as exe:
         assert list(exe.map(follow, range(12))) == list(range(12))
         with exe._driver.gathering():  # one burst, however busy the machine is
             parts = [exe.submit(follow, n) for n in range(7)]
@@ -267,7 +268,7 @@ def test_a_thousand_calls_of_map_are_one_job_array_that_can_be_cancelled(
 ) -> None:
     for node in slurm_cluster.nodes:
         slurm_cluster.drain(node)
-    with RemoteExecutor(slurm_config) as exe:
+    with running(slurm_config) as exe:
         began = time.monotonic()
         exe.map(follow, range(1000))
         assert exe._driver.wait_sent(20)
