@@ -68,7 +68,7 @@ class FakeQueue:
         trouble = self._trouble("submit")
         if trouble is not None and trouble is not LIE and not isinstance(trouble, Crash):
             raise trouble
-        unknown = [str(ref) for ref in spec.after if self.states([ref])[ref].state is JobState.GONE]
+        unknown = [str(ref) for ref in spec.after if self.state(ref).state is JobState.GONE]
         if unknown:
             raise SubmitRejected(f"Job dependency problem: {unknown}", dependency=True)
         job = JobId(str(100 + len(self.jobs)))
@@ -91,7 +91,7 @@ class FakeQueue:
 
     def states(self, refs: Sequence[JobRef]) -> Mapping[JobRef, JobFacts]:
         self._called("states")
-        return {ref: self._state(ref) for ref in refs}
+        return {ref: self.state(ref) for ref in refs}
 
     def close(self) -> None:
         self.calls.append("close")
@@ -106,7 +106,7 @@ class FakeQueue:
         """The scheduler does not know the job any more."""
         self.facts = {ref: facts for ref, facts in self.facts.items() if ref.job != job}
 
-    def _state(self, ref: JobRef) -> JobFacts:
+    def state(self, ref: JobRef) -> JobFacts:
         if ref in self.facts or ref.index is not None:
             return self.facts.get(ref, JobFacts(JobState.GONE))
         elements = [facts for known, facts in self.facts.items() if known.job == ref.job]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from remoteexec_server.wire.messages import (
     Watch,
 )
 from remoteexec_server.wire.resources import Resources
+from tests.unit import fake_queue
 from tests.unit.fake_queue import LIE, Clock, Crash, FakeQueue
 
 KEY = bytes(range(32))
@@ -860,3 +862,108 @@ def test_facts_of_the_fake_are_those_of_a_queue() -> None:
         job(1, 2): JobFacts(JobState.GONE),
         job(2): JobFacts(JobState.GONE),
     }
+
+
+# ---- random stories ----
+
+
+class Client:
+    """Plays the client, the runners and the scheduler's bad days, in random order."""
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world, self.chance = world, random.Random(seed)
+        self.world.queue.array = self.chance.randint(1, 4)
+        self.bursts: list[Submit] = []
+        self.unanswered: dict[BurstId, Submit] = {}
+        self.told: dict[TaskKey, Event] = {}
+        self.cancelled: set[TaskKey] = set()
+        self.service = world.service()
+
+    def act(self, requests: list[tuple[Submit | Cancel | Watch, bytes]], seconds: float) -> None:
+        """Say something and let time pass; if the service dies of it, another takes over and is told what matters."""
+        try:
+            for request, data in requests:
+                self.hear(self.service.handle(request, data))
+            self.hear(self.world.run(self.service, seconds))
+        except Crash:
+            self.service = self.world.service()
+            again: list[tuple[Submit | Cancel | Watch, bytes]] = [(s, sealed(s)) for s in self.unanswered.values()]
+            waiting = tuple(e.key for submit in self.bursts for e in submit.tasks if e.key not in self.told)
+            self.act([*again, (Watch(waiting), b""), (Cancel(tuple(sorted(self.cancelled))), b"")], seconds)
+
+    def hear(self, events: list[Event]) -> None:
+        for event in events:
+            match event:
+                case Accepted():
+                    self.unanswered.pop(event.burst, None)
+                case OutcomeReady() | Lost():
+                    self.end(event.key, event)
+                case Rejected():
+                    for key in event.keys:
+                        self.end(key, event)
+
+    def end(self, key: TaskKey, event: Event) -> None:
+        assert key not in self.told, f"{key} ended twice: {self.told[key]}, {event}"
+        self.told[key] = event
+
+    def submit(self) -> None:
+        known = [entry.key for submit in self.bursts for entry in submit.tasks]
+        entries: list[Entry] = []
+        for _ in range(self.chance.randint(1, 6)):
+            key = TaskKey(f"t{len(known)}")
+            entries.append(Entry(key, 0, tuple(self.chance.sample(known, min(len(known), self.chance.randint(0, 2))))))
+            known.append(key)
+        submit = burst(BurstId(f"b-{len(self.bursts)}"), *entries)
+        self.bursts.append(submit)
+        self.unanswered[submit.burst] = submit
+        self.act([(submit, sealed(submit))], self.chance.random())
+
+    def cancel(self) -> None:
+        open_ = [e.key for submit in self.bursts for e in submit.tasks if e.key not in self.told]
+        keys = self.chance.sample(open_, min(len(open_), 2))
+        self.cancelled |= set(keys)
+        self.act([(Cancel(tuple(keys)), b"")], 0.0)
+
+    def trouble(self) -> None:
+        method = self.chance.choice(["submit", "submit", "submit", "find", "states", "cancel", "max_array"])
+        kinds = [DOWN, LIE, Crash(), SubmitRejected("no")] if method == "submit" else [DOWN]
+        self.world.queue.troubles.setdefault(method, []).append(self.chance.choice(kinds))
+
+    def work(self, well: float = 0.6) -> None:
+        """Every job that may start does, and ends in one way or another."""
+        for number, spec in list(self.world.queue.jobs.items()):
+            tasks = store.read_job(spec.directory)[1].tasks
+            if not all(self.world.queue.state(ref).state.ended for ref in spec.after):
+                continue
+            for ref, task in zip(fake_queue.refs(number, spec.count), tasks, strict=True):
+                if self.world.queue.facts[ref].state is JobState.PENDING and self.chance.random() < 0.5:
+                    self.run(ref, task.key, well)
+        self.act([], self.chance.choice([0.1, 40.0]))
+
+    def run(self, ref: JobRef, key: TaskKey, well: float) -> None:
+        if not self.world.session.claim(key, Claim(str(ref), "n1", 7, 0.0)):
+            self.world.queue.end(ref)
+        elif self.chance.random() < well:
+            self.world.end(key)
+            self.world.queue.end(ref)
+        else:
+            state = self.chance.choice([JobState.TIMEOUT, JobState.FAILED, JobState.COMPLETED, JobState.GONE])
+            self.world.queue.end(ref, state)
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_whatever_fails_each_task_has_one_job_at_most_and_one_end(world: World, seed: int) -> None:
+    client = Client(world, seed)
+    for _ in range(40):
+        steps = [client.submit, client.submit, client.cancel, client.trouble, client.trouble, client.work]
+        steps[client.chance.randrange(len(steps))]()
+    world.queue.troubles.clear()
+    for _ in range(60):
+        client.work(well=1.0)
+        client.act([], 60.0)
+
+    tasks = {entry.key for submit in client.bursts for entry in submit.tasks}
+    placed = [task.key for spec in world.queue.jobs.values() for task in store.read_job(spec.directory)[1].tasks]
+    assert (set(client.told), client.unanswered) == (tasks, {})
+    assert len(placed) == len(set(placed))
+    assert (client.service.wait_s(), client.service.submitting) == (None, False)

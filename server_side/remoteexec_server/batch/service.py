@@ -241,14 +241,15 @@ class Service:
             try:
                 self._place(group, entries, self._submitted(burst, group))
             except SubmitRejected as exc:
-                self._lose(entries, Loss("rejected", str(exc)))
-                keys = tuple(entry.key for entry in entries)
+                left = [entry for entry in entries if not self._tasks[entry.key].over]
+                self._lose(left, Loss("rejected", str(exc)))
+                keys = tuple(entry.key for entry in left)
                 self._events.append(Rejected(burst.submit.burst, keys, "SubmitRejected", str(exc)))
             except SchedulerUnavailable as exc:
                 self._put_off(group, exc)
                 return
             except OSError as exc:
-                self._lose_unwritten(burst, entries, exc)
+                self._lose_unwritten(burst, [entry for entry in entries if not self._tasks[entry.key].over], exc)
         burst.groups.popleft()
         if not burst.groups:
             self._accept(burst)
