@@ -14,7 +14,7 @@ from ..errors import RunnerError, RunnerMissing, UnsafeRoot
 
 __all__ = ["expression", "missing", "shell", "start_argv"]
 
-NO_PYTHON, NO_PACKAGE, NO_VARIABLE = 66, 67, 68
+NO_PYTHON, NO_PACKAGE, NO_VARIABLE, NOT_OURS = 66, 67, 68, 69
 """Exit codes of the line, above those of Python and below those of shells and signals."""
 
 _VARIABLE = re.compile(r"(?:\$([A-Za-z_][A-Za-z0-9_]*)|\$\{([A-Za-z_][A-Za-z0-9_]*)\}|(~))(?=/|$)(.*)", re.DOTALL)
@@ -23,12 +23,16 @@ _VARIABLE = re.compile(r"(?:\$([A-Za-z_][A-Za-z0-9_]*)|\$\{([A-Za-z_][A-Za-z0-9_
 def start_argv(config: ClusterConfig, digest: str, command: str, *arguments: str) -> list[str]:
     """The argument list that runs `PYTHON ROOT/server/DIGEST/remoteexec_server COMMAND --root ROOT ARGUMENTS`.
 
-    Exits with 66 if there is no such Python, 67 if there is no package of that digest, 68 if the variable is not set.
+    Exits with 66 if there is no such Python, 67 if there is no package of that digest, 68 if the variable is not set,
+    69 if the root is somebody else's or others may write to it: nothing that lies there is run then.
     """
     python = '"$root"/env/bin/python' if config.python is None else expression(config.python)
     # a variable that is not set ends only the subshell that says so, hence the second exit
     script = (
         f"root={expression(config.root)} || exit {NO_VARIABLE}; python={python} || exit {NO_VARIABLE}; "
+        'mode=$(ls -ld "$root/" 2>/dev/null); '
+        f'case $mode in d????w*|d???????w*) echo "$mode" >&2; exit {NOT_OURS};; esac; '
+        f'[ -z "$mode" ] || [ -O "$root" ] || {{ echo "$mode" >&2; exit {NOT_OURS}; }}; '
         f"entry=$root/server/{digest}/remoteexec_server; "
         f'[ -f "$entry/__main__.py" ] || {{ echo "no $entry" >&2; exit {NO_PACKAGE}; }}; '
         f'command -v "$python" >/dev/null || {{ echo "no program $python" >&2; exit {NO_PYTHON}; }}; '
@@ -67,5 +71,11 @@ def missing(exit_code: int | None, stderr: str, config: ClusterConfig) -> Runner
             return UnsafeRoot(
                 f"root = {config.root!r} of cluster {config.name!r} cannot be expanded there: {evidence[0]}.\n"
                 f"Name another root: `remoteexec config add-cluster {config.name} --root PATH`, or add `--login-shell`."
+            )
+        case 69:
+            return UnsafeRoot(
+                f"root = {config.root!r} on {config.name!r} is not yours alone: {evidence[0]}\n"
+                f"If it is yours and nothing in it is foreign, run `chmod 700` on it there; else name another root: "
+                f"`remoteexec config add-cluster {config.name} --root PATH`."
             )
     return None

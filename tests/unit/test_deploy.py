@@ -113,7 +113,10 @@ def test_our_package_is_started_by_one_line() -> None:
     login = ClusterConfig(name="c", host="h", root="/r", python="/p", login_shell=True)
     assert start_argv(login, "0123", "gateway")[:2] == ["bash", "-lc"]
     assert argv[2] == (
-        "root=/r || exit 68; python=/p || exit 68; entry=$root/server/0123/remoteexec_server; "
+        'root=/r || exit 68; python=/p || exit 68; mode=$(ls -ld "$root/" 2>/dev/null); '
+        'case $mode in d????w*|d???????w*) echo "$mode" >&2; exit 69;; esac; '
+        '[ -z "$mode" ] || [ -O "$root" ] || { echo "$mode" >&2; exit 69; }; '
+        "entry=$root/server/0123/remoteexec_server; "
         '[ -f "$entry/__main__.py" ] || { echo "no $entry" >&2; exit 67; }; '
         'command -v "$python" >/dev/null || { echo "no program $python" >&2; exit 66; }; '
         'exec "$python" "$entry" "$0" --root "$root" "$@"'
