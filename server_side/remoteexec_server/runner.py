@@ -23,7 +23,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .store.session import Claim, Job, JobTask, Session, log_tail, read_job
 from .wire.messages import Loss, TaskKey
@@ -51,12 +51,12 @@ class InputLostError(Exception):
         self.key = key
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> NoReturn:
     """Run element INDEX (default 0) of the job described in JOBDIR."""
     os.umask(0o077)
     session, job = read_job(Path(argv[0]).resolve())
     index = int(argv[1]) if len(argv) > 1 and argv[1] else 0
-    return supervise(session, job, index)
+    _exit(supervise(session, job, index))
 
 
 def supervise(session: Session, job: Job, index: int) -> int:
@@ -92,9 +92,23 @@ def supervise(session: Session, job: Job, index: int) -> int:
     try:
         session.publish_loss(task.key, _why(session, job, index, code))
     except OSError as exc:
-        print(f"remoteexec: cannot write to the store: {exc}", file=sys.stderr)
+        _print(f"cannot write to the store: {exc}")
         return EX_IOERR
     return 0
+
+
+def _print(text: str) -> None:
+    """A line for the log, which may be on the disk that is full."""
+    with contextlib.suppress(Exception):
+        print(f"remoteexec: {text}", file=sys.stderr)
+
+
+def _exit(code: int) -> NoReturn:
+    """End this process with that code: Python's own way out makes it 120 where the log cannot be written."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # closed or replaced by the user's function, or the disk is full
+            stream.flush()
+    os._exit(code)
 
 
 def _end_with(parent: int) -> None:
@@ -135,16 +149,12 @@ def _child(session: Session, job: Job, index: int) -> None:
         code = _run(session, job, job.tasks[index])
     except OSError as exc:
         code = EX_IOERR
-        with contextlib.suppress(Exception):
-            print(f"remoteexec: cannot write to the store: {exc}", file=sys.stderr)
+        _print(f"cannot write to the store: {exc}")
     except BaseException:  # the process edge
         with contextlib.suppress(Exception):
             traceback.print_exc()
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # the user's function closed or replaced it, or the disk is full
-                stream.flush()
-        os._exit(code)  # threads and atexit hooks of the user's libraries must not hold the job's cores
+        _exit(code)  # threads and atexit hooks of the user's libraries must not hold the job's cores
 
 
 def _run(session: Session, job: Job, task: JobTask) -> int:
@@ -359,7 +369,7 @@ class _Inputs:
             ref = JobRef.parse(name)
             facts = queue.states([ref])[ref]
         except QueueError as exc:
-            print(f"remoteexec: waiting for task {key} of job {name}: {exc}", file=sys.stderr)
+            _print(f"waiting for task {key} of job {name}: {exc}")
             return False, None
         found = self._session.find_task(key) if facts.state.ended else None
         if found is None:
