@@ -111,8 +111,9 @@ class SlurmCommands:
         self.wait(lambda: self.usable_nodes() == len(self.nodes), "not all nodes are up")
 
     def usable_nodes(self) -> int:
-        argv = ["sinfo", "--noheader", "--states=idle,mixed,alloc", "--format=%D", "--partition=debug"]
-        return sum(int(word) for word in self.run(argv, check=False).stdout.split())
+        argv = ["sinfo", "--noheader", "--format=%D %T", "--partition=debug"]  # --states=idle lists drained nodes, too
+        lines = [line.split() for line in self.run(argv, check=False).stdout.splitlines()]
+        return sum(int(count) for count, state in lines if state in ("idle", "mixed", "allocated", "completing"))
 
     def cancel_all(self) -> None:
         """Cancel every job and return when none is left in the queue."""
