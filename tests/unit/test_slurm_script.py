@@ -130,14 +130,18 @@ def test_what_must_hold_is_on_the_command_line_whatever_the_template_says() -> N
     ]
 
 
-@pytest.mark.parametrize("argument", ["--wait", "-W", "--test-only", "--wrap=true", "--parsable", "-h", "--version"])
+@pytest.mark.parametrize(
+    "argument",
+    ["--wait", "-W", "--test-only", "--wrap=true", "--parsable", "-h", "--version"]
+    + ["--te", "--test-o", "--wr=true", "--vers", "--he", "--usa", "--pars", "--qu"],  # as short as sbatch takes them
+)
 def test_an_option_that_makes_sbatch_do_something_else_is_refused(argument: str) -> None:
     with pytest.raises(ResourceError, match=f"slurm_cmd_args='{argument}'"):
         slurm_script.variables(spec(Resources(slurm_cmd_args=(argument,))))
 
 
 def test_options_that_only_begin_alike_are_not() -> None:
-    arguments = ("--wait-all-nodes=1", "--hint=nomultithread", "-w", "n1")
+    arguments = ("--wait-all-nodes=1", "--hint=nomultithread", "--verbose", "--time=5", "-w", "n1", "--")
     assert slurm_script.variables(spec(Resources(slurm_cmd_args=arguments)))["sbatch_arguments"] == " ".join(arguments)
 
 

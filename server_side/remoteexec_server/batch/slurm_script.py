@@ -57,8 +57,18 @@ exec {{ command }}
 """
 """bash, not sh: dash drops exported functions (`module`) from the environment. `exec`: one process less to signal."""
 
-_ENDS_OTHERWISE = re.compile(r"(--(wait|test-only|wrap|version|help|usage|parsable|quiet)(=.*)?|-[WVhQ])\Z")
-"""Options that make sbatch wait, print something else than a job's number, or submit nothing."""
+_ENDS_OTHERWISE = {
+    "wait": 4,
+    "test-only": 2,
+    "wrap": 2,
+    "version": 4,
+    "help": 2,
+    "usage": 3,
+    "parsable": 4,
+    "quiet": 2,
+}
+"""Options that make sbatch wait, print something else than a job's number, or submit nothing; and how many of their
+letters sbatch needs to take a shorter word for them."""
 
 _OVERRIDING = {
     "partition": ("SBATCH_PARTITION",),
@@ -184,11 +194,18 @@ def _dependencies(spec: JobSpec) -> list[str]:
 
 def _sbatch_arguments(resources: Resources) -> str:
     for argument in resources.slurm_cmd_args:
-        if _ENDS_OTHERWISE.match(argument):
+        if _ends_otherwise(argument):
             raise ResourceError(
                 f"slurm_cmd_args={argument!r}: sbatch would not submit the job and print its number; leave it out"
             )
     return shlex.join(resources.slurm_cmd_args)
+
+
+def _ends_otherwise(argument: str) -> bool:
+    if not argument.startswith("--"):
+        return argument in ("-W", "-V", "-h", "-Q")
+    word = argument[2:].partition("=")[0]
+    return any(len(word) >= least and name.startswith(word) for name, least in _ENDS_OTHERWISE.items())
 
 
 def _memory_mb(resources: Resources) -> int | None:
