@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ class RemoteExecutor(BaseExecutor):
         cluster: its name in clusters.toml, or a configuration.
         resource_dict: what every call asks for unless it says otherwise, above the `resources` of the configuration.
         wait: whether leaving the `with` block waits for all tasks.
-        password: called when the cluster refused the keys and takes a password; returns it, or None.
+        password: called, once, when the cluster refused the keys and takes a password; returns it, or None. It is
+            remembered for reconnections as long as the executor lives.
         config_file: instead of clusters.toml in the user's configuration directory.
 
     Raises:
@@ -56,10 +58,12 @@ def _poll_s(config: ClusterConfig) -> float:
 
 
 def _client(config: ClusterConfig, hello: Hello, password: Callable[[], str | None] | None) -> GatewayClient:
+    settings = config.ssh_settings(functools.cache(password) if password is not None else None)
+
     def connect() -> Any:
         from ..ssh.fabric_link import FabricLink
 
-        link = FabricLink(config.ssh_settings(password))
+        link = FabricLink(settings)
         link.connect()
         return link
 

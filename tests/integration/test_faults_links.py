@@ -275,6 +275,24 @@ def test_a_login_that_is_refused_during_a_break_is_tried_once(
     assert len(attempts) == 1
 
 
+def test_a_password_is_asked_for_once_also_when_the_connection_breaks(
+    embedded_config: ClusterConfig, embedded_cluster: EmbeddedTestCluster
+) -> None:
+    embedded_cluster.change(refuse=("publickey",), password="right")
+    asked = []
+
+    def password() -> str:
+        asked.append(threading.current_thread().name)
+        return "right"
+
+    with running(embedded_config, password=password) as exe:
+        future = exe.submit(time.sleep, 1)
+        assert exe._driver.wait_sent(20)
+        embedded_cluster.cut_connections()
+        assert future.result(20) is None
+    assert asked == ["MainThread"]
+
+
 def test_errors_of_the_connection_are_raised_by_entering_and_by_the_first_submit(
     embedded_config: ClusterConfig, embedded_cluster: EmbeddedTestCluster, tmp_path: Path
 ) -> None:
