@@ -11,10 +11,13 @@ from remoteexec.config.model import ClusterConfig
 from remoteexec.deploy import install
 from remoteexec.ssh.fabric_link import FabricLink
 from tests.clusters.embedded import EmbeddedTestCluster
+from tests.clusters.netcluster import NetCluster
 from tests.clusters.rootless import SlurmCluster
 
 
-def installed(cluster: SlurmCluster | EmbeddedTestCluster, name: str, root: str | None = None) -> ClusterConfig:
+def installed(
+    cluster: SlurmCluster | EmbeddedTestCluster | NetCluster, name: str, root: str | None = None
+) -> ClusterConfig:
     """Install the cluster side and return a configuration that asks the scheduler every second."""
     config = ClusterConfig(
         name=name,
@@ -52,3 +55,9 @@ def small_array_config(small_array_cluster: SlurmCluster) -> ClusterConfig:
 def embedded_config(embedded_cluster: EmbeddedTestCluster) -> ClusterConfig:
     """The embedded cluster, ready for RemoteExecutor."""
     return installed(embedded_cluster, "embedded")
+
+
+@pytest.fixture(scope="session")
+def net_config(net_cluster: NetCluster) -> ClusterConfig:
+    """The virtual hosts, ready for RemoteExecutor."""
+    return installed(net_cluster, "wide-area")
