@@ -244,7 +244,7 @@ def test_a_host_key_that_changed_during_a_break_ends_the_executor_with_that_erro
     embedded_config: ClusterConfig, embedded_cluster: EmbeddedTestCluster
 ) -> None:
     exe = RemoteExecutor(embedded_config)
-    future = exe.submit(time.sleep, 30)
+    future = exe.submit(time.sleep, 3)  # holds a core of this machine as long
     waiting = exe.submit(abs, future)
     assert exe._driver.wait_sent(20)
     embedded_cluster.new_host_key()
@@ -263,7 +263,7 @@ def test_a_login_that_is_refused_during_a_break_is_tried_once(
     embedded_config: ClusterConfig, embedded_cluster: EmbeddedTestCluster
 ) -> None:
     exe = RemoteExecutor(embedded_config)
-    future = exe.submit(time.sleep, 30)
+    future = exe.submit(time.sleep, 3)  # holds a core of this machine as long
     assert exe._driver.wait_sent(20)
     before = len(embedded_cluster.log_lines())
     embedded_cluster.change(refuse=("publickey",))
