@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -256,11 +257,9 @@ def test_an_array_is_split_where_the_cluster_allows_no_longer_one(
             parts = [exe.submit(follow, n) for n in range(7)]
             total = exe.submit(sum, parts)
         assert total.result(30) == 21
-    shown = small_array_cluster.run(["squeue", "--noheader", "--states=all", "--array", "--format=%F %K"]).stdout
-    elements: dict[str, int] = {}
-    for line in shown.splitlines():
-        elements[line.split()[0]] = elements.get(line.split()[0], 0) + 1
-    assert sorted(elements.values()) == [1, 2, 2, 5, 5, 5]
+    shown = small_array_cluster.run(["squeue", "--noheader", "--states=all", "--array", "--format=%F %j"]).stdout
+    ours = [job for job, name in map(str.split, shown.splitlines()) if name.startswith("rx-")]
+    assert sorted(Counter(ours).values()) == [1, 2, 2, 5, 5, 5]
 
 
 def test_a_thousand_calls_of_map_are_one_job_array_that_can_be_cancelled(
