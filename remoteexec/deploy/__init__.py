@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .install import Installed, Look, install, look
 from .launch import missing, start_argv
-from .package import Package, entry, package_files
+from .package import Package, package_files
 from .probe import Facts, probe
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "Installed",
     "Look",
     "Package",
-    "entry",
     "install",
     "look",
     "missing",

@@ -11,9 +11,9 @@ import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-__all__ = ["Package", "entry", "package_files"]
+__all__ = ["Package", "package_files"]
 
 NAME = "remoteexec_server"
 
@@ -31,11 +31,6 @@ class Package:
     digest: str
     version: str
     tar: bytes = field(repr=False)
-
-
-def entry(root: PurePosixPath, digest: str) -> PurePosixPath:
-    """The directory that is given to Python to start the package."""
-    return root / "server" / digest / NAME
 
 
 @functools.cache

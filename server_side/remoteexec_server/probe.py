@@ -38,7 +38,6 @@ class Facts:
     protocol: int = PROTOCOL
     version: str = __version__
     root: str = ""
-    root_ok: bool = False
     root_problem: str | None = None
     pysqa: str | None = None
     h5py: str | None = None
@@ -68,7 +67,6 @@ def main(argv: list[str]) -> int:
 def _look_at_root(facts: Facts, root: str) -> None:
     try:
         facts.root = str(open_root(root))
-        facts.root_ok = True
     except UnsafeRootError as exc:
         facts.root = root
         facts.root_problem = str(exc)

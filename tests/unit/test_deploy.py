@@ -8,13 +8,13 @@ import io
 import os
 import sys
 import tarfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from remoteexec.config import ClusterConfig
-from remoteexec.deploy import bootstrap, entry, missing, package_files, start_argv
+from remoteexec.deploy import bootstrap, missing, package_files, start_argv
 from remoteexec.deploy.launch import expression
 from remoteexec.deploy.package import pack
 from remoteexec.deploy.requirements import REQUIREMENTS, for_cluster
@@ -58,10 +58,6 @@ def test_both_ends_compute_the_same_digest(package: Path) -> None:
     import remoteexec_server
 
     assert bootstrap.digest_of(str(Path(remoteexec_server.__file__).parent)) == package_files().digest
-
-
-def test_the_package_is_entered_by_its_directory() -> None:
-    assert entry(PurePosixPath("/r"), "0123") == PurePosixPath("/r/server/0123/remoteexec_server")
 
 
 def test_the_requirements_are_those_of_the_distribution() -> None:
