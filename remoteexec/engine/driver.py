@@ -167,8 +167,11 @@ class Driver:
 
     # ---- any thread ----
 
-    def start(self) -> None:
+    def start(self) -> bool:
         """Open the service and start the thread, once; raises what keeps the service from being opened.
+
+        Returns:
+            Whether it was this call that did.
 
         Raises:
             RuntimeError: see `submit`.
@@ -176,10 +179,11 @@ class Driver:
         with self._lock:
             self._check_open()
             if self._thread is not None:
-                return
+                return False
             self._client.open(self._inbox.put)
             self._thread = threading.Thread(target=self._run, name=f"remoteexec-{self._name}", daemon=True)
             self._thread.start()
+            return True
 
     @property
     def pending(self) -> int:

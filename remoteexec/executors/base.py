@@ -78,7 +78,7 @@ class BaseExecutor(concurrent.futures.Executor):
         """
         _refuse_own_parameter(fn)
         resources = self._defaults if resource_dict is None else read_resources(resource_dict, self._defaults)
-        self._driver.start()
+        self._start()
         return self._driver.submit(fn, args, kwargs, resources)
 
     def map(  # type: ignore[override]  # fn is positional-only, as CPython has it from 3.14 on
@@ -91,7 +91,7 @@ class BaseExecutor(concurrent.futures.Executor):
         **more: Any,
     ) -> Iterator[R]:
         """See concurrent.futures.Executor.map; all calls go to the cluster as one burst, each a task of its own."""
-        self._driver.start()
+        self._start()
         mapped = _Mapped(self, self._driver.pickle_function(fn))
         with self._driver.gathering():
             results = mapped.map(fn, *iterables, timeout=timeout, chunksize=chunksize, **more)
@@ -110,7 +110,7 @@ class BaseExecutor(concurrent.futures.Executor):
 
     def __enter__(self: Self) -> Self:
         """Reach the cluster now, so that what is wrong with it is said here."""
-        self._driver.start()
+        self._start()
         return self
 
     def __exit__(
@@ -119,6 +119,12 @@ class BaseExecutor(concurrent.futures.Executor):
         """Shut down; see the constructor's `wait`."""
         self.shutdown(wait=self._wait)
         return None
+
+    def _start(self) -> None:
+        """Reach the cluster, unless that has been done."""
+        if self._driver.start():
+            atexit.unregister(_leave)
+            atexit.register(_leave)  # last in, first out: paramiko, imported by now, ends all connections at exit
 
     def __len__(self) -> int:
         """Calls that have not ended."""

@@ -50,8 +50,9 @@ SLICE_BYTES = 256 << 10
 STDERR_TAIL_BYTES = 16 << 10
 LOG_CHANNEL = "remoteexec.ssh.paramiko"
 
-# Without a handler, logging prints paramiko's tracebacks of ordinary drops on the user's terminal.
-logging.getLogger("remoteexec").addHandler(logging.NullHandler())
+# Without a handler, logging prints paramiko's tracebacks of ordinary drops on the user's terminal. Not for all of
+# "remoteexec": our own warnings are to be seen there.
+logging.getLogger(LOG_CHANNEL).addHandler(logging.NullHandler())
 
 
 class FabricLink(Link):

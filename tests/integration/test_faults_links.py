@@ -6,12 +6,14 @@ import concurrent.futures
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,35 @@ def test_a_connection_cut_while_waiting_is_made_again_and_nothing_runs_twice(
         assert [future.result(30) for future in futures] == [0, 1, 4]
         assert exe.submit(record, str(path), 3).result(20) == 9
     assert executions(path) == once(4)
+
+
+def test_who_has_set_up_no_logging_is_warned_on_the_terminal_and_once(
+    embedded_config: ClusterConfig, embedded_cluster: EmbeddedTestCluster
+) -> None:
+    """Also while the script has ended and waits for its tasks: nothing then breaks the connection by itself."""
+    values = {each.name: getattr(embedded_config, each.name) for each in fields(embedded_config)}
+    script = f"""
+import time
+from remoteexec import RemoteExecutor
+from remoteexec.config.model import ClusterConfig
+
+exe = RemoteExecutor(ClusterConfig(**{values!r}))
+future = exe.submit(time.sleep, 2)
+future.add_done_callback(lambda future: print(future.result()))
+exe._driver.wait_sent(20)
+print("sent", flush=True)
+"""
+    for cut in (False, True):
+        argv = [sys.executable, "-c", script + ("time.sleep(1)" if cut else "")]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "sent\n"
+            if cut:
+                embedded_cluster.cut_connections()
+            out, err = process.communicate(timeout=30)
+        assert (process.returncode, out) == (0, "None\n")
+        assert err.count("connection to the cluster lost") == cut
+        assert "Traceback" not in err
 
 
 def test_results_that_came_while_the_link_was_down_are_fetched_afterwards(
