@@ -781,6 +781,8 @@ def test_a_full_disk_refuses_the_job_and_what_needs_it(
     assert Lost(B, Loss("upstream", "input a has failed", upstream=A)) in events
     assert events[-1] == Accepted(ONE, ("", ""))
     assert world.queue.jobs == {}
+    told_again = {event.key for event in service.handle(Watch((A, B))) if isinstance(event, Lost)}
+    assert told_again == {A, B}  # to a client that never got the answer
 
 
 def test_a_loss_that_cannot_be_written_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,10 @@ _TRANSIENT = re.compile(
 
 _OVER_ALREADY = re.compile(r"invalid job id|already completing or completed|job/step already|not found", re.IGNORECASE)
 
+_MOST_UNNUMBERED = 5
+"""Answers without a job number, each with no such job in the queue, before a submission is given up: sbatch may be a
+wrapper that prints something else, or a template may say --test-only."""
+
 _HELPER_S = 4.0
 """More than its command's time, after which a helper counts as hanging; picked, not measured."""
 
@@ -79,6 +83,7 @@ class SlurmQueue:
     def __init__(self, settings: SlurmSettings | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings or SlurmSettings()
         self._clock = clock
+        self._unnumbered: dict[str, int] = {}  # by job name: submissions that succeeded, it seemed, but gave no number
         self._pending: dict[JobRef, float] = {}  # elements of arrays, when they were last known to wait
         self._helper: _Helper | None = None
         self._known: slurm_text.Config | None = None
@@ -135,6 +140,10 @@ class SlurmQueue:
         except ResourceError as exc:
             raise SubmitRejected(str(exc)) from exc
         answer = self._request(request)
+        if answer.get("failed") == "answer":
+            self._unnumbered[spec.name] = self._unnumbered.get(spec.name, 0) + 1
+            if self._unnumbered[spec.name] >= _MOST_UNNUMBERED:
+                raise SubmitRejected(f"sbatch gives no job number for {spec.name}: {_words(answer)}")
         if "job" not in answer:
             raise _refusal(spec, answer)
         job = JobId(answer["job"])

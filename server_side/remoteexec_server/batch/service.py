@@ -497,6 +497,10 @@ class Service:
                 if task.ref is not None:
                     self._open[key] = None
         self._look_at_all()
+        for key in keys:
+            task = self._tasks.get(key)
+            if task is not None and not task.over and task.ref is None and self._bursts[task.burst].accepted:
+                self._tell_loss(task, Loss("store", "its job could not be described: the store was full at that time"))
 
     # ---- asking the scheduler ----
 

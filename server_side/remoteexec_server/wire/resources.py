@@ -74,7 +74,9 @@ class Resources:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e12:
-                raise ResourceError(f"{key}={value!r}: must be a positive number")
+                raise ResourceError(
+                    f"{key.removesuffix('_s').removesuffix('_gb')}={value!r}: must be a positive number"
+                )
         if self.priority is not None and (isinstance(self.priority, bool) or not isinstance(self.priority, int)):
             raise ResourceError(f"priority={self.priority!r}: must be a whole number")
         if not isinstance(self.exclusive, bool):
