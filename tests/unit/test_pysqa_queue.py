@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from remoteexec_server.batch.base import JobSpec, SchedulerUnavailable, SubmitRejected
 from remoteexec_server.batch.pysqa_queue import SlurmQueue
 from remoteexec_server.wire.resources import Resources
