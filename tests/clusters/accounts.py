@@ -59,7 +59,7 @@ def can_execute(account: Account, python: Path, *modules: str) -> bool:
     return done.returncode == 0
 
 
-def cluster_python(account: Account, directory: Path) -> Path:
+def cluster_python(account: Account, directory: Path, unseen: tuple[str, ...] = ()) -> Path:
     """A Python of this minor version with the cluster's packages but without remoteexec, as on a real cluster.
 
     Where the account can read this environment, it is one in `directory` that borrows its packages (the editable
@@ -67,11 +67,14 @@ def cluster_python(account: Account, directory: Path) -> Path:
 
     Args:
         directory: a new directory that the account can read.
+        unseen: directories that the cluster's hosts have of their own: what lies there now is not there for them.
 
     Raises:
         NoClusterPython: with the reason.
     """
-    if can_execute(account, Path(sys.executable), *CLUSTER_PACKAGES):
+    packages = Path(sysconfig.get_path("purelib")).resolve()
+    seen = not any(packages.is_relative_to(place) for place in unseen)
+    if seen and can_execute(account, Path(sys.executable), *CLUSTER_PACKAGES):
         return borrowing_environment(directory)
     return shared_environment(account)
 

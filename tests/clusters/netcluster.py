@@ -362,7 +362,7 @@ class NetCluster(SlurmCommands):
         subprocess.run(["chpasswd"], input=f"{self.user}:{self.password}\n", text=True, check=True)
         self._make_keys()
         self._configure()
-        self.python = cluster_python(self.account, self.directory / "python")
+        self.python = cluster_python(self.account, self.directory / "python", unseen=("/tmp", "/dev/shm"))
 
     def _make_keys(self) -> None:
         host_key = self.directory / "etc" / "host_ed25519"

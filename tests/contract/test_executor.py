@@ -229,7 +229,7 @@ def test_resources_of_one_call_are_read_and_the_callers_dict_is_left_alone(execu
     future = executor.submit(capture, 1, resource_dict=wanted)
     wanted["run_time_max"] = -1
 
-    with pytest.raises(ResourceError, match="run_time_max_s=-1"):
+    with pytest.raises(ResourceError, match="run_time_max=-1"):
         executor.submit(capture, resource_dict=wanted)
     assert (future.result(WAIT_S), wanted) == (((1,), {}), {"threads_per_core": 1, "run_time_max": -1})
 
