@@ -352,7 +352,18 @@ class FabricStream(Stream):
 
     def _drain_stderr(self) -> None:
         # Read to its end even when nobody looks: unread standard error fills the window and stops standard output.
-        while piece := self._channel.recv_stderr(32768):
+        while True:
+            try:
+                piece = self._channel.recv_stderr(32768)
+            except (
+                TimeoutError,
+                ValueError,
+            ):  # the channel's time limit, or what is left of it, is that of `communicate`
+                if self._channel.closed:
+                    return
+                continue
+            if not piece:
+                return
             self._stderr += piece
             if len(self._stderr) > 2 << 20:
                 del self._stderr[: -(1 << 20)]
