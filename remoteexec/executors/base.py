@@ -1,25 +1,22 @@
-"""What all executors share: the `concurrent.futures.Executor` contract over a driver."""
+"""What all executors share: the contract, and what happens when the interpreter exits."""
 
 from __future__ import annotations
 
 import atexit
 import concurrent.futures
 import inspect
-import secrets
+import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import TracebackType
-from typing import Any, TypeVar
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType, TracebackType
+from typing import Any, Protocol, TypeVar
 
-from remoteexec_server.wire import header
-from remoteexec_server.wire.messages import Hello
 from remoteexec_server.wire.resources import Resources
 
-from .._version import __version__
-from ..engine.client import ServiceClient
-from ..engine.driver import Driver
-from ..futures import TaskFuture
-from ..resources import read_resources
+from .. import selections
+from ..futures import AwaitableFuture, TaskFuture
+from ..resources import resource_names
 
 R = TypeVar("R")
 Self = TypeVar("Self", bound="BaseExecutor")
@@ -29,31 +26,18 @@ _LEAVE_S = 60.0
 
 
 class BaseExecutor(concurrent.futures.Executor):
-    """An executor whose tasks are jobs with files; made by its subclasses.
+    """A `concurrent.futures.Executor` of ours; made by its subclasses.
 
     Args:
-        client: makes the way to the service, told who we are.
-        resource_dict: what every call asks for unless it says otherwise; see `read_resources`.
-        poll_s: seconds between questions to the scheduler.
         wait: whether leaving the `with` block waits for all tasks.
     """
 
-    def __init__(
-        self,
-        client: Callable[[Hello], ServiceClient],
-        resource_dict: Mapping[str, Any] | Resources | None = None,
-        poll_s: float = 30.0,
-        wait: bool = True,
-    ) -> None:
-        self._defaults = read_resources(resource_dict)
-        self._wait = wait
-        session_key = secrets.token_bytes(32)
-        name = secrets.token_hex(4)
-        hello = Hello(header.PROTOCOL, header.PYTHON, __version__, f"s-{name}", session_key.hex(), poll_s)
-        self._driver = Driver(client(hello), session_key, name)
-        weakref.finalize(self, self._driver.stop).atexit = False  # an executor nobody holds takes no more calls
-        _live.add(self._driver)
+    _defaults: Resources
 
+    def __init__(self, wait: bool) -> None:
+        self._wait = wait
+
+    @abstractmethod
     def submit(  # type: ignore[override]  # the argument types of fn cannot be kept beside resource_dict
         self,
         fn: Callable[..., R],
@@ -64,8 +48,8 @@ class BaseExecutor(concurrent.futures.Executor):
     ) -> TaskFuture[R]:
         """Run `fn(*args, **kwargs)` as a task.
 
-        Futures of this executor, anywhere in the arguments, stand for their results: the task waits for them on the
-        cluster. Futures of other executors are waited for here.
+        Futures of this executor, anywhere in the arguments, stand for their results: the task waits for them where
+        it runs. Futures of other executors are waited for here.
 
         Args:
             resource_dict: what this call asks for; see `read_resources`.
@@ -76,27 +60,17 @@ class BaseExecutor(concurrent.futures.Executor):
             RemoteExecError: the cluster cannot be used; from the first call that needs it.
             RuntimeError: after `shutdown`.
         """
-        _refuse_own_parameter(fn)
-        resources = self._defaults if resource_dict is None else read_resources(resource_dict, self._defaults)
-        self._start()
-        return self._driver.submit(fn, args, kwargs, resources)
 
-    def map(  # type: ignore[override]  # fn is positional-only, as CPython has it from 3.14 on
-        self,
-        fn: Callable[..., R],
-        /,
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        **more: Any,
-    ) -> Iterator[R]:
-        """See concurrent.futures.Executor.map; all calls go to the cluster as one burst, each a task of its own."""
-        self._start()
-        mapped = _Mapped(self, self._driver.pickle_function(fn))
-        with self._driver.gathering():
-            results = mapped.map(fn, *iterables, timeout=timeout, chunksize=chunksize, **more)
-        return _held(results, mapped)
+    def batched(self, futures: Sequence[concurrent.futures.Future[R]], n: int) -> list[AwaitableFuture[list[R]]]:
+        """See selections.batched; the futures may be of any executor."""
+        return selections.batched(futures, n)
 
+    @property
+    def info(self) -> dict[str, Any]:
+        """The executor's settings, by the names they have in its constructor and in `resource_dict`."""
+        return {**resource_names(self._defaults), "wait": self._wait}
+
+    @abstractmethod
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls.
 
@@ -104,13 +78,13 @@ class BaseExecutor(concurrent.futures.Executor):
             wait: return when every task has ended; else return at once, the tasks go on.
             cancel_futures: cancel what has not started.
         """
-        self._driver.stop(cancel=cancel_futures)
-        if wait:
-            self._driver.join()
+
+    def reach(self) -> None:
+        """Get ready, so that what is wrong is said now; the first `submit` does it otherwise."""
 
     def __enter__(self: Self) -> Self:
-        """Reach the cluster now, so that what is wrong with it is said here."""
-        self._start()
+        """Get ready; see `reach`."""
+        self.reach()
         return self
 
     def __exit__(
@@ -120,50 +94,63 @@ class BaseExecutor(concurrent.futures.Executor):
         self.shutdown(wait=self._wait)
         return None
 
-    def _start(self) -> None:
-        """Reach the cluster, unless that has been done."""
-        if self._driver.start():
-            atexit.unregister(_leave)
-            atexit.register(_leave)  # last in, first out: paramiko, imported by now, ends all connections at exit
-
+    @abstractmethod
     def __len__(self) -> int:
         """Calls that have not ended."""
-        return self._driver.pending
 
     def __bool__(self) -> bool:
         """An executor is true, also while nothing is pending."""
         return True
 
 
-class _Mapped(concurrent.futures.Executor):
-    """The executor as `Executor.map` sees it: submits one function, pickled once."""
-
-    def __init__(self, executor: BaseExecutor, function: Any) -> None:
-        self._executor, self._function = executor, function
-
-    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> TaskFuture[R]:
-        return self._executor._driver.submit(fn, args, kwargs, self._executor._defaults, self._function)
-
-
-def _held(results: Iterator[R], executor: _Mapped) -> Iterator[R]:
-    """The same results; from Python 3.14 on the calls beyond a `buffersize` are made by them, if the executor lives."""
-    yield from results
-
-
-def _refuse_own_parameter(fn: Callable[..., Any]) -> None:
-    try:
-        parameters = inspect.signature(fn).parameters
-    except Exception:  # a builtin without one; from Python 3.14 on, whatever an annotation raises
-        return
-    if "resource_dict" in parameters:
+def refuse_own_parameter(fn: Callable[..., Any]) -> None:
+    """Refuse a function that wants `resource_dict` for itself."""
+    if isinstance(fn, FunctionType):
+        code = fn.__code__
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    else:
+        try:
+            names = tuple(inspect.signature(fn).parameters)
+        except Exception:  # a builtin without one; from Python 3.14 on, whatever an annotation raises
+            return
+    if "resource_dict" in names:
         raise ValueError(f"{fn!r} has a parameter resource_dict, which submit takes for itself: rename the parameter")
 
 
-_live: weakref.WeakSet[Driver] = weakref.WeakSet()  # a driver lives as long as its thread
+class Leaving(Protocol):
+    """What wants to finish before the interpreter is gone."""
+
+    def leave(self, timeout_s: float) -> None:
+        """Finish, in at most `timeout_s` if nobody asked to wait."""
+
+
+_live: weakref.WeakSet[Leaving] = weakref.WeakSet()
+_last: weakref.WeakSet[Leaving] = weakref.WeakSet()
+
+
+def finish_at_exit(what: Leaving, last: bool = False) -> None:
+    """Let it finish when the interpreter exits, if it still lives; `last`: when all others have."""
+    (_last if last else _live).add(what)
+
+
+def _forget_all() -> None:
+    """In a fork: what lives is the parent's, and would be waited for in vain here."""
+    _live.clear()
+    _last.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 @atexit.register
 def _leave() -> None:
     """The interpreter exits: executors nobody shut down finish their tasks, the others at least submit them."""
-    for driver in list(_live):
-        driver.leave(_LEAVE_S)
+    for what in [*list(_live), *list(_last)]:
+        what.leave(_LEAVE_S)
+
+
+def leave_first() -> None:
+    """Finish before the exit handlers that were registered until now: paramiko's ends all connections."""
+    atexit.unregister(_leave)
+    atexit.register(_leave)  # last in, first out

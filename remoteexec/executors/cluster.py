@@ -8,19 +8,22 @@ from typing import Any
 from remoteexec_server.store import root
 from remoteexec_server.wire.resources import Resources
 
+from ..engine.caching import Caching
 from ..engine.client import InProcess
-from .base import BaseExecutor
+from .batch import BatchExecutor
 
 __all__ = ["SlurmClusterExecutor", "TestClusterExecutor"]
 
 
-class SlurmClusterExecutor(BaseExecutor):
+class SlurmClusterExecutor(BatchExecutor):
     """Each call is a SLURM job, submitted from this machine, which is a login node.
 
     Args:
         resource_dict: what every call asks for unless it says otherwise; see `read_resources`.
         cache_directory: where task files go, on a file system that the compute nodes share; `$SCRATCH/remoteexec` or
-            `~/.remoteexec` if None. It must be the user's alone.
+            `~/.remoteexec` if None. It must be the user's alone. If given, results are kept there, and looked for
+            before a call is run: see docs/cache.md.
+        cache_errors: keep what calls raised, too.
         poll_s: seconds between two `squeue`, for all jobs at once, asked only while results are missing.
         wait: whether leaving the `with` block waits for all tasks.
     """
@@ -30,14 +33,16 @@ class SlurmClusterExecutor(BaseExecutor):
         resource_dict: Mapping[str, Any] | Resources | None = None,
         *,
         cache_directory: str | None = None,
+        cache_errors: bool = False,
         poll_s: float = 30.0,
         wait: bool = True,
     ) -> None:
         where = cache_directory or root.DEFAULT
-        super().__init__(lambda hello: InProcess(hello, where, "slurm"), resource_dict, poll_s, wait)
+        caching = Caching(cache_directory, cache_errors, otherwise=where)
+        super().__init__(lambda hello: InProcess(hello, where, "slurm"), resource_dict, poll_s, wait, caching)
 
 
-class TestClusterExecutor(BaseExecutor):
+class TestClusterExecutor(BatchExecutor):
     """Files and jobs as on a cluster, with processes of this machine: no scheduler needed.
 
     See SlurmClusterExecutor.
@@ -50,8 +55,10 @@ class TestClusterExecutor(BaseExecutor):
         resource_dict: Mapping[str, Any] | Resources | None = None,
         *,
         cache_directory: str | None = None,
+        cache_errors: bool = False,
         poll_s: float = 1.0,
         wait: bool = True,
     ) -> None:
         where = cache_directory or root.DEFAULT
-        super().__init__(lambda hello: InProcess(hello, where, "local"), resource_dict, poll_s, wait)
+        caching = Caching(cache_directory, cache_errors, otherwise=where)
+        super().__init__(lambda hello: InProcess(hello, where, "local"), resource_dict, poll_s, wait, caching)

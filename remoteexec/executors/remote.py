@@ -15,12 +15,12 @@ from ..config.model import ClusterConfig
 from ..deploy.launch import missing, start_argv
 from ..deploy.package import package_files
 from ..ssh.gateway_client import GatewayClient
-from .base import BaseExecutor
+from .batch import BatchExecutor
 
 __all__ = ["RemoteExecutor"]
 
 
-class RemoteExecutor(BaseExecutor):
+class RemoteExecutor(BatchExecutor):
     """Each call is a job on a cluster that `remoteexec config add-cluster` knows, reached over one SSH connection.
 
     The connection is made by the `with` statement, or by the first call. When it breaks, it is made again, and

@@ -23,7 +23,8 @@ from typing import Any
 
 import pytest
 
-from remoteexec import BaseExecutor, RemoteExecutor, ResourceError, SlurmClusterExecutor, TestClusterExecutor, errors
+from remoteexec import RemoteExecutor, ResourceError, SlurmClusterExecutor, TestClusterExecutor, errors
+from remoteexec.executors.batch import BatchExecutor
 from tests.clusters.rootless import SlurmCluster
 from tests.integration.conftest import installed
 from tests.unit.fake_service import ThreadService
@@ -42,12 +43,12 @@ class Place:
         directory: where tasks and the test can both read and write.
     """
 
-    make: Callable[[], BaseExecutor]
+    make: Callable[[], BatchExecutor]
     directory: Path
-    _made: list[BaseExecutor] = field(default_factory=list)
+    _made: list[BatchExecutor] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    def new(self) -> BaseExecutor:
+    def new(self) -> BatchExecutor:
         """An executor of the test's own."""
         self._made.append(self.make())
         return self._made[-1]
@@ -78,7 +79,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     shared = tmp_path_factory.mktemp("shared")
     match request.param:
         case "threads":
-            place = Place(lambda: BaseExecutor(ThreadService), shared)
+            place = Place(lambda: BatchExecutor(ThreadService), shared)
         case "TestClusterExecutor":
             root = tmp_path_factory.mktemp("a'; echo b ü", numbered=False) / "root"
             place = Place(lambda: TestClusterExecutor(cache_directory=str(root)), shared)
@@ -99,7 +100,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def executor(place: Place) -> BaseExecutor:
+def executor(place: Place) -> BatchExecutor:
     """For tests that do not shut it down."""
     return place.new()
 
@@ -139,14 +140,14 @@ def never() -> Iterator[Future[Any]]:
 # ---- submit ----
 
 
-def test_submit_gives_a_future_of_the_result(executor: BaseExecutor) -> None:
+def test_submit_gives_a_future_of_the_result(executor: BatchExecutor) -> None:
     future = executor.submit(pow, 2, 5)
 
     assert isinstance(future, Future)
     assert (future.result(WAIT_S), future.done(), future.running(), future.exception()) == (32, True, False, None)
 
 
-def test_every_argument_name_is_the_functions_own(executor: BaseExecutor) -> None:
+def test_every_argument_name_is_the_functions_own(executor: BatchExecutor) -> None:
     assert executor.submit(capture, 1, self=2, fn=3).result(WAIT_S) == ((1,), {"self": 2, "fn": 3})
     with pytest.raises(TypeError):
         executor.submit()  # type: ignore[call-arg]
@@ -154,13 +155,13 @@ def test_every_argument_name_is_the_functions_own(executor: BaseExecutor) -> Non
         executor.submit(fn=capture)  # type: ignore[call-arg]
 
 
-def test_builtins_without_a_signature_can_be_called(executor: BaseExecutor) -> None:
+def test_builtins_without_a_signature_can_be_called(executor: BatchExecutor) -> None:
     futures = [executor.submit(max, [3, 5]), executor.submit(dict, a=1), executor.submit(time.sleep, 0)]
 
     assert [future.result(WAIT_S) for future in futures] == [5, {"a": 1}, None]
 
 
-def test_lambdas_closures_and_methods_can_be_called(executor: BaseExecutor) -> None:
+def test_lambdas_closures_and_methods_can_be_called(executor: BatchExecutor) -> None:
     factor = 3
 
     class Local:
@@ -172,7 +173,7 @@ def test_lambdas_closures_and_methods_can_be_called(executor: BaseExecutor) -> N
     assert executor.submit("a-b".split, "-").result(WAIT_S) == ["a", "b"]
 
 
-def test_an_exception_comes_back_as_itself_with_its_remote_traceback(executor: BaseExecutor) -> None:
+def test_an_exception_comes_back_as_itself_with_its_remote_traceback(executor: BatchExecutor) -> None:
     class Own(LookupError):
         pass
 
@@ -190,7 +191,7 @@ def test_an_exception_comes_back_as_itself_with_its_remote_traceback(executor: B
 
 @pytest.mark.parametrize("exc", [SystemExit(3), KeyboardInterrupt()], ids=repr)
 def test_an_exception_that_would_end_a_process_is_one_like_any_other(
-    executor: BaseExecutor, exc: BaseException
+    executor: BatchExecutor, exc: BaseException
 ) -> None:
     def leave() -> None:
         raise exc
@@ -200,7 +201,7 @@ def test_an_exception_that_would_end_a_process_is_one_like_any_other(
     assert (type(got), got and got.args) == (type(exc), exc.args)
 
 
-def test_what_cannot_be_pickled_is_refused_by_submit_itself(executor: BaseExecutor) -> None:
+def test_what_cannot_be_pickled_is_refused_by_submit_itself(executor: BatchExecutor) -> None:
     nested: list[Any] = []
     for _ in range(2 * sys.getrecursionlimit()):
         nested = [nested]
@@ -212,19 +213,19 @@ def test_what_cannot_be_pickled_is_refused_by_submit_itself(executor: BaseExecut
     assert executor.submit(capture).result(WAIT_S) == ((), {})
 
 
-def test_a_result_that_cannot_be_pickled_fails_its_future_alone(executor: BaseExecutor) -> None:
+def test_a_result_that_cannot_be_pickled_fails_its_future_alone(executor: BatchExecutor) -> None:
     with pytest.raises(errors.ResultNotPicklable, match="lock"):
         executor.submit(threading.Lock).result(WAIT_S)
 
 
-def test_a_function_with_our_own_parameter_is_refused(executor: BaseExecutor) -> None:
+def test_a_function_with_our_own_parameter_is_refused(executor: BatchExecutor) -> None:
     def takes(resource_dict: dict[str, int]) -> None: ...
 
     with pytest.raises(ValueError, match="rename the parameter"):
         executor.submit(takes, {})
 
 
-def test_resources_of_one_call_are_read_and_the_callers_dict_is_left_alone(executor: BaseExecutor) -> None:
+def test_resources_of_one_call_are_read_and_the_callers_dict_is_left_alone(executor: BatchExecutor) -> None:
     wanted: dict[str, Any] = {"threads_per_core": 1, "run_time_max": 600}
     future = executor.submit(capture, 1, resource_dict=wanted)
     wanted["run_time_max"] = -1
@@ -234,7 +235,7 @@ def test_resources_of_one_call_are_read_and_the_callers_dict_is_left_alone(execu
     assert (future.result(WAIT_S), wanted) == (((1,), {}), {"threads_per_core": 1, "run_time_max": -1})
 
 
-def test_calls_may_come_from_many_threads(executor: BaseExecutor) -> None:
+def test_calls_may_come_from_many_threads(executor: BatchExecutor) -> None:
     with ThreadPoolExecutor(8) as threads:
         futures = list(threads.map(lambda n: executor.submit(abs, -n), range(16)))
 
@@ -244,13 +245,13 @@ def test_calls_may_come_from_many_threads(executor: BaseExecutor) -> None:
 # ---- map ----
 
 
-def test_map_gives_results_in_the_order_of_its_arguments(executor: BaseExecutor) -> None:
+def test_map_gives_results_in_the_order_of_its_arguments(executor: BatchExecutor) -> None:
     assert list(executor.map(pow, range(10), itertools.repeat(2))) == [n * n for n in range(10)]
     assert list(executor.map(pow, [], [1])) == []
     assert list(executor.map(capture, "ab", chunksize=5)) == [(("a",), {}), (("b",), {})]
 
 
-def test_map_raises_where_the_call_failed(executor: BaseExecutor) -> None:
+def test_map_raises_where_the_call_failed(executor: BatchExecutor) -> None:
     results = executor.map(reciprocal, [1, 2, 0, 4])
 
     assert [next(results), next(results)] == [1.0, 0.5]
@@ -260,7 +261,7 @@ def test_map_raises_where_the_call_failed(executor: BaseExecutor) -> None:
         next(results)
 
 
-def test_map_gives_up_after_its_timeout(executor: BaseExecutor, place: Place) -> None:
+def test_map_gives_up_after_its_timeout(executor: BatchExecutor, place: Place) -> None:
     path = place.path()
     results = executor.map(wait_for, [path], timeout=0.1)
     with pytest.raises(concurrent.futures.TimeoutError):
@@ -268,7 +269,7 @@ def test_map_gives_up_after_its_timeout(executor: BaseExecutor, place: Place) ->
     path.write_text("go")
 
 
-def test_map_may_take_arguments_from_results_of_its_own_executor(executor: BaseExecutor) -> None:
+def test_map_may_take_arguments_from_results_of_its_own_executor(executor: BatchExecutor) -> None:
     futures = [executor.submit(abs, -n) for n in range(3)]
 
     results = executor.map(abs, (future.result(WAIT_S) for future in futures))
@@ -279,14 +280,14 @@ def test_map_may_take_arguments_from_results_of_its_own_executor(executor: BaseE
 @pytest.mark.skipif(
     "buffersize" not in inspect.signature(concurrent.futures.Executor.map).parameters, reason="Python < 3.14"
 )
-def test_map_with_a_buffer_gives_every_result(executor: BaseExecutor) -> None:
+def test_map_with_a_buffer_gives_every_result(executor: BatchExecutor) -> None:
     assert list(executor.map(abs, range(5), buffersize=2)) == list(range(5))
 
 
 # ---- waiting ----
 
 
-def test_a_result_can_be_waited_for_with_a_timeout(executor: BaseExecutor, never: Future[Any]) -> None:
+def test_a_result_can_be_waited_for_with_a_timeout(executor: BatchExecutor, never: Future[Any]) -> None:
     future = executor.submit(capture, never)
 
     with pytest.raises(concurrent.futures.TimeoutError):
@@ -297,7 +298,7 @@ def test_a_result_can_be_waited_for_with_a_timeout(executor: BaseExecutor, never
 
 
 def test_as_completed_gives_each_future_when_it_is_done(
-    executor: BaseExecutor, place: Place, never: Future[Any]
+    executor: BatchExecutor, place: Place, never: Future[Any]
 ) -> None:
     path = place.path()
     slow, quick = executor.submit(wait_for, path), executor.submit(abs, -1)
@@ -308,7 +309,7 @@ def test_as_completed_gives_each_future_when_it_is_done(
     assert [next(done), slow.result()] == [slow, "go"]
 
 
-def test_wait_returns_with_the_first_or_the_first_that_failed(executor: BaseExecutor, never: Future[Any]) -> None:
+def test_wait_returns_with_the_first_or_the_first_that_failed(executor: BatchExecutor, never: Future[Any]) -> None:
     held, quick = executor.submit(capture, never), executor.submit(abs, -1)
     first = concurrent.futures.wait([held, quick], WAIT_S, concurrent.futures.FIRST_COMPLETED)
     assert (first.done, first.not_done) == ({quick}, {held})
@@ -321,7 +322,7 @@ def test_wait_returns_with_the_first_or_the_first_that_failed(executor: BaseExec
 
 
 def test_callbacks_are_called_once_with_their_future_even_if_one_fails(
-    executor: BaseExecutor, never: Future[Any], caplog: pytest.LogCaptureFixture
+    executor: BatchExecutor, never: Future[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     called: list[Future[Any]] = []
     everything = threading.Semaphore(0)
@@ -346,7 +347,7 @@ def test_callbacks_are_called_once_with_their_future_even_if_one_fails(
     assert executor.submit(abs, -2).result(WAIT_S) == 2
 
 
-def test_a_callback_may_submit(executor: BaseExecutor) -> None:
+def test_a_callback_may_submit(executor: BatchExecutor) -> None:
     chained: Future[Any] = Future()
 
     def follow(future: Future[int]) -> None:
@@ -360,14 +361,14 @@ def test_a_callback_may_submit(executor: BaseExecutor) -> None:
 # ---- futures as arguments ----
 
 
-def test_futures_anywhere_in_the_arguments_stand_for_their_results(executor: BaseExecutor) -> None:
+def test_futures_anywhere_in_the_arguments_stand_for_their_results(executor: BatchExecutor) -> None:
     one, two = executor.submit(abs, -1), executor.submit(abs, -2)
     future = executor.submit(capture, one, [two, {"x": (one, [two])}], k={"y": one})
 
     assert future.result(WAIT_S) == ((1, [2, {"x": (1, [2])}]), {"k": {"y": 1}})
 
 
-def test_a_chain_of_futures_is_computed_in_order(executor: BaseExecutor) -> None:
+def test_a_chain_of_futures_is_computed_in_order(executor: BatchExecutor) -> None:
     future = executor.submit(abs, -1)
     for _ in range(3):
         future = executor.submit(sum, [future, future])
@@ -375,7 +376,7 @@ def test_a_chain_of_futures_is_computed_in_order(executor: BaseExecutor) -> None
     assert future.result(WAIT_S) == 8
 
 
-def test_a_failure_reaches_what_takes_its_result(executor: BaseExecutor) -> None:
+def test_a_failure_reaches_what_takes_its_result(executor: BatchExecutor) -> None:
     first = executor.submit(fail, "no")
     second = executor.submit(capture, [first])
     third = executor.submit(capture, second)
@@ -384,7 +385,7 @@ def test_a_failure_reaches_what_takes_its_result(executor: BaseExecutor) -> None
     assert second.exception() is first.exception() is third.exception()
 
 
-def test_futures_of_other_executors_are_waited_for(executor: BaseExecutor) -> None:
+def test_futures_of_other_executors_are_waited_for(executor: BatchExecutor) -> None:
     go = threading.Event()
     with ThreadPoolExecutor(2) as threads:
         ready = threads.submit(abs, -1)
@@ -397,7 +398,7 @@ def test_futures_of_other_executors_are_waited_for(executor: BaseExecutor) -> No
         assert str(sums[1].exception(WAIT_S)) == "over there"
 
 
-def test_futures_of_another_executor_of_the_same_kind_are_waited_for(place: Place, executor: BaseExecutor) -> None:
+def test_futures_of_another_executor_of_the_same_kind_are_waited_for(place: Place, executor: BatchExecutor) -> None:
     with place.new() as other:
         assert executor.submit(sum, [other.submit(abs, -1), executor.submit(abs, -2)]).result(WAIT_S) == 3
 
@@ -405,7 +406,7 @@ def test_futures_of_another_executor_of_the_same_kind_are_waited_for(place: Plac
 # ---- cancelling and running ----
 
 
-def test_a_future_that_has_not_started_can_be_cancelled(executor: BaseExecutor, never: Future[Any]) -> None:
+def test_a_future_that_has_not_started_can_be_cancelled(executor: BatchExecutor, never: Future[Any]) -> None:
     future = executor.submit(capture, never)
     dependant = executor.submit(capture, future)
 
@@ -417,7 +418,7 @@ def test_a_future_that_has_not_started_can_be_cancelled(executor: BaseExecutor, 
     assert list(concurrent.futures.as_completed([future], WAIT_S)) == [future]
 
 
-def test_a_future_that_runs_says_so_and_cannot_be_cancelled(executor: BaseExecutor, place: Place) -> None:
+def test_a_future_that_runs_says_so_and_cannot_be_cancelled(executor: BatchExecutor, place: Place) -> None:
     path = place.path()
     future = executor.submit(wait_for, path)
     deadline = time.monotonic() + WAIT_S
@@ -532,7 +533,7 @@ def test_the_length_is_that_of_what_has_not_ended_and_an_executor_is_true(place:
     assert (len(executor), bool(executor)) == (0, True)
 
 
-def test_neither_arguments_nor_results_are_kept(executor: BaseExecutor) -> None:
+def test_neither_arguments_nor_results_are_kept(executor: BatchExecutor) -> None:
     argument = Thing()
     watched = weakref.ref(argument)
     future = executor.submit(capture, argument)
