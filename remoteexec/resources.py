@@ -32,12 +32,25 @@ def read_resources(given: Mapping[str, Any] | Resources | None, defaults: Resour
     else:
         resources = _merge(given or {}, defaults or Resources())
     resources.validate()
-    if resources.cores > 1:
-        raise ResourceError(
-            f"cores={resources.cores}: functions that run on several MPI ranks are not supported on clusters yet; "
-            "use threads_per_core for threads"
-        )
     return resources
+
+
+def resource_names(resources: Resources) -> dict[str, Any]:
+    """Resources under the keys that `read_resources` takes."""
+    names = {new: old for old, new in _RENAMED.items() if old != "queue"}
+    plain = {names.get(f.name, f.name): getattr(resources, f.name) for f in fields(resources) if f.name != "extra"}
+    return {**plain, **resources.extra}
+
+
+def check_names(given: Mapping[str, Any]) -> None:
+    """Refuse keys that only a submission template could use.
+
+    Raises:
+        ResourceError: names the key.
+    """
+    for key in given:
+        if _RENAMED.get(key, key) not in _FIELDS:
+            raise ResourceError(f"resource_dict[{key!r}] is no resource remoteexec knows")
 
 
 def _merge(given: Mapping[str, Any], defaults: Resources) -> Resources:

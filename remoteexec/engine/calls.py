@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from remoteexec_server.store import hdf5
 from remoteexec_server.wire import payload
 from remoteexec_server.wire.messages import BurstId, Entry, Submit, TaskKey
 from remoteexec_server.wire.payload import Pickled
@@ -17,6 +16,7 @@ from remoteexec_server.wire.resources import Resources
 
 from .. import errors
 from ..futures import TaskFuture
+from ..selections import Selection
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,13 @@ class Pickler:
 
 def bundle(burst: BurstId, keys: Sequence[TaskKey], calls: Sequence[Call], key: bytes) -> tuple[Submit, bytes]:
     """One burst: what is said of it, and its file. Equal functions and resources stand in it once."""
+    from remoteexec_server.store import hdf5  # late: h5py takes as long to import as all else
+
     functions: dict[int, int] = {}
     pickled: list[Pickled] = []
     resources: dict[Resources, int] = {}
-    entries, arguments = [], []
+    entries: list[Entry] = []
+    arguments: list[hdf5.Call] = []
     for task, call in zip(keys, calls, strict=True):
         if id(call.function) not in functions:
             functions[id(call.function)] = len(pickled)
@@ -181,10 +184,18 @@ class _References:
         if isinstance(obj, TaskFuture) and obj.owner is self._owner:
             self.inputs[obj.key] = obj
             return payload.resolve, (obj.key,)
+        if isinstance(obj, Selection) and not obj.cancelled() and self._own(obj.source):
+            return payload.selected, (obj.source, obj.key)  # the source is met next
         if not obj.done():
             self.foreign.append(obj)
             return payload.slot, (len(self.foreign) - 1,)
         return payload.given, (_result(obj),)
+
+    def _own(self, future: concurrent.futures.Future[Any]) -> bool:
+        """Whether its result is, or can be made from, that of a task of this executor."""
+        while isinstance(future, Selection):
+            future = future.source
+        return isinstance(future, TaskFuture) and future.owner is self._owner
 
 
 def _result(future: concurrent.futures.Future[Any]) -> Any:

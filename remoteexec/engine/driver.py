@@ -11,6 +11,7 @@ and put" one step; `_progress` guards the counts that others wait for. Futures a
 from __future__ import annotations
 
 import concurrent.futures
+import importlib
 import logging
 import queue
 import threading
@@ -40,7 +41,7 @@ from remoteexec_server.wire.payload import Pickled
 from remoteexec_server.wire.resources import Resources
 
 from .. import errors
-from ..futures import TaskFuture
+from ..futures import Ran, TaskFuture, function_name
 from . import outcomes
 from .calls import Call, ForeignFailed, Pickler, bundle
 from .client import Failed, Heard, ServiceClient, refusal
@@ -176,6 +177,8 @@ class Driver:
         Raises:
             RuntimeError: see `submit`.
         """
+        # imported now, if not before: h5py undoes its hooks in an exit handler, and crashes if it gets none
+        importlib.import_module("remoteexec_server.store.hdf5")
         with self._lock:
             self._check_open()
             if self._thread is not None:
@@ -212,7 +215,9 @@ class Driver:
             self._check_open()
             self._numbered += 1
             key = TaskKey(f"{self._name}-t{self._numbered}")
-        future: TaskFuture[R] = TaskFuture(key, self, lambda key: self._inbox.put(CancelAsked((key,))))
+        future: TaskFuture[R] = TaskFuture(
+            key, self, lambda key: self._inbox.put(CancelAsked((key,))), function_name(fn)
+        )
         try:
             call = self._pickler.pickle(fn, args, kwargs, resources, function)
         except ForeignFailed as exc:
@@ -378,10 +383,16 @@ class Driver:
                 self._finish(event.key, data)
             case Lost():
                 self._keep = self._keep or event.loss.reason not in ("upstream", "cancelled")
+                self._note_loss(event)
                 self._do(event, outcomes.lost(event.key, event.loss))
             case Rejected():
                 self._do(event, refusal(Refused(event.kind, event.message)))
-            case Accepted() | Started():
+            case Accepted():
+                self._note_jobs(event)
+                self._do(event)
+            case Started(key, job, host):
+                if key in self._tasks:
+                    self._tasks[key].future.ran = Ran(host=host, job=job)
                 self._do(event)
             case Linked():
                 self._unreachable = None
@@ -399,14 +410,30 @@ class Driver:
             case _:
                 log.debug("unexpected: %r", event)
 
+    def _note_jobs(self, event: Accepted) -> None:
+        bundle = self._bundles.get(event.burst)
+        for entry, job in zip(bundle[0].tasks if bundle else (), event.jobs, strict=False):
+            task = self._tasks.get(entry.key)
+            if task is not None and task.future.ran.job is None:
+                task.future.ran = Ran(job=job)
+
+    def _note_loss(self, event: Lost) -> None:
+        task = self._tasks.get(event.key)
+        if task is not None:
+            ran, loss = task.future.ran, event.loss
+            task.future.ran = ran._replace(host=loss.node or ran.host, job=loss.job or ran.job, ended=time.time())
+
     def _finish(self, key: TaskKey, data: bytes) -> None:
         if key not in self._tasks:  # cancelled meanwhile, or told twice
             self._do(Ended(key, ok=True))
             return
-        result, exc = outcomes.load(data, key, self._session_key)
+        result, exc, facts = outcomes.load(data, key, self._session_key)
+        future = self._tasks[key].future
+        known = {name: facts[name] for name in Ran._fields if facts.get(name) not in (None, "")}
+        future.ran = future.ran._replace(**known)
         self._do(Ended(key, exc is None), exc)
         if exc is None:
-            future = self._tasks.pop(key).future
+            del self._tasks[key]
             if future.show_running():
                 future.set_result(result)
 

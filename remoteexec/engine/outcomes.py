@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from remoteexec_server.store import hdf5
 from remoteexec_server.wire import payload
 from remoteexec_server.wire.header import HeaderError, ProtocolMismatchError, PythonMismatchError
-from remoteexec_server.wire.messages import Loss, TaskKey
+from remoteexec_server.wire.names import TaskKey
+from remoteexec_server.wire.payload import Pickled
 
 from .. import errors
+
+if TYPE_CHECKING:
+    from remoteexec_server.wire.messages import Loss
 
 
 class RemoteTraceback(Exception):
@@ -23,29 +29,36 @@ class RemoteTraceback(Exception):
         return f'\n"""\n{self.text}\n"""'
 
 
-def load(data: bytes, task: TaskKey, key: bytes) -> tuple[Any, BaseException | None]:
-    """Result and exception of an outcome file; exactly one of them counts, the exception if it is not None."""
+def load(data: bytes, task: TaskKey, key: bytes) -> tuple[Any, BaseException | None, Mapping[str, Any]]:
+    """What an outcome file says: result and exception, of which the exception counts if it is not None, and facts."""
+    from remoteexec_server.store import hdf5
+
     try:
         outcome = hdf5.read_outcome(data, task, key)
     except PythonMismatchError as exc:
-        return None, errors.PythonMismatch(str(exc))
+        return None, errors.PythonMismatch(str(exc)), {}
     except ProtocolMismatchError as exc:
-        return None, errors.ProtocolMismatch(str(exc))
+        return None, errors.ProtocolMismatch(str(exc)), {}
     except (HeaderError, OSError, KeyError, ValueError) as exc:
-        return None, errors.CorruptOutcome(f"outcome of task {task} was not loaded: {exc}", task=task)
+        return None, errors.CorruptOutcome(f"outcome of task {task} was not loaded: {exc}", task=task), {}
     if outcome.ok and outcome.value is not None:
-        try:
-            return payload.loads(outcome.value.data, outcome.value.buffers), None
-        except BaseException as exc:
-            error = errors.RemoteTaskError(
-                f"the result of task {task} cannot be loaded here: {type(exc).__name__}: {exc}",
-                task=task,
-                type_name=type(exc).__qualname__,
-                text=str(exc),
-            )
-            error.__cause__ = exc
-            return None, error
-    return None, _exception(outcome, task)
+        return *result(outcome.value.data, outcome.value.buffers, task), outcome.facts
+    return None, exception(outcome.facts, outcome.value, task), outcome.facts
+
+
+def result(data: bytes, buffers: Sequence[Any], task: TaskKey) -> tuple[Any, BaseException | None]:
+    """A pickled result, or the error that says that it cannot be loaded here."""
+    try:
+        return payload.loads(data, buffers), None
+    except BaseException as exc:  # whatever the user's objects raise
+        error = errors.RemoteTaskError(
+            f"the result of task {task} cannot be loaded here: {type(exc).__name__}: {exc}",
+            task=task,
+            type_name=type(exc).__qualname__,
+            text=str(exc),
+        )
+        error.__cause__ = exc
+        return None, error
 
 
 def lost(task: TaskKey, loss: Loss) -> errors.TaskLost | errors.SubmitRejected:
@@ -65,18 +78,34 @@ def lost(task: TaskKey, loss: Loss) -> errors.TaskLost | errors.SubmitRejected:
     )
 
 
-def _exception(outcome: hdf5.Outcome, task: TaskKey) -> BaseException:
-    facts = outcome.facts
+def exception(facts: Mapping[str, Any], value: Pickled | None, task: TaskKey) -> BaseException:
+    """The exception a task failed with.
+
+    Args:
+        facts: see `remoteexec_server.failure`.
+        value: the pickled exception, if it could be pickled.
+    """
     exc: BaseException | None = None
-    if outcome.value is not None:
+    if value is not None:
         try:
-            exc = payload.loads(outcome.value.data, outcome.value.buffers)
+            exc = payload.loads(value.data, value.buffers)
         except BaseException:  # its class is not to be had here: the text has to do
             exc = None
     if not isinstance(exc, BaseException):
         exc = _ours(task, facts)
-    exc.__cause__ = RemoteTraceback(facts.get("traceback", ""))
+    if facts.get("traceback"):
+        exc.__cause__ = RemoteTraceback(facts["traceback"])
+    if "rank" in facts:
+        _name_rank(exc, facts["rank"], facts["ranks"])
     return exc
+
+
+def _name_rank(exc: BaseException, rank: int, ranks: int) -> None:
+    """Say which MPI rank it comes from: as `mpi_rank`, and in a note from Python 3.11 on; the traceback says it too."""
+    with contextlib.suppress(Exception):  # a class of the user's that does not let itself be changed
+        exc.mpi_rank = rank  # type: ignore[attr-defined]
+        if sys.version_info >= (3, 11):
+            exc.add_note(f"on MPI rank {rank} of {ranks}")
 
 
 def _ours(task: TaskKey, facts: Any) -> BaseException:
@@ -86,6 +115,16 @@ def _ours(task: TaskKey, facts: Any) -> BaseException:
         case "result_not_picklable":
             return errors.ResultNotPicklable(
                 f"task {task} returned a {facts.get('subject')} that cannot be pickled: {text}", task=task
+            )
+        case "ranks_not_started":
+            return errors.RunnerMissing(f"task {task} cannot run: {text}")
+        case "rank_ended":
+            return errors.TaskKilled(
+                f"task {task}: {text}",
+                task=task,
+                exit_code=facts.get("exit_code"),
+                signal=facts.get("signal"),
+                log_tail=facts.get("log_tail", ""),
             )
         case "refused":
             if name.endswith("PythonMismatchError"):

@@ -11,6 +11,8 @@ COMMANDS = {
     "runner": "runner",
     "probe": "probe",
     "pysqa-submit": "batch.pysqa_helper",
+    "zygote": "zygote",
+    "mpi-rank": "mpi_rank",
     "local-scheduler": "batch.local_scheduler",
 }
 

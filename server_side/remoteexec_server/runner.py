@@ -21,7 +21,6 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,7 +29,6 @@ from .wire.messages import Loss, TaskKey
 
 if TYPE_CHECKING:
     from .store.hdf5 import Outcome
-    from .wire.payload import Pickled
 
 EX_IOERR = 74
 _PR_SET_PDEATHSIG = 1
@@ -184,6 +182,7 @@ def _facts(started: float) -> dict[str, Any]:
     return {
         "job": job_id(),
         "host": socket.gethostname(),
+        "pid": os.getpid(),
         "started": started,
         "ended": time.time(),
         "max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -211,6 +210,8 @@ def _compute(session: Session, job: Job, task: JobTask, key: bytes) -> Outcome:
         args, kwargs = payload.loads(arguments.data, arguments.buffers, inputs)
     except InputLostError:
         raise
+    except payload.SelectionError as exc:
+        return _failed(exc.__cause__ or exc, "raised")
     except BaseException as exc:
         return _failed(exc, "call_not_loadable")
     try:
@@ -218,6 +219,9 @@ def _compute(session: Session, job: Job, task: JobTask, key: bytes) -> Outcome:
     except InputLostError:
         raise
     except BaseException as exc:  # SystemExit and KeyboardInterrupt are the user's, too
+        from . import failure
+
+        failure.log(job.resources.error_log_file, fn, args, kwargs, exc)
         return _failed(exc, "raised")
     try:
         return hdf5.Outcome(True, payload.dumps(result), {})
@@ -235,71 +239,10 @@ def _prepare(job: Job) -> None:
 
 
 def _failed(exc: BaseException, kind: str, subject: str = "") -> Outcome:
+    from . import failure
     from .store import hdf5
 
-    facts = {
-        "kind": kind,
-        "subject": subject,
-        "type": f"{type(exc).__module__}.{type(exc).__qualname__}",
-        "bases": [base.__name__ for base in type(exc).__mro__ if base.__module__ == "builtins"],
-        "message": _text(exc),
-        "traceback": _traceback(exc),
-    }
-    return hdf5.Outcome(False, pickled_exception(exc) if kind == "raised" else None, facts)
-
-
-def _text(exc: BaseException) -> str:
-    try:
-        return str(exc)
-    except Exception:  # a broken __str__ of the user's
-        return f"<no text: {type(exc).__qualname__}.__str__ failed>"
-
-
-def _traceback(exc: BaseException) -> str:
-    """The traceback from the user's function on; our own frames tell nobody anything."""
-    trace = exc.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__") == __name__:
-        trace = trace.tb_next
-    try:
-        return "".join(traceback.format_exception(type(exc), exc, trace)).rstrip()
-    except Exception:
-        return "".join(traceback.format_tb(trace)) + type(exc).__qualname__
-
-
-def pickled_exception(exc: BaseException) -> Pickled | None:
-    """An exception as bytes that load again, or None.
-
-    Unpickling calls the class with `args`, which fails where `__init__` takes other arguments: then it is rebuilt
-    without `__init__`.
-    """
-    from .wire import payload
-
-    for candidate in (exc, _Rebuilt(exc)):
-        try:
-            pickled = payload.dumps(candidate)
-            if type(payload.loads(pickled.data, pickled.buffers)) is type(exc):
-                return pickled
-        except BaseException:
-            continue
-    return None
-
-
-class _Rebuilt:
-    """Stands for an exception in a pickle."""
-
-    def __init__(self, exc: BaseException) -> None:
-        self._exc = exc
-
-    def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[Any, ...]]:
-        return rebuild_exception, (type(self._exc), self._exc.args, self._exc.__dict__)
-
-
-def rebuild_exception(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
-    """An exception as it was, its `__init__` not called. Called by pickle."""
-    exc = kind.__new__(kind, *args)
-    exc.args = args
-    exc.__dict__.update(state)
-    return exc
+    return hdf5.Outcome(False, failure.pickled(exc) if kind == "raised" else None, failure.facts(exc, kind, subject))
 
 
 def job_id() -> str:

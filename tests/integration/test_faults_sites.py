@@ -152,7 +152,7 @@ def test_a_runner_refuses_a_call_of_another_python_before_it_unpickles_it(tmp_pa
     done = subprocess.run([sys.executable, package, "runner", directory], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
     assert not sprung.exists()
-    _, exc = outcomes.load(session.outcome(task).read_bytes(), task, KEY)
+    _, exc, _ = outcomes.load(session.outcome(task).read_bytes(), task, KEY)
     assert type(exc) is errors.PythonMismatch
     assert f"was pickled by Python 3.9, this is Python {HERE}" in str(exc)
 
@@ -161,7 +161,7 @@ def test_the_client_refuses_an_outcome_of_another_python_before_it_unpickles_it(
     pickled, sprung = trap(tmp_path)
     task = TaskKey("t")
     data = hdf5.write_outcome(task, hdf5.Outcome(True, pickled, {}), KEY)
-    value, exc = outcomes.load(sealed_by_another(data), task, KEY)
+    value, exc, _ = outcomes.load(sealed_by_another(data), task, KEY)
     assert (value, type(exc)) == (None, errors.PythonMismatch)
     assert not sprung.exists()
 

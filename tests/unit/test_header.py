@@ -151,7 +151,7 @@ def resealed(data: bytes, **changes: object) -> bytes:
 def test_the_client_neither_opens_nor_unpickles_an_outcome_it_refuses(
     data: bytes, error: type[Exception], opened: list[str]
 ) -> None:
-    result, exc = outcomes.load(data, TaskKey("t"), KEY)
+    result, exc, _ = outcomes.load(data, TaskKey("t"), KEY)
 
     assert (result, type(exc), opened) == (None, error, [])
 

@@ -24,7 +24,7 @@ T = TaskKey("x-t1")
 
 
 def loaded(outcome: Outcome) -> tuple[Any, BaseException | None]:
-    return outcomes.load(hdf5.write_outcome(T, outcome, KEY), T, KEY)
+    return outcomes.load(hdf5.write_outcome(T, outcome, KEY), T, KEY)[:2]
 
 
 def raised(exc: BaseException) -> BaseException:

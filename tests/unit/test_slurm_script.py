@@ -77,7 +77,7 @@ def test_every_resource_reaches_the_script() -> None:
 
 def test_no_field_of_resources_is_forgotten() -> None:
     renamed = {"run_time_max_s": "run_time_max", "memory_max_gb": "memory_max"}
-    elsewhere = {"submission_template", "extra"}
+    elsewhere = {"submission_template", "extra", "error_log_file", "openmpi_oversubscribe"}
     names = {renamed.get(field.name, field.name) for field in fields(Resources)} - elsewhere
     assert names - slurm_script.variables(spec(Resources())).keys() == set()
 

@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NewType, Union
 
+from .names import TaskKey as TaskKey
 from .resources import Resources
 
-TaskKey = NewType("TaskKey", str)
-"""Name of a task, unique in its session: letters, digits and dashes."""
 BurstId = NewType("BurstId", str)
 """Name of one burst of submits, chosen by the client; the same id twice is submitted once."""
 

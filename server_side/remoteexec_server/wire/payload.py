@@ -22,15 +22,21 @@ from typing import Any
 
 import cloudpickle
 
-from .messages import TaskKey
+from .names import TaskKey
 
 OUT_OF_BAND = 4096
 """Bytes from which a buffer becomes a dataset of its own: below, a dataset costs more than the copy."""
 
+ATOMS = frozenset((type(None), bool, int, float, complex, str))
+"""Types whose pickles refer to nothing, so that nothing has to be looked for in them."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Pickled:
-    """An object as bytes, with the buffers it refers to, in order."""
+    """An object as bytes, with the buffers it refers to, in order. Nobody changes one.
+
+    It is not frozen, which takes three times as long to make: every call of a pool makes two.
+    """
 
     data: bytes
     buffers: tuple[memoryview, ...] = ()
@@ -58,6 +64,27 @@ def given(value: Any) -> Any:
     return value
 
 
+class SelectionError(Exception):
+    """The item that was asked for is not there; the reason is `__cause__`."""
+
+
+def select(value: Any, key: Any) -> Any:
+    """One item of a result; None of None."""
+    return None if value is None else value[key]
+
+
+def selected(value: Any, key: Any) -> Any:
+    """The same, called by pickle.
+
+    Raises:
+        SelectionError: so that this is not taken for arguments that cannot be loaded.
+    """
+    try:
+        return select(value, key)
+    except Exception as exc:  # whatever the value's own `[]` raises
+        raise SelectionError(str(exc)) from exc
+
+
 def slot(number: int) -> Any:
     """One of the values that a pickle is filled with. Called by pickle."""
     return _slots.get()[number]
@@ -82,13 +109,27 @@ class Filled:
         return fill, (self._pickled.data, [pickle.PickleBuffer(view) for view in self._pickled.buffers], self._values)
 
 
-def dumps(value: object, reference: Reference | None = None) -> Pickled:
-    """Pickle by value what the other end cannot import, by cloudpickle.
+def dumps(
+    value: object, reference: Reference | None = None, *, in_band: bool = False, by_value: bool = True
+) -> Pickled:
+    """Pickle by cloudpickle.
+
+    Args:
+        reference: see Reference.
+        in_band: all in one, no buffers beside it.
+        by_value: send what is in modules of the user's own by value, for an end that cannot import them.
 
     Raises:
         Whatever the object's own pickling raises, TypeError and PicklingError mostly.
     """
     buffers: list[memoryview] = []
+    stream = io.BytesIO()
+    _Pickler(stream, None if in_band else _keeper(buffers), reference, by_value).dump(value)
+    return Pickled(stream.getvalue(), tuple(buffers))
+
+
+def _keeper(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
+    """Takes buffers out of band from `OUT_OF_BAND` bytes on."""
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
         view = memoryview(buffer)
@@ -97,9 +138,37 @@ def dumps(value: object, reference: Reference | None = None) -> Pickled:
         buffers.append(view if view.c_contiguous else buffer.raw())
         return False
 
-    stream = io.BytesIO()
-    _Pickler(stream, keep, reference).dump(value)
-    return Pickled(stream.getvalue(), tuple(buffers))
+    return keep
+
+
+def dumps_here(value: object, reference: Reference | None = None) -> Pickled:
+    """Pickle for another process of this machine: by the C pickler, and by cloudpickle only where that fails.
+
+    References have to be objects that the C pickler refuses.
+    """
+    if type(value) in ATOMS:
+        return Pickled(pickle.dumps(value, 5))
+    buffers: list[memoryview] = []
+    try:
+        data = pickle.dumps(value, protocol=5, buffer_callback=_keeper(buffers))
+        by_value = cloudpickle.list_registry_pickle_by_value()
+        if b"__main__" not in data and not (by_value and any(name.encode() in data for name in by_value)):
+            return Pickled(data, tuple(buffers))  # the other end has another __main__, and need not have the others
+    except (pickle.PicklingError, AttributeError, TypeError):
+        pass
+    return dumps(value, reference, by_value=False)
+
+
+def dumps_for_later(value: object) -> Pickled:
+    """Pickle for a later run of the same script, which will have the same things in `__main__`: so by their names.
+
+    By cloudpickle, it would get classes of its own back as strangers of the same name.
+    """
+    buffers: list[memoryview] = []
+    try:
+        return Pickled(pickle.dumps(value, protocol=5, buffer_callback=_keeper(buffers)), tuple(buffers))
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return dumps(value, by_value=False)
 
 
 def loads(data: bytes | memoryview, buffers: Sequence[Any] = (), values: Callable[[TaskKey], Any] | None = None) -> Any:
@@ -122,16 +191,22 @@ def loads(data: bytes | memoryview, buffers: Sequence[Any] = (), values: Callabl
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """cloudpickle that sends the user's own modules by value and asks about references."""
 
-    def __init__(self, stream: io.BytesIO, keep: Callable[[pickle.PickleBuffer], bool], reference: Reference | None):
+    def __init__(
+        self,
+        stream: io.BytesIO,
+        keep: Callable[[pickle.PickleBuffer], bool] | None,
+        reference: Reference | None,
+        by_value: bool,
+    ) -> None:
         super().__init__(stream, protocol=5, buffer_callback=keep)
-        self._reference = reference
+        self._reference, self._by_value = reference, by_value
 
     def reducer_override(self, obj: Any) -> Any:
         if self._reference is not None:
             reduced = self._reference(obj)
             if reduced is not None:
                 return reduced
-        if isinstance(obj, (types.FunctionType, type)):
+        if self._by_value and isinstance(obj, (types.FunctionType, type)):
             _send_by_value(getattr(obj, "__module__", None))
         return super().reducer_override(obj)
 

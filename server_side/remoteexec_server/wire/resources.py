@@ -32,7 +32,9 @@ class Resources:
         partition: partition or queue; None is the cluster's default.
         account: account that is charged.
         job_name: shown by the scheduler behind our own name of the job.
+        openmpi_oversubscribe: more ranks than Open MPI counts cores; MPICH does not count.
         cwd: directory the task runs in, made if missing; None is the runner's job directory.
+        error_log_file: function, arguments and traceback of a call that fails are appended to it.
         slurm_cmd_args: further sbatch options, one list entry each.
         submission_template: Jinja2 text used instead of ours.
         extra: every other key, for the template alone.
@@ -49,7 +51,9 @@ class Resources:
     partition: str | None = None
     account: str | None = None
     job_name: str | None = None
+    openmpi_oversubscribe: bool = False
     cwd: str | None = None
+    error_log_file: str | None = None
     slurm_cmd_args: tuple[str, ...] = ()
     submission_template: str | None = None
     extra: Mapping[str, str | int | float | bool] = field(default_factory=dict)
@@ -79,8 +83,9 @@ class Resources:
                 )
         if self.priority is not None and (isinstance(self.priority, bool) or not isinstance(self.priority, int)):
             raise ResourceError(f"priority={self.priority!r}: must be a whole number")
-        if not isinstance(self.exclusive, bool):
-            raise ResourceError(f"exclusive={self.exclusive!r}: must be True or False")
+        for key in ("exclusive", "openmpi_oversubscribe"):
+            if not isinstance(getattr(self, key), bool):
+                raise ResourceError(f"{key}={getattr(self, key)!r}: must be True or False")
         for key in ("partition", "account", "job_name"):
             value = getattr(self, key)
             if value is not None and not (isinstance(value, str) and _NAME.match(value)):
@@ -92,7 +97,10 @@ class Resources:
         if self.submission_template is not None and not isinstance(self.submission_template, str):
             raise ResourceError(f"submission_template={self.submission_template!r}: must be Jinja2 text")
         texts: list[tuple[str, object]] = [("slurm_cmd_args", value) for value in self.slurm_cmd_args]
-        for key, value in [*texts, *([("cwd", self.cwd)] if self.cwd is not None else [])]:
+        for key, value in [
+            *texts,
+            *([(key, getattr(self, key)) for key in ("cwd", "error_log_file") if getattr(self, key) is not None]),
+        ]:
             if not isinstance(value, str) or not value or _CONTROL.search(value):
                 raise ResourceError(f"{key}={value!r}: must be text without line breaks or control characters")
         for key, value in dict[str, object](self.extra).items():

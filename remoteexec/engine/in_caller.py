@@ -1,0 +1,111 @@
+"""Calls run by the process that submits them, at `submit`: for a debugger.
+
+Arguments are pickled and loaded as on the way to a worker, so that what a worker would not get is noticed, and what the
+function changes in them is not seen by the caller. The function itself is the caller's own: breakpoints in it work.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import inspect
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from remoteexec_server import growing
+from remoteexec_server.wire import payload
+from remoteexec_server.wire.payload import Pickled
+
+from ..futures import Ran, TaskFuture
+from . import graph
+
+_NUMBER_PARAMETER = "executorlib_worker_id"
+_FIRST = 0
+"""Number of the only worker there is."""
+
+
+class CallerAsWorker:
+    """Runs calls.
+
+    Args:
+        init: see `init_function` of SingleNodeExecutor.
+        kept: workers would be kept, and so have a number.
+    """
+
+    def __init__(self, init: Callable[[], Mapping[str, Any] | None] | None, kept: bool) -> None:
+        self._defaults = dict((init() if init is not None else None) or {})
+        self._number = _FIRST if kept else None
+
+    def run(
+        self,
+        future: TaskFuture[Any],
+        fn: Callable[..., Any],
+        arguments: Pickled,
+        inputs: Sequence[concurrent.futures.Future[Any]],
+        cwd: str | None,
+    ) -> None:
+        """Wait for the inputs, call, and complete the future.
+
+        Raises:
+            KeyboardInterrupt: the user's own Ctrl-C; the future has it, too.
+        """
+        concurrent.futures.wait(inputs, return_when=concurrent.futures.FIRST_EXCEPTION)
+        failed = graph.failure_of(inputs)
+        future.show_running()
+        if failed is not None:
+            future.set_exception(failed)
+            return
+        started = time.time()
+        try:
+            values = {str(position): each.result() for position, each in enumerate(inputs)}
+            buffers = [bytearray(view) for view in arguments.buffers]
+            args, kwargs = payload.loads(arguments.data, buffers, values.__getitem__)
+            with _directory(cwd):
+                result = _call(fn, args, self._filled(fn, args, kwargs), future.owner)
+        except BaseException as exc:  # SystemExit is the task's, as in a worker
+            future.ran = self._ran(started)
+            future.set_exception(exc)
+            if isinstance(exc, KeyboardInterrupt):
+                raise
+        else:
+            future.ran = self._ran(started)
+            future.set_result(result)
+
+    def _filled(self, fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The keyword arguments, with what a worker would add."""
+        mine = {**self._defaults, **({_NUMBER_PARAMETER: self._number} if self._number is not None else {})}
+        try:
+            names = list(inspect.signature(fn).parameters) if mine else []
+        except (TypeError, ValueError):  # a builtin without a signature
+            names = []
+        return {**{name: mine[name] for name in names[len(args) :] if name in mine}, **kwargs}
+
+    def _ran(self, started: float) -> Ran:
+        return Ran(pid=os.getpid(), worker=self._number, started=started, ended=time.time())
+
+
+def _call(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], executor: Any) -> Any:
+    """Call it as a task of this executor; the result of a future that it returns."""
+    token = growing.in_caller.set(executor)
+    try:
+        result = fn(*args, **kwargs)
+    finally:
+        growing.in_caller.reset(token)
+    return result.result() if isinstance(result, concurrent.futures.Future) else result
+
+
+@contextmanager
+def _directory(cwd: str | None) -> Iterator[None]:
+    if cwd is None:
+        yield
+        return
+    before = os.getcwd()
+    Path(cwd).mkdir(parents=True, exist_ok=True)
+    os.chdir(cwd)
+    try:
+        yield
+    finally:
+        os.chdir(before)

@@ -1,0 +1,157 @@
+"""A process for each call."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+
+from remoteexec_server.wire import pooled
+
+from .ledger import Ledger, Need
+from .output import Output
+from .pool import Pool
+from .tasks import Broken, Died, PoolTask, visible, with_environment
+from .workers import WorkerState
+from .zygote_client import Ended, NotStarted
+
+
+class FreshWorkers(Pool):
+    """A process for each call, forked when the call starts.
+
+    What a call takes of the machine is free again when it has answered; its GPUs are when its process has ended.
+
+    Args:
+        ledger: what the machine has, and the line.
+        preload: modules that are imported once for all of them.
+        gpu_variables: names in the environment that show a task its GPUs.
+        output: see Pool.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger[PoolTask],
+        preload: Sequence[str] = (),
+        gpu_variables: Sequence[str] = (),
+        output: Output | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._gpu_variables = gpu_variables
+        self._numbers = itertools.count()
+        self._resuming: deque[WorkerState] = deque()
+        super().__init__(preload, output)
+
+    @property
+    def waiting(self) -> int:
+        """See Pool."""
+        return len(self._ledger)
+
+    def check(self, need: Need) -> None:
+        """See Ledger.check."""
+        self._ledger.check(need)
+
+    def submit(self, task: PoolTask) -> None:
+        """See Pool."""
+        task.keep_buffers()
+        with self._lock:
+            if self._broken is None:
+                self._ledger.add(task)
+        if self._broken is not None:
+            self._refuse(task)
+        else:
+            self._start_what_fits()
+
+    def withdraw(self) -> list[PoolTask]:
+        """See Pool: each of them starts when it is given."""
+        return []
+
+    def cancel(self, task: PoolTask) -> bool:
+        """See Pool."""
+        with self._lock:
+            worker = self._who_has(task)
+            if worker is not None:
+                self._kill(worker)
+                return False
+            task.give_up()
+            return True
+
+    def _start_what_fits(self) -> None:
+        while True:
+            with self._lock:
+                self._let_go()
+                started = self._ledger.next() if self._broken is None and not self._resuming else None
+                if started is None:
+                    return
+                task, gpus = started
+                if not task.begin():
+                    self._ledger.end(task.need, gpus)
+                    continue
+                try:
+                    worker = self._new_worker(next(self._numbers), kept=False)
+                except OSError as exc:  # too many open files: one that ends makes room
+                    if self._workers:
+                        self._ledger.put_back(task, gpus)
+                        return
+                    self._ledger.end(task.need, gpus)
+                    reason: str | None = f"its process cannot be started: {exc}"
+                else:
+                    worker.has[task.number] = task
+                    worker.need, worker.gpus, worker.ready = task.need, gpus, True
+                    ticket = worker.ticket()
+                    self._watch_time(worker, task)
+                    reason = None
+            if reason is not None:
+                task.end(Broken(reason))
+            else:
+                self._post(worker, ticket, [task], with_environment(task.setup, visible(gpus, self._gpu_variables)))
+
+    def _rest(self, worker: WorkerState) -> None:
+        with self._lock:
+            if worker.need is not None and not worker.resting:
+                self._ledger.end(worker.need, worker.gpus)
+                worker.resting = True
+        self._start_what_fits()
+
+    def _resume(self, worker: WorkerState) -> None:
+        with self._lock:
+            self._resuming.append(worker)
+        self._start_what_fits()
+
+    def _let_go(self) -> None:
+        """Let those go on that rested and fit again; the caller holds the lock."""
+        while self._resuming:
+            worker = self._resuming[0]
+            if worker.need is not None and worker.resting and not self._ledger.take(worker.need, worker.gpus):
+                return
+            self._resuming.popleft()
+            self._go(worker)
+
+    def _answered(self, worker: WorkerState, ended: Sequence[tuple[PoolTask, pooled.Result]]) -> None:
+        if not worker.gpus:
+            with self._lock:
+                self._give_back(worker)
+            self._start_what_fits()
+
+    def _written(self, worker: WorkerState) -> None:
+        pass
+
+    def _lost(self, worker: WorkerState) -> list[PoolTask]:
+        self._give_back(worker)
+        return list(worker.has.values())
+
+    def _buried(self, worker: WorkerState, started: list[PoolTask], report: Ended | NotStarted) -> None:
+        for task in started:  # first: what they have submitted is not to start
+            if isinstance(report, Ended):
+                task.end(Died(report.pid, report.status, worker.timed_out))
+            else:
+                task.end(Broken(f"its process cannot be started: {report.reason}"))
+        self._start_what_fits()
+
+    def _give_back(self, worker: WorkerState) -> None:
+        """The caller holds the lock."""
+        if worker.need is not None and not worker.resting:
+            self._ledger.end(worker.need, worker.gpus)
+        worker.need = None
+
+    def _clear_line(self) -> list[PoolTask]:
+        return self._ledger.clear()

@@ -1,0 +1,486 @@
+"""What all pools share: a zygote, a thread, workers with sockets, and how these end.
+
+    submit (any thread) ─ task ─▶ free worker?  yes: straight into its socket      no: into the line
+    pool thread ─ selector ─┬ worker's socket ─ results ─▶ task.end; more tasks to that worker
+                            │                 └ takes bytes again ─▶ what is left of its calls
+                            ├ zygote ─ a worker has ended ─▶ what it had is lost, or goes back into the line
+                            ├ alarm ─ resized, stopped, an earlier deadline
+                            └ deadline ─ a task took too long: kill
+
+`_lock` guards workers, line, tokens and the selector's list of sockets. Nothing of the user's runs under it, and
+nothing waits under it but for the zygote to read a request, which never waits itself. The rules that all paths keep:
+
+1. A task is in one place: the line, or `has` of one worker in `_workers`, or ended. Whoever takes it from there, under
+   the lock, tells how it ended, after releasing the lock.
+2. A worker in `_workers` is buried once, by the pool thread, when the zygote has reported its end; from then on it is
+   in no list, its files are closed, and its tasks are ended or back in the line.
+3. One thread at a time writes to a worker's socket, and until it has finished, `writer` says so: whoever started the
+   worker or gave it tasks when it was free, or the pool thread. An answer proves that what any other thread had to
+   write was read, so the pool thread may then write.
+4. A worker that is alive, has nothing, is written to by nobody and does not retire is free, and then no line waits.
+5. What of a task's arguments is not copied is written before `submit` returns, to a worker that has taken the token;
+   all else is copied before, so that the caller may change his arrays afterwards.
+6. The pool thread never waits for one worker: sockets do not block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import os
+import socket
+import threading
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from remoteexec_server.wire import pooled
+
+from .output import Output, OutputReader
+from .poller import READ, WRITE, Poller
+from .tasks import Answered, Broken, PoolTask
+from .workers import POOL, Pieces, WorkerState, write
+from .zygote_client import Ended, NotStarted, Started, ZygoteClient, end_orphans
+
+_PATIENCE_S = 0.05
+"""How long `submit` waits for a worker to go on reading; what is left is then copied and left to the pool thread."""
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+class Pool(ABC):
+    """See above.
+
+    Args:
+        preload: modules that are imported once for all workers.
+        output: what is done with what tasks print; None: it goes where this process's output goes.
+    """
+
+    def __init__(self, preload: Sequence[str] = (), output: Output | None = None) -> None:
+        self._output = output
+        self._lock = threading.Lock()
+        self._workers: dict[int, WorkerState] = {}
+        self._broken: str | None = None
+        self._stopping = False
+        self._deadlines: list[tuple[float, int, int]] = []  # when, worker, task
+        self._posted: deque[Callable[[], None]] = deque()
+        self._zygote = ZygoteClient(preload)
+        self._alarm, self._alarm_in = socket.socketpair()
+        self._alarm.setblocking(False)
+        self._alarm_in.setblocking(False)
+        self._poller = Poller()
+        self._poller.add(self._zygote.control, self._zygote)
+        self._poller.add(self._alarm, self._alarm)
+        self._thread = threading.Thread(target=self._run, name="remoteexec-pool", daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:  # the interpreter exits
+            self._clean_up()
+            raise
+        _pools.add(self)
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What workers have unless they are told otherwise."""
+        return self._zygote.environment
+
+    @abstractmethod
+    def submit(self, task: PoolTask) -> None:
+        """Run a task; how it ends is told to the task, once, on any thread."""
+
+    @property
+    @abstractmethod
+    def waiting(self) -> int:
+        """Tasks that no worker has."""
+
+    @abstractmethod
+    def withdraw(self) -> list[PoolTask]:
+        """Take back what workers were given and have not started; the caller ends these tasks."""
+
+    @abstractmethod
+    def cancel(self, task: PoolTask) -> bool:
+        """End a task that has been begun, with its worker if it runs.
+
+        Returns:
+            False if its end will be told; otherwise nothing more is heard of it.
+        """
+
+    @abstractmethod
+    def _answered(self, worker: WorkerState, ended: Sequence[tuple[PoolTask, pooled.Result]]) -> None:
+        """The worker has answered these: they are not in `has` any more. Called on the pool thread without the lock."""
+
+    @abstractmethod
+    def _rest(self, worker: WorkerState) -> None:
+        """The worker's task waits for others: its place is free. Called on the pool thread without the lock."""
+
+    @abstractmethod
+    def _resume(self, worker: WorkerState) -> None:
+        """It wants a place again, before tasks that have not started: `_go` when there is one. See `_rest`."""
+
+    @abstractmethod
+    def _written(self, worker: WorkerState) -> None:
+        """All was written and nobody writes any more; called without the lock."""
+
+    @abstractmethod
+    def _lost(self, worker: WorkerState) -> list[PoolTask]:
+        """Forget a worker that is not in `_workers` any more; the tasks it had started. Under the lock."""
+
+    @abstractmethod
+    def _buried(self, worker: WorkerState, started: list[PoolTask], report: Ended | NotStarted) -> None:
+        """The worker has ended while it had these. Called on the pool thread without the lock."""
+
+    def _named(self, worker: WorkerState) -> int | None:
+        """Its number, if that says more than which call it runs."""
+        return None
+
+    @abstractmethod
+    def _clear_line(self) -> list[PoolTask]:
+        """Take all tasks out of the line. Under the lock."""
+
+    # ---- the end ----
+
+    def stop(self) -> None:
+        """End; the caller sees to it that nothing runs or waits, or that it need not. Waits, but not for itself."""
+        self.abandon()
+        if not self.on_own_thread:
+            self._thread.join()
+
+    def abandon(self) -> None:
+        """The same without waiting and without a lock: for a finalizer, which may run anywhere."""
+        self._stopping = True
+        self._wake()
+
+    def leave(self) -> None:
+        """In a fork of this process: the workers are the parent's."""
+        self._stopping = True
+        self._broken = "this process is a fork of the one that started the workers"
+        self._lock = threading.Lock()  # somebody may have held it
+        self._zygote.leave()
+
+    @property
+    def on_own_thread(self) -> bool:
+        """Whether the caller is the pool's own thread."""
+        return threading.current_thread() is self._thread
+
+    def _kill(self, worker: WorkerState) -> None:
+        """End a worker, since its task was cancelled; the caller holds the lock."""
+        worker.cancelled = True
+        self._zygote.kill_worker(worker.number)
+
+    def _who_has(self, task: PoolTask) -> WorkerState | None:
+        """The caller holds the lock."""
+        return next((worker for worker in self._workers.values() if task.number in worker.has), None)
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have something done by the pool thread, soon."""
+        self._posted.append(call)
+        if not self.on_own_thread:
+            self._wake()
+
+    def tell(
+        self,
+        worker: WorkerState,
+        task: PoolTask,
+        news: Sequence[pooled.News],
+        buffers: Sequence[memoryview] = (),
+    ) -> None:
+        """Tell a task something while it runs; on the pool thread, which alone writes to a worker that runs one."""
+        with self._lock:
+            if task.number not in worker.has:
+                return
+        self._say(worker, list(news), buffers)
+
+    # ---- what subclasses use ----
+
+    def _go(self, worker: WorkerState) -> None:
+        """A task that rested has a place again; on any thread."""
+        worker.resting = False
+        self.post(lambda: self._say(worker, [(pooled.GO, True, b"", 0)]))
+
+    def _say(self, worker: WorkerState, news: list[pooled.News], buffers: Sequence[memoryview] = ()) -> None:
+        if worker.number not in self._workers:
+            return
+        pieces = deque(pooled.frame(news, buffers))
+        if worker.pending:
+            worker.pending += pieces
+        elif not write(worker.endpoint.sock, pieces):
+            with self._lock:
+                self._leave_to_pool_thread(worker, pieces, ())
+
+    def _new_worker(self, number: int, kept: bool) -> WorkerState:
+        """Start a worker; the caller holds the lock.
+
+        Raises:
+            OSError: no more files can be opened.
+        """
+        worker = WorkerState(self._zygote.start_worker(number, kept, self._output is not None))
+        self._workers[number] = worker
+        self._poller.add(worker.endpoint.sock, worker)
+        if self._output is not None and worker.endpoint.output is not None:
+            worker.output = OutputReader(worker.endpoint.output, self._output, worker.has)
+            self._poller.add(worker.output.handle, worker.output)
+        return worker
+
+    def _post(
+        self,
+        worker: WorkerState,
+        ticket: int,
+        tasks: Sequence[PoolTask],
+        setup: pooled.Setup | None = None,
+        wait: bool = False,
+    ) -> None:
+        """Write calls to a worker; without the lock.
+
+        What the socket does not take is left to the pool thread.
+
+        Args:
+            ticket: of the worker, taken when it was given these tasks.
+            wait: leave it only when the worker has stopped reading; the tasks' buffers need not have been copied.
+        """
+        pieces = worker.frame(tasks, setup)
+        if worker.pending:  # so this is the pool thread
+            worker.pending += pieces
+            return
+        done = write(worker.endpoint.sock, pieces, _PATIENCE_S if wait else 0.0)
+        with self._lock:
+            if worker.untold:
+                self._tell(worker)
+            if not done:
+                self._leave_to_pool_thread(worker, pieces, tasks if wait else ())
+                return
+            if worker.writer != ticket:  # answered meanwhile
+                return
+            worker.writer = None
+            if worker.has:
+                return
+        self._written(worker)
+
+    def _tell(self, worker: WorkerState) -> None:
+        """Write the tokens of what the worker has been given; the caller holds the lock."""
+        handle = worker.endpoint.token_in
+        if handle is not None:  # not buried
+            tasks, worker.untold = worker.untold, ()
+            os.write(handle, pooled.TOKENS[len(tasks)].pack(*[task.number for task in tasks]))
+
+    def _leave_to_pool_thread(self, worker: WorkerState, pieces: Pieces, uncopied: Sequence[PoolTask]) -> None:
+        """The caller holds the lock."""
+        if worker.number not in self._workers:
+            return
+        for task in uncopied:
+            task.keep_buffers()
+        worker.writer = POOL
+        worker.pending += [bytes(piece) for piece in pieces] if uncopied else pieces
+        with contextlib.suppress(KeyError):  # its end was seen
+            self._poller.want(worker.endpoint.sock, READ | WRITE)
+
+    def _go_on_writing(self, worker: WorkerState) -> None:
+        """On the pool thread: the socket takes bytes again."""
+        if not write(worker.endpoint.sock, worker.pending):
+            return
+        with self._lock:
+            with contextlib.suppress(KeyError):  # its end was seen
+                self._poller.want(worker.endpoint.sock, READ)
+            if worker.writer == POOL:
+                worker.writer = None
+        self._written(worker)
+
+    def _watch_time(self, worker: WorkerState, task: PoolTask) -> None:
+        """End the worker if the task takes longer than it may; the caller holds the lock."""
+        if task.walltime_s is not None:
+            heapq.heappush(self._deadlines, (time.monotonic() + task.walltime_s, worker.number, task.number))
+            if self._deadlines[0][2] == task.number:
+                self._wake()
+
+    def _break(self, reason: str) -> None:
+        """Nothing can run any more."""
+        with self._lock:
+            self._broken = reason
+            tasks = self._clear_line()
+            for worker in self._workers.values():
+                tasks += worker.has.values()
+                worker.has.clear()
+        for task in tasks:
+            if task.begin():
+                task.end(Broken(reason))
+
+    def _refuse(self, task: PoolTask) -> None:
+        if task.begin():
+            task.end(Broken(str(self._broken)))
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # awake already, or gone
+            self._alarm_in.send(b"w")
+
+    # ---- the pool thread ----
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                for found, readable, writable in self._poller.wait(self._next_deadline_s()):
+                    if type(found) is WorkerState:
+                        if self._workers.get(found.number) is not found:  # buried in this same round
+                            continue
+                        if writable and found.pending:
+                            self._go_on_writing(found)
+                        if readable:
+                            self._read(found)
+                    elif type(found) is OutputReader:
+                        self._read_output(found)
+                    elif found is self._alarm:
+                        self._alarm.recv(4096)
+                    else:
+                        self._hear()
+                if self._posted:
+                    self._do_posted()
+                if self._deadlines:
+                    self._end_overdue()
+        except BaseException as exc:  # the thread's edge: nobody may wait for ever
+            self._break(f"the pool failed: {exc!r}")
+            self._do_posted()
+            raise
+        finally:
+            self._clean_up()
+
+    def _read_output(self, output: OutputReader) -> None:
+        if not output.read():
+            with self._lock, contextlib.suppress(KeyError):  # the worker was buried in this same round
+                self._poller.drop(output.handle)
+
+    def _do_posted(self) -> None:
+        while self._posted:
+            self._posted.popleft()()
+
+    def _read(self, worker: WorkerState) -> None:
+        """Take results from a worker's socket; its end is told by the zygote."""
+        try:
+            batches = worker.stream.read()
+        except BlockingIOError:
+            return
+        except (EOFError, OSError):
+            with self._lock, contextlib.suppress(KeyError):
+                self._poller.drop(worker.endpoint.sock)
+            return
+        for said, buffers in batches:
+            if type(said) is tuple:
+                self._asked(worker, said, buffers)
+            else:
+                self._take(worker, said, buffers)
+
+    def _asked(self, worker: WorkerState, ask: pooled.Ask, buffers: Sequence[Any]) -> None:
+        task = worker.has.get(ask[1])
+        if task is None:  # it was given up, or a thread that it left behind asks
+            return
+        match ask[0]:
+            case pooled.REST:
+                self._rest(worker)
+            case pooled.RESUME:
+                self._resume(worker)
+            case _:
+                task.owner.asked(self, worker, task, ask, buffers)
+
+    def _take(self, worker: WorkerState, results: Sequence[pooled.Result], buffers: Sequence[Any]) -> None:
+        if worker.output is not None:
+            worker.output.read()  # what they printed was written before
+        ended: list[tuple[PoolTask, pooled.Result]] = []
+        with self._lock:
+            if not worker.ready:
+                worker.ready = True
+                for task in worker.has.values():
+                    self._watch_time(worker, task)
+                    break
+            for result in results:
+                if result[0] not in worker.has:  # all was given up
+                    return
+                task = worker.has.pop(result[0])
+                worker.load -= task.size
+                ended.append((task, result))
+            if results and not worker.pending:
+                worker.writer = None
+        if not results:
+            return
+        if worker.output is not None and not worker.has:
+            worker.output.end_line()
+        self._answered(worker, ended)
+        at = 0
+        for task, result in ended:
+            count = result[3]
+            task.end(Answered(result, buffers[at : at + count] if count else (), worker.pid, self._named(worker)))
+            at += count
+
+    def _hear(self) -> None:
+        reports = self._zygote.reports()
+        if reports is None:
+            with self._lock:
+                self._poller.drop(self._zygote.control)
+                pids = [worker.pid for worker in self._workers.values() if worker.pid is not None]
+            end_orphans(pids)
+            if not self._stopping:
+                self._break("the process that starts workers has ended")
+            return
+        for report in reports:
+            worker = self._workers.get(report.number)
+            if worker is None:
+                continue
+            if isinstance(report, Started):
+                worker.pid = report.pid
+            else:
+                self._bury(worker, report)
+
+    def _bury(self, worker: WorkerState, report: Ended | NotStarted) -> None:
+        """A worker has ended: hear its last words, forget it, and see what becomes of its tasks."""
+        with contextlib.suppress(BlockingIOError, EOFError, OSError):
+            while True:
+                for said, buffers in worker.stream.read():
+                    if type(said) is not tuple:
+                        self._take(worker, said, buffers)
+                    elif said[0] == pooled.SUBMIT:  # else nobody is there any more for whom it would matter
+                        self._asked(worker, said, buffers)
+        if worker.output is not None:
+            worker.output.read()
+            worker.output.end_line()
+        with self._lock:
+            for file in (worker.endpoint.sock, worker.endpoint.output):
+                if file is not None:
+                    with contextlib.suppress(KeyError):
+                        self._poller.drop(file)
+            del self._workers[worker.number]
+            started = self._lost(worker)
+            worker.has.clear()
+            worker.pending.clear()
+            worker.endpoint.close()
+        self._buried(worker, started, report)
+
+    def _next_deadline_s(self) -> float | None:
+        return max(0.0, self._deadlines[0][0] - time.monotonic()) if self._deadlines else None
+
+    def _end_overdue(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            while self._deadlines and self._deadlines[0][0] <= now:
+                _, number, task = heapq.heappop(self._deadlines)
+                worker = self._workers.get(number)
+                if worker is not None and task in worker.has:
+                    worker.timed_out = True
+                    self._zygote.kill_worker(number)
+
+    def _clean_up(self) -> None:
+        with self._lock:
+            self._broken = self._broken or "the executor was shut down"
+            workers, self._workers = list(self._workers.values()), {}
+            for worker in workers:
+                worker.endpoint.close()
+            self._poller.close()
+        self._zygote.close()
+        self._alarm.close()
+        self._alarm_in.close()
+
+
+def _leave_all() -> None:
+    for pool in list(_pools):
+        pool.leave()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where there are no forks either
+    os.register_at_fork(after_in_child=_leave_all)

@@ -1,0 +1,206 @@
+"""A task on its way through a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from remoteexec_server.wire import pooled
+from remoteexec_server.wire.names import TaskKey
+
+from ..futures import TaskFuture
+from .ledger import Need
+
+R = TypeVar("R")
+_ONE_CORE = Need()
+
+
+class Function:
+    """A pickled function; equal ones are one object. `number` is its name on the wire."""
+
+    __slots__ = ("__weakref__", "buffers", "data", "number")
+
+    def __init__(self, number: int, data: bytes, buffers: tuple[memoryview, ...]) -> None:
+        self.number, self.data, self.buffers = number, data, buffers
+
+
+class Owner(Protocol):
+    """Who submits tasks to a pool."""
+
+    def ended(self, task: PoolTask, end: End) -> None:
+        """A task has ended; called on any thread."""
+
+    def forget(self, key: TaskKey) -> None:
+        """A future was cancelled whose task had not been begun."""
+
+    def cancel_running(self, key: TaskKey) -> bool:
+        """A future was cancelled whose task had been begun: end that. True."""
+
+    def asked(self, pool: Any, worker: Any, task: PoolTask, ask: pooled.Ask, buffers: Sequence[Any]) -> None:
+        """A running task asks for something; called on the pool thread."""
+
+
+class PoolFuture(TaskFuture[R]):
+    """The future of a task in a pool: a running task can be cancelled, too."""
+
+    owner: Owner
+
+    def __init__(self, key: TaskKey, owner: Owner, function: str = "") -> None:
+        super().__init__(key, owner, _nobody, function)
+
+    def cancel(self) -> bool:
+        """Cancel the task: one that waits does not start, one that runs is ended with its process."""
+        return self.cancel_waiting() or (self.end_cancelled() and self.owner.cancel_running(self.key))
+
+    def cancel_waiting(self) -> bool:
+        """Cancel the task unless it has been begun."""
+        before = self.cancelled()
+        if not super().cancel():
+            return False
+        if not before:
+            self.owner.forget(self.key)
+        return True
+
+    def end_cancelled(self) -> bool:
+        """For the owner: a task that has been begun is cancelled; whether it had not ended before."""
+        with self._condition:
+            if self._state != "RUNNING":
+                return False
+            self._state = "CANCELLED_AND_NOTIFIED"
+            for waiter in self._waiters:
+                waiter.add_cancelled(self)
+            self._condition.notify_all()
+        self._invoke_callbacks()  # type: ignore[attr-defined]  # typeshed leaves it out
+        return True
+
+
+def _nobody(key: TaskKey) -> None:
+    """The owner is told in another way: a bound method for each of 100,000 futures is memory."""
+
+
+class PoolTask:
+    """One call that is ready to run, and who is told how it ends.
+
+    Attributes:
+        number: its token.
+        function: what it calls.
+        call: as it goes over the wire.
+        buffers: out-of-band bytes of arguments and inputs, as the call has them.
+        future: the user's.
+        owner: told how it ended.
+        need: what it takes while it runs.
+        walltime_s: seconds after which it is ended; None: never.
+        setup: of a fresh process for it.
+    """
+
+    __slots__ = (
+        "_begun", "_kept", "buffers", "call", "function", "future", "need", "number", "owner", "setup", "size",
+        "walltime_s"
+    )  # fmt: skip
+    depth = 0  # how many tasks stand between it and the user
+
+    def __init__(self, number: int, future: PoolFuture[Any], owner: Owner) -> None:
+        self.number, self.future, self.owner = number, future, owner
+        self.need = _ONE_CORE
+        self.walltime_s: float | None = None
+        self.setup: pooled.Setup | None = None
+        self._begun: bool | None = None
+        self._kept = False
+
+    def fill(
+        self,
+        function: Function,
+        data: bytes,
+        buffers: Sequence[memoryview] = (),
+        inputs: Sequence[tuple[bytes, Sequence[memoryview]]] | None = None,
+    ) -> None:
+        """What is called with what; once, before it is submitted.
+
+        Args:
+            inputs: results of other tasks that the arguments refer to by position: pickled, with their buffers.
+        """
+        rest, buffers = pooled.split(data, buffers)
+        size = len(data) if rest is not None else 0
+        given: list[pooled.Input] | None = None
+        if inputs is not None:
+            given = []
+            for value, its in inputs:
+                value_rest, its = pooled.split(value, its)
+                given.append((value_rest, len(its)))
+                size += len(value) if value_rest is not None else 0
+                if its:
+                    buffers = [*buffers, *its]
+        self.function, self.buffers = function, buffers
+        self.call: pooled.Call = (
+            self.number, function.number, rest, len(buffers), tuple(given) if given is not None else None
+        )  # fmt: skip
+        self.size = size + sum([buffer.nbytes for buffer in buffers]) if buffers else size
+
+    def begin(self) -> bool:
+        """Whether it may run: it was not cancelled, and cannot be from now on. May be asked again."""
+        if self._begun is None:
+            self._begun = self.future.show_running()
+        return self._begun
+
+    def end(self, end: End) -> None:
+        """Tell how it ended; once."""
+        self.owner.ended(self, end)
+
+    def keep_buffers(self) -> None:
+        """Copy what the caller may change as soon as `submit` has returned; once."""
+        if self.buffers and not self._kept:
+            self._kept = True
+            self.buffers = [view if view.readonly else memoryview(bytes(view)) for view in self.buffers]
+
+    def give_up(self) -> None:
+        """It was cancelled and may stand in a line still: what it was to be called with is not kept for that."""
+        self._begun = False
+        self.buffers = ()
+        self.call = (self.number, 0, b"", 0, None)
+
+
+def visible(gpus: Sequence[str], variables: Sequence[str]) -> Mapping[str, str]:
+    """The environment that shows these GPUs and no others; nothing changes for who asked for none."""
+    return dict.fromkeys(variables, ",".join(gpus)) if gpus else {}
+
+
+def with_environment(setup: pooled.Setup | None, more: Mapping[str, str]) -> pooled.Setup:
+    """The same worker with more variables."""
+    found: pooled.Setup = {**setup} if setup is not None else {}
+    if more:
+        found["environment"] = {**found.get("environment", {}), **more}
+    return found
+
+
+class Answered(NamedTuple):
+    """The worker has answered."""
+
+    result: pooled.Result
+    buffers: Sequence[Any]
+    pid: int | None = None
+    worker: int | None = None
+
+
+@dataclass(frozen=True)
+class Died:
+    """The worker ended while it had the task.
+
+    Attributes:
+        status: as `os.waitpid` says.
+        timed_out: we ended it, since it took longer than it had asked for.
+    """
+
+    pid: int
+    status: int
+    timed_out: bool = False
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The task cannot be run: the pool has nothing left to run it."""
+
+    reason: str
+
+
+End = Answered | Died | Broken

@@ -1,0 +1,132 @@
+"""One worker as the pool sees it: what it has, and what is still to be written to it."""
+
+from __future__ import annotations
+
+import itertools
+import select
+import socket
+from collections import deque
+from collections.abc import Sequence
+
+from remoteexec_server.wire import pooled
+
+from .ledger import Need
+from .output import OutputReader
+from .tasks import PoolTask
+from .zygote_client import Endpoint
+
+Pieces = deque["bytes | memoryview"]
+
+POOL = 0
+"""Who writes to a worker's socket: the pool thread writes what is pending. Otherwise the ticket of who posts."""
+_tickets = itertools.count(1)
+
+
+class WorkerState:
+    """One worker.
+
+    Attributes:
+        output: reads what its tasks print, if that is wanted.
+        has: tasks it was given and has not answered, in order.
+        untold: tasks it has whose tokens have not been written yet.
+        knows: functions it was sent.
+        load: bytes of the calls it has.
+        pid: once it has started.
+        ready: it is set up.
+        writer: who is writing to its socket, and nobody else may: POOL or a ticket; None for nobody.
+        pending: what the pool thread has still to write.
+        retiring: it ends when it has nothing.
+        timed_out: we ended it, since a task took too long.
+        cancelled: we ended it, since its task was cancelled.
+        gpus: it has for all its life.
+        need: what it takes of the machine and has not given back.
+        resting: its task waits for tasks that it has submitted, and its place is theirs.
+        spare: it has nothing, and others have all places.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.stream = pooled.Stream(endpoint.sock)
+        self.output: OutputReader | None = None
+        self.has: dict[int, PoolTask] = {}
+        self.untold: Sequence[PoolTask] = ()
+        self.knows: set[int] = set()
+        self.load = 0
+        self.pid: int | None = None
+        self.ready = False
+        self.writer: int | None = None
+        self.pending: Pieces = deque()
+        self.retiring = False
+        self.timed_out = False
+        self.cancelled = False
+        self.gpus: tuple[str, ...] = ()
+        self.need: Need | None = None
+        self.resting = False
+        self.spare = False
+
+    @property
+    def number(self) -> int:
+        """Which worker it is."""
+        return self.endpoint.number
+
+    def ticket(self) -> int:
+        """Become its writer; under the pool's lock."""
+        self.writer = next(_tickets)
+        return self.writer
+
+    def frame(self, tasks: Sequence[PoolTask], setup: pooled.Setup | None = None) -> Pieces:
+        """Calls as they are written to it; who asks has to write them. It is sent each function once."""
+        if setup is None and len(tasks) == 1:
+            (task,) = tasks
+            if not task.buffers and task.function.number in self.knows:  # most often
+                return deque(pooled.frame((None, (), (task.call,))))
+        functions: list[pooled.Function] = []
+        buffers: list[memoryview] = []
+        for task in tasks:
+            function = task.function
+            if function.number not in self.knows:
+                self.knows.add(function.number)
+                rest, its = pooled.split(function.data, function.buffers)
+                functions.append((function.number, rest, len(its)))
+                buffers += its
+        for task in tasks:
+            if task.buffers:
+                buffers += task.buffers
+        return deque(pooled.frame((setup, functions, [task.call for task in tasks]), buffers))
+
+
+def write(sock: socket.socket, pieces: Pieces, patience_s: float = 0.0) -> bool:
+    """Write to a socket that does not block.
+
+    Args:
+        pieces: what is written is taken out of it.
+        patience_s: how long to wait for the other end to read some.
+
+    Returns:
+        Whether all is written, or never will be: that a worker is gone is noticed elsewhere.
+    """
+    while pieces:
+        piece = pieces[0]
+        try:
+            sent = sock.send(piece)
+        except BlockingIOError:
+            if not patience_s or not _writable(sock, patience_s):
+                return False
+            continue
+        except OSError:
+            pieces.clear()
+            return True
+        if sent == len(piece):
+            pieces.popleft()
+        else:
+            pieces[0] = memoryview(piece)[sent:]
+    return True
+
+
+def _writable(sock: socket.socket, timeout_s: float) -> bool:
+    try:
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLOUT)
+        return bool(poll.poll(timeout_s * 1000))
+    except (OSError, ValueError):  # closed meanwhile: the next write says so
+        return True

@@ -1,0 +1,192 @@
+"""The zygote as the pool sees it: asks for workers, is told of their ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from remoteexec_server import zygote
+
+BUFFER = 1 << 18
+"""Bytes a socket may hold, and at most twice that: fewer switches between the two ends of a large argument."""
+_START = (
+    "import sys, os; sys.path[:] = sys.argv.pop(1).split(os.pathsep); "
+    "from remoteexec_server.__main__ import main; sys.exit(main())"
+)
+"""Its modules are to be found where ours were; by PYTHONPATH, all that tasks start would be told so, too."""
+
+
+def path() -> str:
+    """Where modules are found here, as one text."""
+    return os.pathsep.join([place or os.getcwd() for place in sys.path])
+
+
+class Endpoint:
+    """Our ends of what connects us with one worker.
+
+    Attributes:
+        sock: calls and results; does not block.
+        token_in: where tokens are written; with `token_out`, where they are read, None for a worker of one call, and
+            when closed: a number that somebody else's file may have next is not kept.
+        output: where what it prints is read, if it is; does not block.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        sock: socket.socket,
+        token_in: int | None = None,
+        token_out: int | None = None,
+        output: int | None = None,
+    ) -> None:
+        self.number, self.sock, self.token_in, self.token_out = number, sock, token_in, token_out
+        self.output = output
+
+    def close(self) -> None:
+        """The worker ends as soon as it waits for a call."""
+        self.sock.close()
+        handles = (self.token_in, self.token_out, self.output)
+        self.token_in = self.token_out = self.output = None
+        for handle in handles:
+            if handle is not None:
+                os.close(handle)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker is there."""
+
+    number: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class NotStarted:
+    """A worker could not be forked."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A worker is gone; `status` as `os.waitpid` says."""
+
+    number: int
+    pid: int
+    status: int
+
+
+Report = Started | NotStarted | Ended
+
+
+class ZygoteClient:
+    """Starts a zygote. One thread at a time.
+
+    It is in a session of its own: Ctrl-C in the terminal reaches the caller alone, which decides what ends.
+
+    Args:
+        preload: modules it imports, for all workers.
+
+    Attributes:
+        environment: what workers have unless they are told otherwise.
+    """
+
+    def __init__(self, preload: Sequence[str] = ()) -> None:
+        self.environment = dict(os.environ)
+        self.control, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _START, path(), "zygote", str(theirs.fileno()), *preload],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+        except BaseException:
+            self.control.close()
+            raise
+        self._kept = b""
+
+    def start_worker(self, number: int, kept: bool, output: bool = False) -> Endpoint:
+        """Fork a worker. It is there for calls at once: they wait in the socket until it reads.
+
+        Args:
+            output: read what it prints; otherwise that goes where ours goes.
+
+        Raises:
+            OSError: no more files can be opened.
+        """
+        ours, theirs = socket.socketpair()
+        pipe: tuple[int, ...] = ()
+        printed: tuple[int, ...] = ()
+        try:
+            with theirs:
+                for end in (ours, theirs):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+                ours.setblocking(False)
+                if kept:
+                    pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+                if output:
+                    printed = os.pipe2(os.O_CLOEXEC)
+                    os.set_blocking(printed[0], False)
+                request = zygote.REQUEST.pack(zygote.KEPT if kept else zygote.ONCE, number)
+                with contextlib.suppress(ConnectionError):  # the pool hears of it
+                    socket.send_fds(self.control, [request], [theirs.fileno(), *pipe[:1], *printed[1:]])
+            if printed:
+                os.close(printed[1])
+        except BaseException:
+            ours.close()
+            for handle in (*pipe, *printed):
+                os.close(handle)
+            raise
+        token_out, token_in = pipe or (None, None)
+        return Endpoint(number, ours, token_in, token_out, printed[0] if printed else None)
+
+    def kill_worker(self, number: int) -> None:
+        """Kill a worker and all that it started, if it is still there."""
+        with contextlib.suppress(OSError):
+            self.control.sendall(zygote.REQUEST.pack(zygote.KILL, number))
+
+    def reports(self) -> list[Report] | None:
+        """What it has said; None when it has ended. Reads once."""
+        try:
+            data = self.control.recv(1 << 16)
+        except ConnectionError:
+            data = b""
+        if not data:
+            return None
+        data = self._kept + data
+        whole = len(data) - len(data) % zygote.REPORT.size
+        self._kept = data[whole:]
+        return [_report(*fields) for fields in zygote.REPORT.iter_unpack(data[:whole])]
+
+    def close(self) -> None:
+        """End the zygote, and with it every worker."""
+        self.control.close()
+        self._process.wait()
+
+    def leave(self) -> None:
+        """In a fork of the caller: let go, so that the zygote sees the caller's end."""
+        self.control.close()
+
+
+def end_orphans(pids: Sequence[int]) -> None:
+    """The zygote is gone, and cannot end its workers."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _report(number: int, pid: int, status: int) -> Report:
+    if status == zygote.STARTED:
+        return Started(number, pid)
+    if status == zygote.NOT_STARTED:
+        return NotStarted(number, os.strerror(pid))
+    return Ended(number, pid, status)

@@ -1,0 +1,528 @@
+"""The ranks of MPI functions: started with mpiexec, told what to run, ended.
+
+    pool ── worker ─┬─ mpiexec ─┬─ rank 0      each rank connects back to the worker by a socket of its own, in a
+                    │           ├─ rank 1      directory that is the user's alone, and both ends prove that they
+                    │           └─ ...         know a secret before anything else is read
+                    └─ sweeper
+
+To the pool this is a worker like any other. It sends each call to all ranks as it came, unopened, and answers with the
+list of their results, unopened too. The first rank that raises or ends ends them all: others may wait for it inside
+MPI for ever.
+
+What mpiexec, the ranks and what they started use is found and taken away by the sweeper, a process that waits for the
+worker's end, however that comes: neither Open MPI nor MPICH clean up after they were killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import select
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import failure
+from .mpi_rank import ABORT, SECRET
+from .sweeper import Sweeper
+from .wire import handshake, payload, pooled
+from .wire.payload import Pickled
+
+_START_S = 60.0
+"""To start N interpreters and initialise MPI; picked, not measured: 0.5 s here, many ranks on a slow disk take long."""
+_HANDSHAKE_S = 30.0
+_END_S = 5.0
+"""For the ranks to finalise MPI and end after their last call."""
+_EXPLAIN_S = 2.0
+"""For mpiexec to say why a rank ended: Open MPI takes 1 s."""
+_TICK_S = 1.0
+"""How often mpiexec is looked at where the kernel cannot tell of its end (Linux before 5.3)."""
+_TAIL = 4000
+_WHICH = "put the mpiexec that belongs to mpi4py's first in PATH, or name it in REMOTEEXEC_MPIEXEC"
+_PACKAGE = str(Path(__file__).parent)
+_GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+_NO_BATCH_SYSTEM = "^slurm,tm,lsf,gridengine,alps,flux,pbs"
+_FOREIGN = (
+    "PMI_",
+    "PMIX_",
+    "OMPI_COMM_WORLD_",
+    "OMPI_UNIVERSE_SIZE",
+    "OMPI_MCA_ess",
+    "OMPI_MCA_orte",
+    "OMPI_MCA_pmix",
+    "MPI_LOCAL",
+    "PRTE_LAUNCHED",
+)
+"""Variables of a rank that we may be running in: they would confuse a further mpiexec."""
+_BATCH = "SLURM_"
+"""Variables of a job that we may be running in: mpiexec would start ranks by srun. The ranks see them."""
+
+Answer = tuple[bool, bytes, "tuple[memoryview, ...]"]
+"""Whether there is a result, that or a `failure`, and its buffers."""
+Launch = tuple[int, list[str], bool]
+"""How many ranks, mpiexec with its options, and whether they may be more than there are cores."""
+
+
+class RanksDidNotStart(Exception):
+    """There is no MPI program, for the reason it says."""
+
+
+class RankEnded(Exception):
+    """A rank ended while it had a call, by MPI_Abort with this error code or otherwise."""
+
+    def __init__(self, rank: _Rank, abort: int | None = None) -> None:
+        super().__init__(rank.number)
+        self.rank, self.abort = rank, abort
+
+
+class PoolGone(Exception):
+    """Nobody waits for results any more."""
+
+
+class Ranks:
+    """Runs each call on all ranks, which stay from call to call.
+
+    Args:
+        setup: what each is made to be; its `launch` says how they are started.
+        pool: the worker's socket, watched for its end.
+        worker: number of the worker, if it is kept, which each rank's code sees as its own.
+    """
+
+    def __init__(self, setup: pooled.Setup, pool: socket.socket, worker: int | None) -> None:
+        self._setup, self._pool, self._worker = setup, pool, worker
+        self._program: _Program | None = None
+        self._sent: set[int] = set()  # functions the present ranks know
+        self.broken = False
+
+    def start(self) -> bytes | None:
+        """Start the ranks if they are not there: at first, after a failure, or when one ended while it had no call.
+
+        Returns:
+            The `failure` if there is no starting them.
+        """
+        if self._program is not None and not self._program.whole():
+            self._program.kill()
+            self._program = None
+        if self._program is None:
+            self._sent.clear()
+            program = _Program(self._setup, self._pool, self._worker)
+            try:
+                program.start()
+            except RanksDidNotStart as exc:
+                return failure.amended(failure.packed(exc, "ranks_not_started"), traceback="")
+            self._program = program
+        return None
+
+    def run(self, call: pooled.Call, buffers: Sequence[Any], function: tuple[Any, Sequence[Any]]) -> Answer:
+        """Run one call on all ranks.
+
+        Args:
+            call: as it came, with its buffers.
+            function: pickled, and its buffers.
+
+        Returns:
+            The list of results by rank, or the first failure. After a failure the next call has new ranks: messages
+            that the failed one left under way could reach it otherwise. After the end of a rank `broken` is True.
+        """
+        if (failed := self.start()) is not None:
+            return False, failed, ()
+        assert self._program is not None
+        program = self._program
+        number = call[1]
+        functions: list[pooled.Function] = []
+        views = [memoryview(buffer) for buffer in buffers]
+        if number not in self._sent:
+            self._sent.add(number)
+            data, its = pooled.split(function[0], [memoryview(buffer) for buffer in function[1]])
+            functions.append((number, data, len(its)))
+            views = [*its, *views]
+        try:
+            program.tell(functions, call, views)
+            return program.results()
+        except _Failed as exc:
+            text = f"MPI rank {exc.rank} of {program.size}:\n"
+            self._program = None
+            program.kill()
+            return False, failure.amended(exc.data, text, rank=exc.rank, ranks=program.size), ()
+        except RankEnded as exc:
+            self.broken, self._program = True, None
+            message, facts = program.explain(exc)
+            packed = failure.packed(exc, "rank_ended")
+            return False, failure.amended(packed, message=message, traceback="", **facts), ()
+
+    def end(self) -> None:
+        """Let the ranks finalise MPI and end."""
+        if self._program is not None:
+            self._program.end()
+            self._program = None
+
+
+@dataclass
+class _Rank:
+    sock: socket.socket
+    stream: pooled.Stream
+    pid: int
+    number: int = -1
+
+
+class _Failed(Exception):
+    """A rank answered with a failure."""
+
+    def __init__(self, rank: int, data: bytes) -> None:
+        super().__init__(rank)
+        self.rank, self.data = rank, data
+
+
+@dataclass
+class _Tail:
+    """Shows what mpiexec and the ranks write to stderr, and remembers the end of it.
+
+    A thread reads it, since nobody else may be free to: who writes would wait.
+    """
+
+    handle: int
+    data: bytes = b""
+    thread: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.thread = threading.Thread(target=self._copy, name="remoteexec-mpi-stderr", daemon=True)
+        self.thread.start()
+
+    def _copy(self) -> None:
+        with contextlib.closing(os.fdopen(self.handle, "rb", buffering=0)) as file:
+            while piece := file.read(1 << 16):
+                self.data = (self.data + piece)[-_TAIL:]
+                with contextlib.suppress(OSError):
+                    os.write(2, piece)
+
+    def text(self) -> str:
+        """What it said last, once it has ended or said nothing for long."""
+        self.thread.join(1.0)
+        lines = self.data.decode(errors="replace").splitlines()
+        return "\n".join(line for line in lines if line.strip(" -="))
+
+
+class _Program:
+    """One mpiexec and its ranks."""
+
+    def __init__(self, setup: pooled.Setup, pool: socket.socket, worker: int | None) -> None:
+        self.size, self._command, self._oversubscribe = setup["launch"]
+        self._setup, self._pool, self._worker = setup, pool, worker
+        self._told = False  # the ranks have their setup
+        self._ranks: list[_Rank] = []
+        self._files: set[str] = set()
+
+    # ---- start ----
+
+    def start(self) -> None:
+        """Start the ranks and wait until all have initialised MPI.
+
+        Raises:
+            RanksDidNotStart: with what mpiexec said; in `_START_S` at most.
+        """
+        self._sweeper = Sweeper()
+        directory = self._sweeper.directory
+        secret = secrets.token_bytes(32)
+        address = os.path.join(directory, "s")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(address)
+            listener.listen(self.size)
+            argv = [*self._command, "-n", str(self.size)]
+            argv += [sys.executable, _PACKAGE, "mpi-rank", address, str(self.size)]
+            argv += [str(self._worker)] if self._worker is not None else []
+            environment = _environment(directory, self._oversubscribe) | {SECRET: secret.hex()}
+            for name, value in self._setup.get("environment", {}).items():
+                environment.pop(name, None)
+                if value is not None:
+                    environment[name] = value
+            try:
+                self._process = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    env=environment,
+                    bufsize=0,
+                    start_new_session=True,  # the pool kills the worker's group: the sweeper has to be first here
+                )
+            except OSError as exc:
+                self._sweeper.sweep()
+                raise RanksDidNotStart(f"{self._command[0]} cannot be started: {exc}") from exc
+            self._sweeper.note_group(self._process.pid)
+            assert self._process.stderr is not None
+            self._tail = _Tail(os.dup(self._process.stderr.fileno()))
+            self._process.stderr.close()
+            try:
+                self._gather(listener, secret)
+            except BaseException as exc:
+                self.kill()
+                if isinstance(exc, RanksDidNotStart):
+                    said = self._tail.text()
+                    raise RanksDidNotStart(f"{exc}\n{said}" if said else str(exc)) from None
+                raise
+
+    def _gather(self, listener: socket.socket, secret: bytes) -> None:
+        """Take the ranks' connections, and hear from each that MPI is there."""
+        deadline = time.monotonic() + _START_S
+        poll = select.poll()
+        poll.register(listener.fileno(), select.POLLIN)
+        poll.register(self._pool.fileno(), select.POLLHUP)
+        waiting: dict[int, _Rank] = {}
+        with _end_of(self._process.pid) as end:
+            if end is not None:
+                poll.register(end, select.POLLIN)
+            while len(self._ranks) < self.size:
+                for handle, event in poll.poll(_TICK_S * 1000):
+                    if handle == listener.fileno():
+                        rank = self._accept(listener, secret)
+                        if rank is not None:
+                            waiting[rank.sock.fileno()] = rank
+                            poll.register(rank.sock.fileno(), select.POLLIN)
+                    elif handle in waiting:
+                        poll.unregister(handle)
+                        self._hear(waiting.pop(handle))
+                    elif handle == self._pool.fileno() and event & select.POLLHUP:
+                        raise PoolGone
+                if self._process.poll() is not None:
+                    raise RanksDidNotStart(f"{self._name()} ended with exit code {self._process.returncode}")
+                if time.monotonic() > deadline:
+                    absent = self.size - len(self._ranks) - len(waiting)
+                    raise RanksDidNotStart(
+                        f"after {_START_S:.0f} s {absent} of {self.size} ranks that {self._name()} started have not "
+                        f"connected, and {len(waiting)} have not initialised MPI"
+                    )
+        self._ranks.sort(key=lambda rank: rank.number)
+
+    def _accept(self, listener: socket.socket, secret: bytes) -> _Rank | None:
+        sock, _ = listener.accept()
+        sock.settimeout(_HANDSHAKE_S)
+        try:
+            handshake.accepted(sock, secret)
+        except (handshake.NotOurs, OSError):
+            sock.close()
+            return None
+        sock.settimeout(None)
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, _, _ = struct.unpack("3i", credentials)
+        self._sweeper.note_group(pid)
+        return _Rank(sock, pooled.Stream(sock), pid)
+
+    def _hear(self, rank: _Rank) -> None:
+        """A rank says who it is, or why it cannot be one."""
+        try:
+            (number, *said), _ = rank.stream.next()
+        except (EOFError, ConnectionError):
+            raise RanksDidNotStart(
+                f"a rank (pid {rank.pid}) ended before it had initialised MPI; if {self._name()} is not of "
+                f"the MPI that mpi4py uses: {_WHICH}"
+            ) from None
+        if number is None:
+            raise RanksDidNotStart(f"a rank cannot initialise MPI: {said[0]}")
+        size, library, files = said
+        if size != self.size:
+            self._wait(_EXPLAIN_S)  # each ends by itself, and cleans up
+            raise RanksDidNotStart(
+                f"{self._name()} started {self.size} ranks, and MPI counts {size}: mpi4py uses "
+                f"{library}, which is not the MPI of that mpiexec; {_WHICH}"
+            )
+        for file in set(files) - self._files:
+            self._files.add(file)
+            self._sweeper.note_file(file)
+        rank.number = number
+        self._ranks.append(rank)
+
+    def _name(self) -> str:
+        return " ".join(self._command)
+
+    # ---- calls ----
+
+    def whole(self) -> bool:
+        """Whether all ranks are there."""
+        poll = select.poll()
+        for rank in self._ranks:
+            poll.register(rank.sock.fileno(), select.POLLIN)
+        return not poll.poll(0)  # between calls they say nothing: what is there to read is an end
+
+    def tell(self, functions: Sequence[pooled.Function], call: pooled.Call, buffers: Sequence[memoryview]) -> None:
+        """Send a call to all ranks, and functions that they do not know."""
+        for rank in self._ranks:
+            setup = None if self._told else self._setup_of(rank.number)
+            with contextlib.suppress(OSError):  # that it has ended is found when its answer is read
+                pooled.send(rank.sock, (setup, functions, [call]), buffers)
+        self._told = True
+
+    def _setup_of(self, rank: int) -> pooled.Setup:
+        """The setup of one rank: of the task's GPUs and memory it has its share."""
+        setup: pooled.Setup = {**self._setup, "launch": None}
+        environment: dict[str, str | None] = {n: value for n, value in os.environ.items() if n.startswith(_BATCH)}
+        environment |= setup.get("environment", {})
+        for name in _GPU_VARIABLES:
+            gpus = (environment.get(name) or "").split(",")
+            if len(gpus) >= self.size:
+                each = len(gpus) // self.size
+                environment[name] = ",".join(gpus[rank * each : (rank + 1) * each])
+        setup["environment"] = environment
+        memory = setup.get("memory_bytes")
+        setup["memory_bytes"] = memory // self.size if memory is not None else None
+        return setup
+
+    def results(self) -> Answer:
+        """Wait for the results of all ranks.
+
+        Raises:
+            _Failed: the first rank that answered with a failure.
+            RankEnded: the first that ended.
+            PoolGone: nobody waits any more.
+        """
+        results: list[Pickled | None] = [None] * self.size
+        by_handle = {rank.sock.fileno(): rank for rank in self._ranks}
+        # epoll tells of events in the order they happened, so the first end it tells of is the first there was
+        with select.epoll() as poll:
+            poll.register(self._pool.fileno(), 0)  # its end alone
+            for handle in by_handle:
+                poll.register(handle, select.EPOLLIN)
+            while by_handle:
+                for handle, _ in poll.poll():
+                    if handle == self._pool.fileno():
+                        raise PoolGone
+                    rank = by_handle[handle]
+                    results[rank.number] = _result(rank)
+                    poll.unregister(handle)
+                    del by_handle[handle]
+        whole = payload.dumps([payload.Filled(result, ()) for result in results if result is not None])
+        return True, whole.data, whole.buffers
+
+    # ---- end ----
+
+    def end(self) -> None:
+        """Let the ranks end."""
+        for rank in self._ranks:
+            rank.sock.shutdown(socket.SHUT_WR)
+        self._wait(_END_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """End all processes, whatever they do."""
+        self._sweeper.sweep()
+        self._process.kill()  # if somebody has killed the sweeper
+        self._process.wait()
+        for rank in self._ranks:
+            rank.sock.close()
+
+    def explain(self, end: RankEnded) -> tuple[str, dict[str, Any]]:
+        """End all ranks after one has ended; what is known of it, in words and as facts."""
+        ended_itself = self._wait(_EXPLAIN_S)
+        self.kill()
+        text = self._tail.text()
+        code = self._process.returncode if ended_itself else None
+        rank = end.rank
+        if end.abort is None:
+            named = _rank_named_in(text)
+            rank = next((one for one in self._ranks if one.number == named), rank)
+        did = "ended" if end.abort is None else f"called MPI_Abort with error code {end.abort}"
+        message = f"MPI rank {rank.number} of {self.size} (pid {rank.pid}) {did}"
+        if code is not None:
+            message += f"; {self._name()} ended with exit code {code}"
+        found = re.search(r"\bsignal (\d+)", text)
+        return f"{message}\n{text}" if text else message, {
+            "rank": rank.number,
+            "ranks": self.size,
+            "exit_code": code,
+            "signal": int(found[1]) if found else None,
+            "log_tail": text,
+        }
+
+    def _wait(self, most_s: float) -> bool:
+        """Wait for mpiexec's end; whether it came."""
+        with _end_of(self._process.pid) as end:
+            if end is not None:
+                select.select([end], [], [], most_s)
+                return self._process.poll() is not None
+        try:
+            self._process.wait(most_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+
+def _result(rank: _Rank) -> Pickled:
+    """What a rank answers to a call."""
+    try:
+        said, read = rank.stream.next()
+    except (EOFError, ConnectionError):
+        raise RankEnded(rank) from None
+    if said[0] == ABORT:
+        raise RankEnded(rank, said[1])
+    ((_, ok, rest, *_),) = said
+    data, buffers = pooled.joined(rest, read)
+    if not ok:
+        raise _Failed(rank.number, bytes(data))
+    return Pickled(bytes(data), tuple(map(memoryview, buffers)))
+
+
+def _rank_named_in(text: str) -> int | None:
+    """The rank that Open MPI or MPICH hold to be the first that ended; None if they name none.
+
+    Which connection ended first does not say it for certain: on MPI_Abort others may be killed before the one that
+    called it.
+    """
+    for pattern in (
+        r"MPI_ABORT was invoked on rank (\d+) in communicator MPI_COMM_WORLD",  # Open MPI
+        r"noticed that process rank (\d+)",
+        r"due to process rank (\d+)",
+        r"Process name: \[\[\d+,\d+\],(\d+)\]",
+        r"^Abort\(\d+\) on node (\d+) ",  # MPICH
+    ):
+        if found := re.search(pattern, text, re.MULTILINE):
+            return int(found[1])
+    return None
+
+
+@contextlib.contextmanager
+def _end_of(pid: int) -> Iterator[int | None]:
+    """A handle that can be read when a child has ended; None where there is no such thing."""
+    try:
+        handle = os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        handle = None
+    try:
+        yield handle
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _environment(directory: str, oversubscribe: bool) -> dict[str, str]:
+    """What mpiexec is told. By variables, since Open MPI and MPICH have no options in common, and each ignores these.
+
+    The pool has counted the cores: no rank is bound to one, or two programs would share the first; hardware threads
+    count as cores, as they do in `sched_getaffinity`; and no batch system is asked, we stay on this machine.
+    """
+    told = {
+        "HYDRA_LAUNCHER": "fork",
+        "HYDRA_RMK": "user",
+        "OMPI_MCA_plm": "isolated",
+        "OMPI_MCA_ras": _NO_BATCH_SYSTEM,
+        "PRTE_MCA_ras": _NO_BATCH_SYSTEM,
+        "OMPI_MCA_orte_tmpdir_base": directory,
+        "PRTE_MCA_prte_tmpdir_base": directory,
+        "OMPI_MCA_hwloc_base_binding_policy": "none",
+        "PRTE_MCA_hwloc_default_binding_policy": "none",
+        "OMPI_MCA_hwloc_base_use_hwthreads_as_cpus": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":HWTCPUS",
+    }
+    if oversubscribe:
+        told["OMPI_MCA_rmaps_base_oversubscribe"] = "1"
+        told["PRTE_MCA_rmaps_default_mapping_policy"] = ":OVERSUBSCRIBE"
+    if os.geteuid() == 0:  # Open MPI refuses root, who has asked for it by being root
+        for prefix in ("OMPI", "PRTE"):
+            told[f"{prefix}_ALLOW_RUN_AS_ROOT"] = told[f"{prefix}_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+    return {name: value for name, value in os.environ.items() if not name.startswith((*_FOREIGN, _BATCH))} | told

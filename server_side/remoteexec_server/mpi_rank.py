@@ -1,0 +1,68 @@
+"""One rank of an MPI function: a process that mpiexec started, and a worker that is told calls by `mpi`.
+
+It shows that it is ours, initialises MPI, says which rank of how many it is, and runs calls until it is told no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import traceback
+from typing import Any
+
+from .sweeper import shared_memory
+from .wire import handshake, pooled
+from .worker import Worker
+
+SECRET = "REMOTEEXEC_MPI_SECRET"  # the variable's name
+ABORT = "abort"
+"""Said, with the error code, by a rank that calls MPI_Abort."""
+
+
+def main(argv: list[str]) -> int:
+    """`mpi-rank SOCKET RANKS [WORKER]`: run calls until the socket ends."""
+    secret = bytes.fromhex(os.environ.pop(SECRET))
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.connect(argv[0])
+    handshake.connected(sock, secret)
+    try:
+        # MPI is initialised by this import, and finalised when the interpreter exits
+        from mpi4py import MPI
+
+        _tell_aborts(MPI, sock)
+        library = MPI.Get_library_version().splitlines()[0].strip("\0 ")
+        hello = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size(), library, shared_memory(os.getpid())
+    except BaseException:  # the process edge: told to who waits
+        pooled.send(sock, (None, traceback.format_exc(limit=0).strip()))
+        return 1
+    pooled.send(sock, hello)
+    if hello[1] != int(argv[1]):  # an mpiexec of another MPI: each of us is all alone
+        MPI.Finalize()
+        for path in hello[3]:  # Open MPI 5.0 leaves it
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        return 1
+    number = int(argv[2]) if len(argv) > 2 else None
+    Worker(sock, None, number or 0).serve_as_told(number)
+    return 0
+
+
+def _tell_aborts(MPI: Any, sock: socket.socket) -> None:  # named as it is everywhere
+    """Let Abort of MPI's own communicators say which rank called it, and never return.
+
+    MPICH's returns at times, and the function may be done on all ranks before they are killed (seen with 5.0.2). Then,
+    and when the others are killed first, nothing else tells. Communicators made from these are not reached by this.
+    """
+
+    class World(MPI.Intracomm):  # type: ignore[misc]  # mypy does not know mpi4py
+        def Abort(self, errorcode: int = 0) -> None:
+            """See mpi4py.MPI.Comm.Abort."""
+            with contextlib.suppress(OSError):
+                pooled.send(sock, (ABORT, errorcode))
+            try:
+                super().Abort(errorcode)
+            finally:
+                os._exit(errorcode & 0xFF or 1)
+
+    MPI.COMM_WORLD, MPI.COMM_SELF = World(MPI.COMM_WORLD), World(MPI.COMM_SELF)

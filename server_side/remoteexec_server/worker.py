@@ -1,0 +1,354 @@
+"""A worker: runs calls from a pool's socket, one after the other; forked by the zygote.
+
+It reads a token before each call (see `wire.pooled`), and sends each result at once: the next call may take long. It
+ends when the pool closes its socket; a worker without tokens ends after one call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import failure
+from .wire import payload, pooled
+
+if TYPE_CHECKING:
+    from . import growing, mpi
+
+_MEASURED_S = 0.01
+"""Peak memory is read no more often than this: reading it takes as long as an empty call."""
+_NUMBER_PARAMETER = "executorlib_worker_id"
+
+_number: int | None = None
+
+
+def worker_id() -> int | None:
+    """Number of the kept worker this code runs in, from 0; None elsewhere."""
+    return _number
+
+
+_current: Worker | None = None
+
+
+def current() -> Worker | None:
+    """The worker this process is, if its tasks can submit others."""
+    return _current
+
+
+class Worker:
+    """State of one worker process.
+
+    Args:
+        sock: to the pool.
+        tokens: read end of the token pipe, not blocking; None for a worker that gets one call.
+        number: which worker of the pool it is.
+
+    Attributes:
+        task: the call that runs.
+    """
+
+    def __init__(self, sock: socket.socket, tokens: int | None, number: int) -> None:
+        global _number
+        _number = number if tokens is not None else None
+        self._sock, self._tokens = sock, tokens
+        self._stream = pooled.Stream(sock)
+        self._functions: dict[int, _Function] = {}
+        self._pickled: dict[int, tuple[Any, Sequence[Any]]] = {}
+        self._calls: deque[tuple[pooled.Call, Sequence[Any]]] = deque()
+        self._measured_at = 0.0
+        self._sending = threading.Lock()  # guards writing to the socket
+        self._max_rss_bytes = 0
+        self._mark: bytes | None = None
+        self.task = -1
+        self._callee: Callable[..., Any] | None = None  # the function that runs
+        self._callee_number = -1
+        self._growth: growing.Growth | None = None  # reads the socket from then on
+        self._error_log: str | None = None
+        self._defaults: Mapping[str, Any] = {}
+        self._ranks: mpi.Ranks | None = None  # of a worker for MPI functions
+        self._broken: bytes | None = None  # what setting up raised: every call's answer
+        if tokens is not None:
+            self._poll = select.poll()
+            self._poll.register(tokens, select.POLLIN)
+            self._poll.register(sock.fileno(), select.POLLHUP)
+
+    def serve(self) -> None:
+        """Run calls until the pool is gone."""
+        global _current
+        _current = self
+        with contextlib.suppress(EOFError, ConnectionError):
+            self._receive()
+            self._send([])  # nothing: told to be ready
+            while (task := self._next_task()) is not None:
+                self._run(*task)
+
+    def serve_one(self) -> None:
+        """Run one call."""
+        global _current
+        _current = self
+        with contextlib.suppress(EOFError, ConnectionError):
+            self._receive()
+            self._run(*self._calls.popleft())
+
+    def serve_as_told(self, number: int | None) -> None:
+        """Run calls as they come, without tokens, as one of the ranks that are this worker."""
+        global _number
+        _number = number
+        with contextlib.suppress(EOFError, ConnectionError):
+            while True:
+                self._receive()
+                while self._calls:
+                    self._run(*self._calls.popleft())
+
+    def _next_task(self) -> tuple[pooled.Call, Sequence[Any]] | None:
+        """The call of the next token; None when the pool is gone."""
+        assert self._tokens is not None
+        while True:
+            if not self._calls:  # so there will hardly be a token either
+                self._wait(self._tokens)
+            try:
+                token = os.read(self._tokens, pooled.TOKEN.size)
+                break
+            except BlockingIOError:
+                self._wait(self._tokens)
+        if not token:
+            return None
+        (number,) = pooled.TOKEN.unpack(token)
+        while True:
+            while self._calls:
+                call = self._calls.popleft()
+                if call[0][0] == number:
+                    return call
+                # else the pool took its token back
+            self._receive()
+
+    def _wait(self, handle: int) -> None:
+        for fd, event in self._poll.poll():
+            if fd != handle or event & ~select.POLLIN:
+                raise EOFError
+
+    def growth(self) -> growing.Growth:
+        """What the tasks of this worker submit."""
+        if self._growth is None:
+            from . import growing  # late: few tasks need it
+
+            self._growth = growing.Growth(self)
+        return self._growth
+
+    def read(self) -> tuple[Any, Sequence[Any]]:
+        """The next batch from the pool."""
+        return self._stream.next()
+
+    def number_of(self, fn: Callable[..., Any]) -> int | None:
+        """Number of the function that runs, if it is this one."""
+        return self._callee_number if fn is self._callee else None
+
+    def say(self, ask: pooled.Ask, buffers: Sequence[memoryview] = ()) -> None:
+        """Ask the pool for something."""
+        with self._sending:
+            pooled.send(self._sock, ask, buffers)
+
+    def _receive(self) -> None:
+        (setup, functions, calls), buffers = self.read() if self._growth is None else self._growth.next_calls()
+        at = 0
+        if setup is not None:
+            self._set_up(setup)
+        for number, data, count in functions:
+            self._pickled[number] = pooled.joined(data, buffers[at : at + count])
+            at += count
+        for call in calls:
+            self._calls.append((call, buffers[at : at + call[3]] if call[3] else ()))
+            at += call[3]
+
+    def _set_up(self, setup: pooled.Setup) -> None:
+        if setup.get("launch") is not None:
+            from . import mpi  # late: few workers need it
+
+            self._ranks = mpi.Ranks(setup, self._sock, _number)
+            if self._tokens is not None:
+                self._broken = self._ranks.start()
+            return
+        path = setup.get("path")
+        if path is not None:
+            sys.path[:] = path
+        for name, value in setup.get("environment", {}).items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._error_log = setup.get("error_log")
+        self._mark = setup.get("mark")
+        try:
+            _limit_memory(setup.get("memory_bytes"))
+            cwd = setup.get("cwd")
+            if cwd is not None:
+                os.makedirs(cwd, exist_ok=True)
+                os.chdir(cwd)
+            init = setup.get("init")
+            if init is not None:
+                self._defaults = dict(payload.loads(init)() or {})
+        except BaseException as exc:  # the process edge: told to every call
+            self._broken = failure.packed(exc, "raised")
+
+    def _function(self, number: int) -> _Function:
+        pickled = self._pickled.pop(number, None)
+        if pickled is not None:
+            self._functions[number] = _Function(payload.loads(*pickled), self._defaults)
+        return self._functions[number]
+
+    def _run(self, call: pooled.Call, buffers: Sequence[Any]) -> None:
+        task, number, data, _, inputs = call
+        self.task = task
+        if self._mark is not None:
+            _print_mark(self._mark + pooled.TOKEN.pack(task))
+        started = time.time()
+        if self._broken is not None:
+            self._answer(task, False, self._broken, started)
+            return
+        if self._ranks is not None:
+            self._run_on_ranks(self._ranks, call, buffers, started)
+            return
+        args: Any = ()
+        kwargs: Any = {}
+        try:
+            function = self._functions.get(number) or self._function(number)
+            args, kwargs = _load(data, buffers, inputs)
+            kwargs = function.filled(args, kwargs)
+        except payload.SelectionError as exc:
+            self._answer(task, False, failure.packed(exc.__cause__ or exc, "raised"), started)
+            return
+        except BaseException as exc:  # whatever the user's objects raise while they are loaded
+            self._answer(task, False, failure.packed(exc, "call_not_loadable"), started)
+            return
+        del buffers, call, data, inputs
+        self._callee, self._callee_number = function.call, number
+        try:
+            result = function.call(*args, **kwargs)
+        except BaseException as exc:  # SystemExit and KeyboardInterrupt are the user's, too
+            failure.log(self._error_log, function.call, args, kwargs, exc)
+            self._answer(task, False, failure.packed(exc, "raised"), started)
+            return
+        del args, kwargs
+        if self._growth is not None and (child := self._growth.number_of(result)) is not None:
+            self._answer(task, None, pooled.TOKEN.pack(child), started)
+            return
+        try:
+            pickled = payload.dumps_here(result)
+        except BaseException as exc:
+            name = f"{type(result).__module__}.{type(result).__qualname__}"
+            self._answer(task, False, failure.packed(exc, "result_not_picklable", name), started)
+            return
+        self._answer(task, True, pickled.data, started, pickled.buffers)
+
+    def _run_on_ranks(self, ranks: mpi.Ranks, call: pooled.Call, buffers: Sequence[Any], started: float) -> None:
+        ok, data, out = ranks.run(call, buffers, self._pickled[call[1]])
+        if self._tokens is None:
+            ranks.end()
+        self._answer(call[0], ok, data, started, out)
+        if ranks.broken:
+            raise EOFError("a rank has ended: this worker counts as one that died")
+
+    def _answer(
+        self, task: int, ok: bool | None, data: bytes, started: float, buffers: Sequence[memoryview] = ()
+    ) -> None:
+        now = time.time()
+        rest, buffers = pooled.split(data, buffers)
+        if now - self._measured_at > _MEASURED_S:
+            self._max_rss_bytes, self._measured_at = _max_rss_bytes(), now
+        # at once, and not with the next ones: nobody knows how long the next call takes
+        self._send([(task, ok, rest, len(buffers), started, now, self._max_rss_bytes)], buffers)
+
+    def _send(self, results: Sequence[pooled.Result], buffers: Sequence[memoryview] = ()) -> None:
+        """Send results, and before them what was printed: they may be the last that is heard of this process."""
+        _flush_output()
+        with self._sending:
+            pooled.send(self._sock, results, buffers)
+
+
+def _print_mark(mark: bytes) -> None:
+    """What is printed from here on belongs to another task."""
+    _flush_output()
+    try:
+        os.write(1, mark)
+    except OSError:  # the user's function has closed it
+        pass
+
+
+def _max_rss_bytes() -> int:
+    """The most memory this process has had resident."""
+    import resource  # late: Windows has none, and the client imports this module
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _flush_output() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # closed, full, or replaced by the user
+            pass
+
+
+def _limit_memory(size: int | None) -> None:
+    """Let allocations beyond it fail: a MemoryError in the user's function.
+
+    RLIMIT_DATA counts what a process can write to and nobody else can, in memory or not; RLIMIT_AS would count
+    libraries and what graphics drivers reserve, too.
+    """
+    if size is not None:
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (size if most < 0 else min(size, most), most))
+
+
+class _Function:
+    """A function of the user's, and which of its parameters this worker fills.
+
+    Args:
+        call: the function.
+        defaults: what `init_function` returned.
+    """
+
+    def __init__(self, call: Callable[..., Any], defaults: Mapping[str, Any]) -> None:
+        self.call = call
+        self._fill = {name: value for name, value in defaults.items() if name in _parameters(call)}
+        if _number is not None and _NUMBER_PARAMETER in _parameters(call):
+            self._fill[_NUMBER_PARAMETER] = _number
+
+    def filled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The keyword arguments, with those added that the caller did not give."""
+        if not self._fill:
+            return kwargs
+        given = set(_parameters(self.call)[: len(args)])
+        return {**{name: value for name, value in self._fill.items() if name not in given}, **kwargs}
+
+
+def _parameters(call: Callable[..., Any]) -> list[str]:
+    try:
+        return list(inspect.signature(call).parameters)
+    except (TypeError, ValueError):  # a builtin without a signature
+        return []
+
+
+def _load(data: bytes | None, buffers: Sequence[Any], inputs: tuple[pooled.Input, ...] | None) -> Any:
+    """Arguments of a call; `inputs` are results of other tasks that they refer to, by position."""
+    if not inputs:
+        return payload.loads(*pooled.joined(data, buffers))
+    left = list(buffers)
+    given: dict[str, Any] = {}
+    for position in range(len(inputs) - 1, -1, -1):
+        pickled, count = inputs[position]
+        mine = left[len(left) - count :]
+        del left[len(left) - count :]
+        given[str(position)] = payload.loads(*pooled.joined(pickled, mine))
+    return payload.loads(*pooled.joined(data, left), given.__getitem__)

@@ -1,0 +1,204 @@
+"""The process workers are forked from: small, single-threaded, without anything the user did not ask for.
+
+`zygote FD MODULE...`: FD is a socket to the pool, the modules are what the user wants imported once for all. A
+request with the worker's socket and token pipe forks a worker, one without ends it; every worker's start and end is
+reported. A fork of this process takes a millisecond; a new interpreter would take a hundred. When the pool is gone,
+however it went, the zygote kills all workers and ends: nothing is left behind.
+
+It never waits for the pool: reports that the socket does not take now are kept, so that a pool that waits for a
+request to be read cannot wait for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import traceback
+from typing import Any
+
+from . import growing as _growing  # noqa: F401  # so that workers need not import it each
+from . import worker
+from .wire import payload as _payload  # noqa: F401  # the same
+
+REQUEST = struct.Struct("<cq")
+KEPT, ONCE, KILL = b"K", b"O", b"X"
+REPORT = struct.Struct("<qii")  # worker number, pid, wait status; status -1: started; -2: not, and why instead of pid
+STARTED, NOT_STARTED = -1, -2
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def main(argv: list[str]) -> int:
+    """Fork workers until the pool is gone."""
+    control = socket.socket(fileno=int(argv[0]))
+    os.set_inheritable(control.fileno(), False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's business
+    if problem := _import(argv[1:]):
+        print(f"remoteexec: {problem}", file=sys.stderr, flush=True)
+        return 1
+    return _Zygote(control).serve()
+
+
+def _import(modules: list[str]) -> str | None:
+    """Import what workers are to find there; what is wrong with it."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))  # libraries that start threads when they are imported
+    for module in modules:
+        importlib.import_module(module)
+        if (count := _thread_count()) > 1:
+            return f"preload: {module} starts {count - 1} threads when it is imported: workers cannot be forked then"
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+    return None
+
+
+def _thread_count() -> int:
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:  # no /proc
+        return 1
+
+
+class _Zygote:
+    """Its workers, and what the pool has not been told yet."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._workers: dict[int, int] = {}  # pid: number
+        self._reports = bytearray()
+        control.setblocking(False)
+        self._wake_in, self._wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._wake_out, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._poll = select.poll()
+        self._poll.register(control.fileno(), select.POLLIN)
+        self._poll.register(self._wake_in, select.POLLIN)
+
+    def serve(self) -> int:
+        """Until the pool is gone."""
+        try:
+            while True:
+                for handle, events in self._poll.poll():
+                    if handle == self._wake_in:
+                        with contextlib.suppress(BlockingIOError):
+                            os.read(self._wake_in, 4096)
+                        self._reap()
+                    elif events & select.POLLOUT:
+                        self._tell()
+                    elif not self._take():
+                        return 0
+        except ConnectionError:
+            return 0
+        finally:
+            for pid in self._workers:
+                _kill(pid)
+
+    def _take(self) -> bool:
+        """Do what one request says; False when the pool is gone."""
+        data, handles, _, _ = socket.recv_fds(self._control, REQUEST.size, 3)
+        if not data:
+            return False
+        kind, number = REQUEST.unpack(data)
+        if kind == KILL:
+            for pid in [pid for pid, its in self._workers.items() if its == number]:
+                _kill(pid)
+            return True
+        try:
+            pid = os.fork()
+        except OSError as exc:  # too many processes, or too little memory
+            self._report(number, exc.errno or 0, NOT_STARTED)
+            pid = -1
+        if pid == 0:
+            self._become_worker(kind, number, handles)
+        for handle in handles:
+            os.close(handle)
+        if pid > 0:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.setpgid(pid, pid)  # here and in the fork: whoever is first, the group is there when it is killed
+            self._workers[pid] = number
+            self._report(number, pid, STARTED)
+        return True
+
+    def _become_worker(self, kind: bytes, number: int, handles: list[int]) -> None:
+        """In the fork: never returns."""
+        code = 1
+        try:
+            with contextlib.suppress(PermissionError):
+                os.setpgid(0, 0)
+            for handle in handles:
+                os.set_inheritable(handle, False)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for handle in (self._control.detach(), self._wake_in, self._wake_out):
+                os.close(handle)
+            _reseed()
+            if len(handles) > (2 if kind == KEPT else 1):
+                _print_into(handles.pop())
+            sock = socket.socket(fileno=handles[0])
+            if kind == KEPT:
+                worker.Worker(sock, handles[1], number).serve()
+            else:
+                worker.Worker(sock, None, number).serve_one()
+            code = 0
+        except BaseException:  # the process edge; its end is told by the zygote
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def _reap(self) -> None:
+        while self._workers:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
+                return
+            number = self._workers.pop(ended.si_pid, None)
+            if number is not None:
+                _kill(ended.si_pid)  # what it left running; its number is its own until it is waited for
+            _, status = os.waitpid(ended.si_pid, 0)
+            if number is not None:
+                self._report(number, ended.si_pid, status)
+
+    def _report(self, number: int, pid: int, status: int) -> None:
+        self._reports += REPORT.pack(number, pid, status)
+        self._tell()
+
+    def _tell(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._reports:
+                del self._reports[: self._control.send(self._reports)]
+        self._poll.modify(self._control.fileno(), select.POLLIN | (select.POLLOUT if self._reports else 0))
+
+
+def _print_into(handle: int) -> None:
+    """Let all that this process and its children print go into a pipe, line by line."""
+    for standard in (1, 2):
+        os.dup2(handle, standard)
+    os.close(handle)
+    # New ones: what these know of the file that they had (where it ends, whether it can be searched) is wrong now.
+    sys.stdout = sys.__stdout__ = _text(1)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _text(2)  # type: ignore[misc]
+
+
+def _text(handle: int) -> Any:
+    return os.fdopen(handle, "w", 1, "utf-8", "backslashreplace", closefd=False)
+
+
+def _reseed() -> None:
+    """Forks draw different random numbers: Python's own see to that, numpy's global ones do not."""
+    random = sys.modules.get("numpy.random")
+    if random is not None:
+        random.seed()
+
+
+def _kill(pid: int) -> None:
+    """A worker and all that it started; the group outlives its leader."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
