@@ -2,20 +2,56 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
+from remoteexec_server.growing import current_executor
+from remoteexec_server.worker import worker_id
+
 from ._version import __version__
 from .executors.base import BaseExecutor
-from .executors.cluster import SlurmClusterExecutor, TestClusterExecutor
-from .executors.remote import RemoteExecutor
-from .futures import TaskFuture
+from .executors.single_node import SingleNodeExecutor
+from .futures import TaskFuture, TaskInfo
 from .resources import ResourceError, Resources
+from .selections import get_item_from_future, split_future
+
+if TYPE_CHECKING:
+    from .engine.cache import get_cache_data, get_future_from_cache
+    from .executors.cluster import SlurmClusterExecutor, TestClusterExecutor
+    from .executors.remote import RemoteExecutor
 
 __all__ = [
     "BaseExecutor",
     "RemoteExecutor",
     "ResourceError",
     "Resources",
+    "SingleNodeExecutor",
     "SlurmClusterExecutor",
     "TaskFuture",
+    "TaskInfo",
     "TestClusterExecutor",
     "__version__",
+    "current_executor",
+    "get_cache_data",
+    "get_future_from_cache",
+    "get_item_from_future",
+    "split_future",
+    "worker_id",
 ]
+
+_LATE = {
+    "RemoteExecutor": "executors.remote",
+    "SlurmClusterExecutor": "executors.cluster",
+    "TestClusterExecutor": "executors.cluster",
+    "get_cache_data": "engine.cache",
+    "get_future_from_cache": "engine.cache",
+}
+"""Where names are that are imported when they are first asked for: who has no cluster need not wait for them."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
+    globals()[name] = found
+    return found

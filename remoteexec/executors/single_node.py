@@ -1,0 +1,564 @@
+"""The executor of this machine: each call in a process of its own, or on workers that are kept."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+from remoteexec_server import failure
+from remoteexec_server.wire import payload, pooled
+from remoteexec_server.wire.names import TaskKey
+from remoteexec_server.wire.payload import Pickled
+from remoteexec_server.wire.resources import Resources
+
+from .. import errors
+from ..engine import outcomes
+from ..engine.caching import Before, CachedCall, Caching, Wish
+from ..engine.graph import Functions, Held, failure_of, inputs_of, pickle_call
+from ..engine.growing import ChildTask, Growth
+from ..engine.in_caller import CallerAsWorker
+from ..futures import Ran, TaskFuture, function_name
+from ..pool import machine, mpi
+from ..pool.fresh import FreshWorkers
+from ..pool.kept import KeptWorkers
+from ..pool.ledger import Ledger, Need
+from ..pool.output import Output
+from ..pool.tasks import Answered, Broken, Died, End, Function, PoolFuture, PoolTask
+from ..resources import check_names, read_resources, resource_names
+from ..views.views import Views
+from .base import BaseExecutor, finish_at_exit, refuse_own_parameter
+
+__all__ = ["SingleNodeExecutor"]
+
+log = logging.getLogger("remoteexec")
+R = TypeVar("R")
+AnyFuture = concurrent.futures.Future[Any]
+HeldCall = tuple[PoolTask, Function, Pickled, Sequence[AnyFuture]]
+_TAIL = 20
+"""Lines of what a task has printed that are told with its death."""
+_HOST = socket.gethostname()
+
+
+class SingleNodeExecutor(BaseExecutor):
+    """Runs calls on this machine.
+
+    Args:
+        max_workers: calls at once; with `block_allocation` the number of workers.
+        max_cores: cores used at once; all of this machine's if neither is given.
+        cache_directory: keep results there, and look there before a call is run; see docs/cache.md.
+        cache_errors: keep what calls raised, too.
+        resource_dict: what every call asks for unless it says otherwise; see `read_resources`.
+        block_allocation: keep workers and run all calls on them, with the executor's resources.
+        init_function: runs once in each kept worker; the dictionary it returns fills parameters of later calls that
+            have those names and were not given.
+        restart_limit: how many kept workers that died are replaced.
+        hostname_localhost: taken, and without effect: workers are connected by what no other machine can reach.
+        disable_dependencies: futures as arguments are a ValueError.
+        refresh_rate: taken, and without effect: nothing polls, a result is seen at once.
+        plot_dependency_graph: see Views, as the next three.
+        plot_dependency_graph_filename: see Views.
+        export_workflow_filename: see Views.
+        log_obj_size: see Views.
+        openmpi_oversubscribe: as in `resource_dict`, for all calls.
+        debug: run each call in this process, before `submit` returns, so that breakpoints work.
+        show_output: what tasks print is kept, see TaskInfo, and shown while they run: with the task before each line
+            ("prefix"), as it is (True), or not (False). None: it is not kept, and goes where this process's output
+            goes.
+        preload: modules that are imported once for all processes, which then need not import them.
+        wait: whether leaving the `with` block waits for all calls.
+
+    Raises:
+        ValueError: parameters that exclude each other, or numbers that cannot be; names parameter and rule.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        max_cores: int | None = None,
+        cache_directory: str | None = None,
+        cache_errors: bool = False,
+        resource_dict: Mapping[str, Any] | Resources | None = None,
+        block_allocation: bool = False,
+        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
+        restart_limit: int = 0,
+        hostname_localhost: bool | None = None,
+        disable_dependencies: bool = False,
+        refresh_rate: float = 0.01,
+        plot_dependency_graph: bool | Literal["after"] = False,
+        plot_dependency_graph_filename: str | Path | None = None,
+        export_workflow_filename: str | Path | None = None,
+        log_obj_size: bool = False,
+        openmpi_oversubscribe: bool = False,
+        preload: Sequence[str] = (),
+        wait: bool = True,
+        debug: bool = False,
+        show_output: bool | Literal["prefix"] | None = None,
+    ) -> None:
+        for name, value in (("max_workers", max_workers), ("max_cores", max_cores)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be greater than 0, not {value}")
+        if init_function is not None and not block_allocation:
+            raise ValueError("init_function needs block_allocation=True: only kept workers are initialised")
+        if refresh_rate <= 0:
+            raise ValueError(f"refresh_rate must be greater than 0, not {refresh_rate}")
+        if show_output not in (True, False, "prefix", None):
+            raise ValueError(f"show_output must be True, False, 'prefix' or None, not {show_output!r}")
+        self._views = Views(
+            plot_dependency_graph, plot_dependency_graph_filename, export_workflow_filename, log_obj_size
+        )
+        self._views.check(disable_dependencies)
+        super().__init__(wait)
+        self._caching = Caching(cache_directory, cache_errors, asks_late=True)
+        resource_dict = self._caching.take_defaults(resource_dict)
+        self._defaults = _read(resource_dict, Resources(openmpi_oversubscribe=openmpi_oversubscribe))
+        self._need = _need(self._defaults)
+        self._kept, self._init, self._restarts = block_allocation, init_function, restart_limit
+        self._no_futures, self._preload = disable_dependencies, tuple(preload)
+        self._max_workers, self._max_cores = max_workers, max_cores
+        self._recorder = self._views.recorder()
+        self._caller = CallerAsWorker(init_function, block_allocation) if debug else None
+        self._here = debug or self._views.nothing_runs
+        self._functions = Functions()
+        self._lock = threading.Lock()  # guards all below
+        self._pool: FreshWorkers | KeptWorkers | None = None
+        self._open: dict[int, PoolTask] = {}
+        self._none_open = threading.Condition(self._lock)
+        self._before: dict[int, Before] = {}
+        self._output = Output(show_output) if show_output is not None else None
+        self._numbered = 0
+        self._growth: Growth | None = None  # of the pool thread alone
+        self._closed = False
+        self._chain = threading.local()
+        finish_at_exit(self)
+        self._gpus, self._gpu_variables = machine.gpus()
+        self._ledger: Ledger[PoolTask] = Ledger(self._cores(), self._gpus, self._max_workers)
+        if self._kept:
+            self._worker_gpus(self._workers())  # said now if it cannot be
+        else:
+            self._ledger.check(self._need)
+
+    def submit(  # type: ignore[override]  # see BaseExecutor
+        self,
+        fn: Callable[..., R],
+        /,
+        *args: Any,
+        resource_dict: Mapping[str, Any] | Resources | None = None,
+        **kwargs: Any,
+    ) -> TaskFuture[R]:
+        """See BaseExecutor."""
+        refuse_own_parameter(fn)
+        if resource_dict is not None or self._caching.on:
+            resource_dict, wish = self._caching.split(resource_dict)
+            if wish is not None and not self._here and self._recorder is None:
+                return self._cached(wish, fn, args, kwargs, resource_dict)
+        return self._run(fn, args, kwargs, resource_dict)
+
+    def _cached(
+        self,
+        wish: Wish,
+        fn: Callable[..., R],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        resource_dict: Mapping[str, Any] | Resources | None,
+    ) -> TaskFuture[R]:
+        resources = self._defaults if resource_dict is None else self._needs(resource_dict)[1]
+        if self._closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        beside: list[Any] = [("ranks", resources.cores)] if resources.cores > 1 else []
+        if self._init is not None:
+            beside.append(("init", self._init))
+        call = CachedCall(fn, args, kwargs, resource_names(resources), tuple(beside))
+        return self._caching.submit(wish, call, lambda before: self._run(fn, args, kwargs, resource_dict, before))
+
+    def _run(
+        self,
+        fn: Callable[..., R],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        resource_dict: Mapping[str, Any] | Resources | None,
+        before: Before | None = None,
+    ) -> TaskFuture[R]:
+        need, resources = self._need, self._defaults
+        if resource_dict is not None:
+            need, resources = self._needs(resource_dict)
+        function = self._functions.get(fn)
+        arguments, futures = pickle_call(fn, args, kwargs)
+        if futures and self._no_futures:
+            raise ValueError("an argument is a future, and disable_dependencies=True: pass its result()")
+        if self._views.log_obj_size:
+            log.warning("a call of %s sends %d bytes", function_name(fn), len(function.data) + arguments.size)
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._numbered += 1
+            number = self._numbered
+            name = getattr(fn, "__qualname__", None) or function_name(fn)
+            future: PoolFuture[R] = PoolFuture(TaskKey(f"t{number}"), self, name)
+            pool = None
+            if not self._here:
+                pool = self._pool or self._start()
+                task = self._open[number] = PoolTask(number, future, self)
+        if self._recorder is not None:
+            self._recorder.add(future, fn, args, kwargs, futures)
+        if pool is None:
+            self._run_here(future, fn, arguments, futures, resources)
+            return future
+        task.need, task.walltime_s = need, resources.run_time_max_s
+        if before is not None and futures:
+            self._before[number] = before
+        if not self._kept:
+            task.setup = self._setup(resources, pool.environment)
+        if futures:
+            Held(futures, (task, function, arguments, futures), self._later)
+        else:
+            task.fill(function, arguments.data, arguments.buffers)
+            pool.submit(task)
+        return future
+
+    def _run_here(
+        self,
+        future: TaskFuture[Any],
+        fn: Callable[..., Any],
+        arguments: Pickled,
+        futures: Sequence[AnyFuture],
+        resources: Resources,
+    ) -> None:
+        """What needs no pool: debugging, and calls that are only drawn."""
+        if self._caller is not None and not self._views.nothing_runs:
+            self._caller.run(future, fn, arguments, futures, resources.cwd)
+        else:
+            future.set_result(None)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """See BaseExecutor."""
+        return {
+            **super().info,
+            "max_workers": self._max_workers,
+            "max_cores": self._max_cores,
+            "cache_directory": self._caching.directory,
+            "cache_errors": self._caching.keep_errors,
+            "block_allocation": self._kept,
+            "init_function": self._init,
+            "restart_limit": self._restarts,
+            "disable_dependencies": self._no_futures,
+            "preload": self._preload,
+            **asdict(self._views),
+            "debug": self._caller is not None,
+            "show_output": self._output.shown if self._output is not None else None,
+        }
+
+    @property
+    def max_workers(self) -> int | None:
+        """Calls at once; may be set while running with `block_allocation`."""
+        return self._max_workers
+
+    @max_workers.setter
+    def max_workers(self, size: int) -> None:
+        if not self._kept:
+            raise NotImplementedError("max_workers can only be changed with block_allocation=True")
+        if size <= 0:
+            raise ValueError(f"max_workers must be greater than 0, not {size}")
+        with self._lock:
+            self._max_workers = size
+            pool = self._pool
+        if isinstance(pool, KeptWorkers):
+            pool.resize(size)
+
+    def __len__(self) -> int:
+        return self._pool.waiting if self._pool is not None else 0
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """See BaseExecutor."""
+        with self._lock:
+            self._closed = True
+            pool = self._pool
+            tasks = list(self._open.values()) if cancel_futures else []
+        for task in reversed(tasks):  # those that wait for others before these
+            task.future.cancel_waiting()
+        if pool is not None:
+            for task in pool.withdraw() if cancel_futures else ():
+                self.end_cancelled(task)
+            with self._none_open:
+                if wait and not pool.on_own_thread:
+                    self._none_open.wait_for(lambda: not self._open)
+                idle = not self._open
+            if idle:
+                pool.stop()
+        if wait and not (pool is not None and pool.on_own_thread):
+            self._caching.wait()
+        self._show()
+
+    def abort(self) -> None:
+        """Cancel everything, running calls too, and take no more."""
+        with self._lock:
+            self._closed = True
+            pool, tasks = self._pool, list(self._open.values())
+        if pool is not None:
+            pool.stop()
+        for task in reversed(tasks):
+            if not task.future.cancel_waiting():
+                self.end_cancelled(task)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        """Shut down; see the constructor's `wait`. After Ctrl-C nothing is waited for: everything is ended."""
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.abort()
+            return None
+        return super().__exit__(kind, exc, trace)
+
+    def _show(self) -> None:
+        """Draw and export what was asked for, once."""
+        with self._lock:
+            recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            self._views.show(recorder.graph())
+
+    def leave(self, timeout_s: float) -> None:
+        """See BaseExecutor. After Ctrl-C everything is ended."""
+        if getattr(sys, "last_type", None) is KeyboardInterrupt:
+            self.abort()
+        else:
+            self.shutdown(wait=True)
+
+    # ---- what a call needs ----
+
+    def _needs(self, given: Mapping[str, Any] | Resources) -> tuple[Need, Resources]:
+        if self._kept and given:
+            raise ValueError(
+                "resource_dict of a call: with block_allocation=True all calls use the executor's resources"
+            )
+        resources = _read(given, self._defaults)
+        need = _need(resources)
+        self._ledger.check(need)
+        return need, resources
+
+    def _cores(self) -> int | None:
+        if self._max_cores is not None or self._max_workers is not None:
+            return self._max_cores
+        return len(os.sched_getaffinity(0))
+
+    def _workers(self) -> int:
+        each = self._defaults.cores * self._defaults.threads_per_core
+        if self._max_workers is not None and self._max_cores is None:
+            return self._max_workers
+        cores = self._max_cores or len(os.sched_getaffinity(0))
+        size = min(cores // each, self._max_workers or cores)
+        if size < 1:
+            raise ValueError(f"a worker takes {each} cores, and there are {cores}: none could start")
+        return size
+
+    # ---- running ----
+
+    def _worker_gpus(self, workers: int) -> list[tuple[str, ...]]:
+        """The GPUs of each kept worker."""
+        each = self._need.gpus
+        if each * workers > len(self._gpus):
+            raise ValueError(
+                f"{workers} workers with gpus_per_core={self._defaults.gpus_per_core} take {each * workers} GPUs, and "
+                f"{len(self._gpus)} are known here: set max_workers; CUDA_VISIBLE_DEVICES names those to use"
+            )
+        return [tuple(self._gpus[at : at + each]) for at in range(0, len(self._gpus) - each + 1, each)] if each else []
+
+    def _start(self) -> FreshWorkers | KeptWorkers:
+        pool: FreshWorkers | KeptWorkers
+        if self._kept:
+            size = self._workers()
+            setup = self._setup(self._defaults, os.environ)
+            if self._init is not None:
+                setup["init"] = payload.dumps(self._init, in_band=True, by_value=False).data
+            gpus = self._worker_gpus(size)
+            pool = KeptWorkers(size, setup, self._restarts, self._preload, gpus, self._gpu_variables, self._output)
+        else:
+            pool = FreshWorkers(self._ledger, self._preload, self._gpu_variables, self._output)
+        self._pool = pool
+        weakref.finalize(self, pool.abandon).atexit = False  # nobody can submit or wait any more
+        return pool
+
+    def _setup(self, resources: Resources, before: Mapping[str, str]) -> pooled.Setup:
+        setup = machine.setup(resources, before, follow=not self._kept)
+        if self._output is not None:
+            setup["mark"] = self._output.secret
+        return setup
+
+    def _later(self, call: HeldCall) -> None:
+        """A call's inputs are done; long chains of failures are followed one by one, not by recursion."""
+        chain: deque[HeldCall] | None = getattr(self._chain, "calls", None)
+        if chain is not None:
+            chain.append(call)
+            return
+        self._chain.calls = chain = deque([call])
+        try:
+            while chain:
+                self._launch(*chain.popleft())
+        finally:
+            self._chain.calls = None
+
+    def _launch(self, task: PoolTask, function: Function, arguments: Pickled, futures: Sequence[AnyFuture]) -> None:
+        """Run a call whose inputs are done, or let it fail like the first that failed."""
+        before = self._before.pop(task.number, None)
+        hit = before() if before is not None and not task.future.cancelled() else None
+        if hit is not None:
+            self._settle(task, hit.result, hit.exception)
+            return
+        if task.future.cancelled():
+            return
+        exc = failure_of(futures)
+        if exc is None:
+            try:
+                inputs = inputs_of(futures)
+            except BaseException as why:  # whatever the results' own pickling raises
+                exc = errors.CallNotPicklable(f"an input cannot be pickled: {why}")
+        if exc is not None:
+            self._settle(task, None, exc)
+            return
+        task.fill(function, arguments.data, arguments.buffers, inputs)
+        assert self._pool is not None
+        self._pool.submit(task)
+
+    def ended(self, task: PoolTask, end: End) -> None:
+        """See pool.tasks.Owner."""
+        if self._growth is not None and self._growth.parted(task, end):
+            return
+        try:
+            result, exc = _outcome(task.future, end)
+        except BaseException as why:  # the pool thread's edge: the future must not wait for ever
+            result, exc = None, why
+        self._settle(task, result, exc)
+
+    def _settle(self, task: PoolTask, result: Any, exc: BaseException | None) -> None:
+        if task.begin():
+            try:
+                if exc is None:
+                    task.future.set_result(result)
+                else:
+                    task.future.set_exception(exc)
+            except concurrent.futures.InvalidStateError:
+                pass  # cancelled while it ran
+        self.release(task.number)
+
+    def forget(self, key: TaskKey) -> None:
+        """See pool.tasks.Owner."""
+        task = self._open.get(int(key[1:]))
+        if task is not None:
+            task.begin()  # tells who waits for it
+            task.give_up()
+            self.release(task.number)
+
+    def cancel_running(self, key: TaskKey) -> bool:
+        """See pool.tasks.Owner."""
+        task = self._open.get(int(key[1:]))
+        if task is not None and (self._pool is None or self._pool.cancel(task)):
+            self.release(task.number)
+        return True
+
+    def end_cancelled(self, task: PoolTask) -> None:
+        """See engine.growing.Host."""
+        task.give_up()
+        task.future.end_cancelled()
+        self.release(task.number)
+
+    # ---- tasks that tasks submit: see engine.growing.Host ----
+
+    def asked(self, pool: Any, worker: Any, task: PoolTask, ask: pooled.Ask, buffers: Sequence[Any]) -> None:
+        """See pool.tasks.Owner."""
+        if self._growth is None:
+            self._growth = Growth(self, self._functions.of_bytes)
+        self._growth.asked(pool, worker, task, ask, buffers)
+
+    def adopt(self, make: Callable[[int], ChildTask]) -> ChildTask:
+        """See engine.growing.Host; after a shutdown too, as long as there are tasks that can grow."""
+        with self._lock:
+            self._numbered += 1
+            task = make(self._numbered)
+            self._open[self._numbered] = task
+        return task
+
+    def equip(self, task: ChildTask, given: Mapping[str, Any] | None) -> None:
+        """See engine.growing.Host."""
+        need, resources = (self._need, self._defaults) if given is None else self._needs(given)
+        task.need, task.walltime_s = need, resources.run_time_max_s
+        if not self._kept and self._pool is not None:
+            task.setup = self._setup(resources, self._pool.environment)
+
+    def error(self, key: TaskKey, end: Died | Broken) -> BaseException:
+        """See engine.growing.Host."""
+        return _death(key, end) if isinstance(end, Died) else _broken(key, end)
+
+    def release(self, number: int) -> None:
+        """See engine.growing.Host."""
+        with self._lock:
+            self._open.pop(number, None)
+            if self._open or not self._closed:
+                return
+            pool = self._pool
+            self._none_open.notify_all()
+        if pool is not None:
+            pool.abandon()
+
+
+def _read(given: Mapping[str, Any] | Resources | None, defaults: Resources | None) -> Resources:
+    """What is asked for; a key that nothing here can use is an error, since no submission template can either."""
+    if given is not None and not isinstance(given, Resources):
+        check_names(given)
+    resources = read_resources(given, defaults)
+    mpi.launch(resources)  # said now if there is no MPI
+    return resources
+
+
+def _need(resources: Resources) -> Need:
+    return Need(resources.cores * resources.threads_per_core, resources.cores * resources.gpus_per_core)
+
+
+def _outcome(future: TaskFuture[Any], end: End) -> tuple[Any, BaseException | None]:
+    """Result and exception; exactly one of them counts, the exception if it is not None."""
+    key = future.key
+    match end:
+        case Answered():
+            _, ok, rest, _, started, ended, max_rss_bytes = end.result
+            future.ran = Ran(_HOST, end.pid, end.worker, None, started, ended, max_rss_bytes)
+            data, buffers = pooled.joined(rest, end.buffers)
+            if ok:
+                return outcomes.result(data, buffers, key)
+            return None, outcomes.exception(*failure.unpacked(data), key)
+        case Died():
+            return None, _death(key, end, future.output)
+        case Broken():
+            return None, _broken(key, end)
+
+
+def _broken(key: TaskKey, broken: Broken) -> errors.TaskLost:
+    return errors.TaskKilled(f"task {key} cannot run: {broken.reason}", task=key)
+
+
+def _death(key: TaskKey, died: Died, printed: object = None) -> errors.TaskLost:
+    log_tail = "\n".join(str(printed).splitlines()[-_TAIL:]) if printed is not None else ""
+    if died.timed_out:
+        return errors.TaskTimeout(f"task {key} took longer than its run_time_max and was ended", task=key)
+    code = os.waitstatus_to_exitcode(died.status)
+    if code < 0:
+        what, number = f"was ended by {signal.Signals(-code).name}", -code
+    else:
+        what, number = f"ended itself with exit code {code}", None
+    return errors.TaskKilled(
+        f"the process of task {key} (pid {died.pid}) {what}",
+        task=key,
+        signal=number,
+        exit_code=code if number is None else None,
+        log_tail=log_tail,
+    )
