@@ -33,8 +33,6 @@ class ChildTask(PoolTask):
         followers: tasks that have returned its future.
     """
 
-    __slots__ = ("depth", "followers")
-
     def __init__(self, number: int, future: PoolFuture[Any], owner: Growth, depth: int) -> None:
         super().__init__(number, future, owner)
         self.depth = depth

@@ -207,16 +207,21 @@ class SingleNodeExecutor(BaseExecutor):
             number = self._numbered
             name = getattr(fn, "__qualname__", None) or function_name(fn)
             future: PoolFuture[R] = PoolFuture(TaskKey(f"t{number}"), self, name)
+            task: PoolTask
             pool = None
             if not self._here:
                 pool = self._pool or self._start()
-                task = self._open[number] = PoolTask(number, future, self)
+                future.number = number
+                task = self._open[number] = future
         if self._recorder is not None:
             self._recorder.add(future, fn, args, kwargs, futures)
         if pool is None:
             self._run_here(future, fn, arguments, futures, resources)
             return future
-        task.need, task.walltime_s = need, resources.run_time_max_s
+        if need is not self._need or not self._kept:
+            task.need = need
+        if resources.run_time_max_s is not None:
+            task.walltime_s = resources.run_time_max_s
         if before is not None and futures:
             self._before[number] = before
         if not self._kept:
@@ -450,6 +455,7 @@ class SingleNodeExecutor(BaseExecutor):
                     task.future.set_exception(exc)
             except concurrent.futures.InvalidStateError:
                 pass  # cancelled while it ran
+        task.let_go()
         self.release(task.number)
 
     def forget(self, key: TaskKey) -> None:

@@ -25,6 +25,9 @@ class Function:
         self.number, self.data, self.buffers = number, data, buffers
 
 
+_NOTHING = Function(-1, b"", ())
+
+
 class Owner(Protocol):
     """Who submits tasks to a pool."""
 
@@ -41,13 +44,115 @@ class Owner(Protocol):
         """A running task asks for something; called on the pool thread."""
 
 
-class PoolFuture(TaskFuture[R]):
-    """The future of a task in a pool: a running task can be cancelled, too."""
+class PoolTask:
+    """One call that is ready to run, and who is told how it ends.
+
+    Attributes:
+        number: its token.
+        function: what it calls.
+        buffers: out-of-band bytes of arguments and inputs, as the call has them.
+        future: the user's.
+        owner: told how it ended.
+        need: what it takes while it runs.
+        walltime_s: seconds after which it is ended; None: never.
+        setup: of a fresh process for it.
+        depth: how many tasks stand between it and the user.
+    """
+
+    number: int
+    function: Function
+    future: PoolFuture[Any]
+    owner: Owner
+    size: int
+    # most tasks do with these
+    buffers: Sequence[memoryview] = ()
+    need = _ONE_CORE
+    walltime_s: float | None = None
+    setup: pooled.Setup | None = None
+    depth = 0
+    _data: bytes | None = None
+    _inputs: tuple[pooled.Input, ...] | None = None
+    _begun: bool | None = None
+    _kept = False
+
+    def __init__(self, number: int, future: PoolFuture[Any], owner: Owner) -> None:
+        self.number, self.future, self.owner = number, future, owner
+
+    def fill(
+        self,
+        function: Function,
+        data: bytes,
+        buffers: Sequence[memoryview] = (),
+        inputs: Sequence[tuple[bytes, Sequence[memoryview]]] | None = None,
+    ) -> None:
+        """What is called with what; once, before it is submitted.
+
+        Args:
+            inputs: results of other tasks that the arguments refer to by position: pickled, with their buffers.
+        """
+        rest, buffers = pooled.split(data, buffers)
+        size = len(data) if rest is not None else 0
+        if inputs is not None:
+            given: list[pooled.Input] = []
+            for value, its in inputs:
+                value_rest, its = pooled.split(value, its)
+                given.append((value_rest, len(its)))
+                size += len(value) if value_rest is not None else 0
+                if its:
+                    buffers = [*buffers, *its]
+            self._inputs = tuple(given)
+        self.function, self._data, self.size = function, rest, size
+        if buffers:
+            self.buffers = buffers
+            self.size += sum([buffer.nbytes for buffer in buffers])
+
+    def on_wire(self) -> tuple[pooled.Call, Sequence[memoryview]]:
+        """As it goes over the wire, with its buffers: as many as the call says, though it is given up meanwhile."""
+        buffers = self.buffers
+        return (self.number, self.function.number, self._data, len(buffers), self._inputs), buffers
+
+    def begin(self) -> bool:
+        """Whether it may run: it was not cancelled, and cannot be from now on. May be asked again."""
+        if self._begun is None:
+            self._begun = self.future.show_running()
+        return self._begun
+
+    def end(self, end: End) -> None:
+        """Tell how it ended; once."""
+        self.owner.ended(self, end)
+
+    def keep_buffers(self) -> None:
+        """Copy what the caller may change as soon as `submit` has returned; once."""
+        if self.buffers and not self._kept:
+            self._kept = True
+            self.buffers = [view if view.readonly else memoryview(bytes(view)) for view in self.buffers]
+
+    def give_up(self) -> None:
+        """It was cancelled and may stand in a line still: what it was to be called with is not kept for that."""
+        self._begun = False
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Hold nothing of what was called any more; it is over, or will never be."""
+        self.function, self._data, self.buffers, self._inputs = _NOTHING, b"", (), None
+
+
+class PoolFuture(TaskFuture[R], PoolTask):
+    """The future of a task in a pool: a running task can be cancelled, too.
+
+    It can be its own task: of 100,000 pending calls, each object less makes `submit` and every collection of garbage
+    faster.
+    """
 
     owner: Owner
 
     def __init__(self, key: TaskKey, owner: Owner, function: str = "") -> None:
         super().__init__(key, owner, _nobody, function)
+
+    @property
+    def future(self) -> PoolFuture[R]:  # type: ignore[override]  # where PoolTask has another
+        """Itself, as the task it is."""
+        return self
 
     def cancel(self) -> bool:
         """Cancel the task: one that waits does not start, one that runs is ended with its process."""
@@ -77,87 +182,6 @@ class PoolFuture(TaskFuture[R]):
 
 def _nobody(key: TaskKey) -> None:
     """The owner is told in another way: a bound method for each of 100,000 futures is memory."""
-
-
-class PoolTask:
-    """One call that is ready to run, and who is told how it ends.
-
-    Attributes:
-        number: its token.
-        function: what it calls.
-        call: as it goes over the wire.
-        buffers: out-of-band bytes of arguments and inputs, as the call has them.
-        future: the user's.
-        owner: told how it ended.
-        need: what it takes while it runs.
-        walltime_s: seconds after which it is ended; None: never.
-        setup: of a fresh process for it.
-    """
-
-    __slots__ = (
-        "_begun", "_kept", "buffers", "call", "function", "future", "need", "number", "owner", "setup", "size",
-        "walltime_s"
-    )  # fmt: skip
-    depth = 0  # how many tasks stand between it and the user
-
-    def __init__(self, number: int, future: PoolFuture[Any], owner: Owner) -> None:
-        self.number, self.future, self.owner = number, future, owner
-        self.need = _ONE_CORE
-        self.walltime_s: float | None = None
-        self.setup: pooled.Setup | None = None
-        self._begun: bool | None = None
-        self._kept = False
-
-    def fill(
-        self,
-        function: Function,
-        data: bytes,
-        buffers: Sequence[memoryview] = (),
-        inputs: Sequence[tuple[bytes, Sequence[memoryview]]] | None = None,
-    ) -> None:
-        """What is called with what; once, before it is submitted.
-
-        Args:
-            inputs: results of other tasks that the arguments refer to by position: pickled, with their buffers.
-        """
-        rest, buffers = pooled.split(data, buffers)
-        size = len(data) if rest is not None else 0
-        given: list[pooled.Input] | None = None
-        if inputs is not None:
-            given = []
-            for value, its in inputs:
-                value_rest, its = pooled.split(value, its)
-                given.append((value_rest, len(its)))
-                size += len(value) if value_rest is not None else 0
-                if its:
-                    buffers = [*buffers, *its]
-        self.function, self.buffers = function, buffers
-        self.call: pooled.Call = (
-            self.number, function.number, rest, len(buffers), tuple(given) if given is not None else None
-        )  # fmt: skip
-        self.size = size + sum([buffer.nbytes for buffer in buffers]) if buffers else size
-
-    def begin(self) -> bool:
-        """Whether it may run: it was not cancelled, and cannot be from now on. May be asked again."""
-        if self._begun is None:
-            self._begun = self.future.show_running()
-        return self._begun
-
-    def end(self, end: End) -> None:
-        """Tell how it ended; once."""
-        self.owner.ended(self, end)
-
-    def keep_buffers(self) -> None:
-        """Copy what the caller may change as soon as `submit` has returned; once."""
-        if self.buffers and not self._kept:
-            self._kept = True
-            self.buffers = [view if view.readonly else memoryview(bytes(view)) for view in self.buffers]
-
-    def give_up(self) -> None:
-        """It was cancelled and may stand in a line still: what it was to be called with is not kept for that."""
-        self._begun = False
-        self.buffers = ()
-        self.call = (self.number, 0, b"", 0, None)
 
 
 def visible(gpus: Sequence[str], variables: Sequence[str]) -> Mapping[str, str]:

@@ -78,10 +78,12 @@ class WorkerState:
         """Calls as they are written to it; who asks has to write them. It is sent each function once."""
         if setup is None and len(tasks) == 1:
             (task,) = tasks
-            if not task.buffers and task.function.number in self.knows:  # most often
-                return deque(pooled.frame((None, (), (task.call,))))
+            call, its = task.on_wire()
+            if not its and call[1] in self.knows:  # most often
+                return deque(pooled.frame((None, (), (call,))))
         functions: list[pooled.Function] = []
         buffers: list[memoryview] = []
+        calls: list[pooled.Call] = []
         for task in tasks:
             function = task.function
             if function.number not in self.knows:
@@ -90,9 +92,10 @@ class WorkerState:
                 functions.append((function.number, rest, len(its)))
                 buffers += its
         for task in tasks:
-            if task.buffers:
-                buffers += task.buffers
-        return deque(pooled.frame((setup, functions, [task.call for task in tasks]), buffers))
+            call, its = task.on_wire()
+            calls.append(call)
+            buffers += its
+        return deque(pooled.frame((setup, functions, calls), buffers))
 
 
 def write(sock: socket.socket, pieces: Pieces, patience_s: float = 0.0) -> bool:

@@ -32,15 +32,17 @@ class Notes:
 
 def task(owner: Notes | None = None) -> PoolTask:
     owner = owner or Notes()
-    return PoolTask(7, PoolFuture(TaskKey("t7"), owner), owner)
+    found: PoolFuture[int] = PoolFuture(TaskKey("t7"), owner)
+    found.number = 7
+    return found
 
 
 def test_a_call_says_how_many_buffers_it_has_and_how_large_it_is() -> None:
     found = task()
     array, value = memoryview(bytes(10)), memoryview(bytes(20))
     found.fill(Function(3, b"f", ()), b"args", [array], [(b"in", [value]), (b"put", [])])
-    assert found.call == (7, 3, b"args", 2, ((b"in", 1), (b"put", 0)))
-    assert (list(found.buffers), found.size) == ([array, value], 4 + 2 + 3 + 30)
+    assert found.on_wire() == ((7, 3, b"args", 2, ((b"in", 1), (b"put", 0))), [array, value])
+    assert found.size == 4 + 2 + 3 + 30
 
 
 def test_what_the_caller_may_change_is_copied_once() -> None:
@@ -97,7 +99,7 @@ def test_a_task_that_was_given_up_holds_nothing_and_does_not_begin() -> None:
     found.fill(Function(3, b"f", ()), b"args", [memoryview(b"array")])
     found.begin()
     found.give_up()
-    assert (found.begin(), list(found.buffers), found.call) == (False, [], (7, 0, b"", 0, None))
+    assert (found.begin(), found.on_wire()) == (False, ((7, -1, b"", 0, None), ()))
 
 
 def test_gpus_are_shown_to_who_asked_for_some() -> None:
