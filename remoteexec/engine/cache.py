@@ -15,7 +15,6 @@ import contextlib
 import importlib
 import os
 import re
-import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from remoteexec_server.store import root
 from remoteexec_server.wire import payload
-from remoteexec_server.wire.header import HeaderError
 from remoteexec_server.wire.names import TaskKey
 from remoteexec_server.wire.payload import Pickled
 
@@ -172,6 +170,7 @@ class CacheDirectory:
             self._warn(name, exc)
             return None
         from remoteexec_server.store import hdf5
+        from remoteexec_server.wire.header import HeaderError
 
         try:
             return hdf5.read_entry(data, name, self._key, with_call)
@@ -239,6 +238,8 @@ def _key_of(path: Path) -> bytes:
     """The directory's key; made by whoever is first."""
     file = path / "key"
     if not file.exists():
+        import secrets  # late: few executors keep results
+
         partial = path / f".key.{secrets.token_hex(8)}"
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
             out.write(secrets.token_hex(32))
@@ -257,6 +258,8 @@ def _publish(path: Path, data: bytes) -> None:
     Not flushed to the disk, which would cost more than many calls: after a power failure the seal shows what is not
     whole.
     """
+    import secrets
+
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

@@ -13,7 +13,6 @@ one is first.
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
 import logging
 import threading
 import warnings
@@ -367,6 +366,8 @@ def _name_future(future: concurrent.futures.Future[Any]) -> str | None:
     if isinstance(future, Selection):
         source = _name_future(future.source)
         if source is not None:
+            import hashlib  # late: see `keys` above
+
             from .contents import Contents
 
             return f"{source}[{hashlib.blake2b(Contents().digest(future.key), digest_size=16).hexdigest()}]"

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from remoteexec_server.wire import payload
-from remoteexec_server.wire.header import HeaderError, ProtocolMismatchError, PythonMismatchError
 from remoteexec_server.wire.names import TaskKey
 from remoteexec_server.wire.payload import Pickled
 
@@ -32,6 +31,7 @@ class RemoteTraceback(Exception):
 def load(data: bytes, task: TaskKey, key: bytes) -> tuple[Any, BaseException | None, Mapping[str, Any]]:
     """What an outcome file says: result and exception, of which the exception counts if it is not None, and facts."""
     from remoteexec_server.store import hdf5
+    from remoteexec_server.wire.header import HeaderError, ProtocolMismatchError, PythonMismatchError
 
     try:
         outcome = hdf5.read_outcome(data, task, key)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -62,7 +61,7 @@ class Output:
 
     def __init__(self, show: bool | Literal["prefix"]) -> None:
         self.shown = show
-        self.secret = b"\0" + secrets.token_bytes(15)
+        self.secret = b"\0" + os.urandom(15)
 
     def show(self, task: TaskFuture[object], data: bytes, line: bytes) -> bytes:
         """Show what a task has printed.

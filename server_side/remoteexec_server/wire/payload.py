@@ -9,10 +9,10 @@ Nothing here checks who wrote the bytes: callers have agreed on the header first
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import sys
-import sysconfig
 import types
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -224,7 +224,12 @@ def _send_by_value(name: str | None) -> None:
         cloudpickle.register_pickle_by_value(module)
 
 
-_INSTALLED = tuple({Path(sysconfig.get_path(p)).resolve() for p in ("stdlib", "platstdlib", "purelib", "platlib")})
+@functools.cache
+def _installed() -> tuple[Path, ...]:
+    """Where modules are that are nobody's own."""
+    import sysconfig  # late: it reads how Python was built
+
+    return tuple({Path(sysconfig.get_path(p)).resolve() for p in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def _is_users_own(module: types.ModuleType) -> bool:
@@ -235,6 +240,6 @@ def _is_users_own(module: types.ModuleType) -> bool:
     if file is None:
         return False
     path = Path(file).resolve()
-    return not any(path.is_relative_to(place) for place in _INSTALLED) and not (
+    return not any(path.is_relative_to(place) for place in _installed()) and not (
         {"site-packages", "dist-packages"} & set(path.parts)
     )
