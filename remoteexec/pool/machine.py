@@ -30,7 +30,7 @@ def setup(resources: Resources, before: Mapping[str, str], follow: bool) -> pool
     return {
         "path": [place or os.getcwd() for place in sys.path],
         "cwd": resources.cwd or (_here() if follow else None),
-        "environment": {**_changes(before), **dict.fromkeys(THREADS, threads)},
+        "environment": {**_changes(before), **dict.fromkeys(THREADS, threads), **resources.environment},
         "error_log": resources.error_log_file,
         "memory_bytes": int(memory * _GIB) if memory is not None else None,
         "launch": mpi.launch(resources),

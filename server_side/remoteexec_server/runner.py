@@ -232,6 +232,7 @@ def _compute(session: Session, job: Job, task: JobTask, key: bytes) -> Outcome:
 def _prepare(job: Job) -> None:
     for name in _THREADS:
         os.environ[name] = str(job.resources.threads_per_core)
+    os.environ.update(job.resources.environment)
     if job.resources.cwd is not None:
         cwd = Path(job.resources.cwd).expanduser()
         cwd.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -77,7 +77,7 @@ def test_every_resource_reaches_the_script() -> None:
 
 def test_no_field_of_resources_is_forgotten() -> None:
     renamed = {"run_time_max_s": "run_time_max", "memory_max_gb": "memory_max"}
-    elsewhere = {"submission_template", "extra", "error_log_file", "openmpi_oversubscribe"}
+    elsewhere = {"submission_template", "extra", "error_log_file", "openmpi_oversubscribe", "pmi_mode", "environment"}
     names = {renamed.get(field.name, field.name) for field in fields(Resources)} - elsewhere
     assert names - slurm_script.variables(spec(Resources())).keys() == set()
 
@@ -117,6 +117,11 @@ def test_a_users_template_gets_the_documented_variables() -> None:
     assert render(spec(resources, 1, "/r/d", JobRef(JobId("7")))) == [
         "rx-a-0|/r/d|2|90|2|None|7|'/opt/py thon' /r/server runner /r/jobs/rx-a-0 0|v"
     ]
+
+
+def test_no_more_elements_of_an_array_run_at_once_than_were_asked_for() -> None:
+    assert "--array=0-9%4" in slurm_script.options(replace(spec(Resources(), 10), at_once=4))
+    assert "--array=0-9" in slurm_script.options(replace(spec(Resources(), 10), at_once=10))
 
 
 def test_what_must_hold_is_on_the_command_line_whatever_the_template_says() -> None:

@@ -101,6 +101,7 @@ class JobSpec:
         directory: exists, 0700; `run_queue.sh` and `<index>.log` (index 0 for a job without an array) go there.
         command: argument list; the index (0 <= index < count) is appended as its last argument.
         count: 1, or the length of the array.
+        at_once: how many elements of the array may run at once; None: all.
         after: jobs that have to end, however they end, before this one starts.
     """
 
@@ -110,6 +111,7 @@ class JobSpec:
     count: int
     resources: Resources
     after: tuple[JobRef, ...] = ()
+    at_once: int | None = None
 
 
 class QueueError(Exception):

@@ -44,6 +44,15 @@ TEMPLATE = """\
 {%- if account %}
 #SBATCH --account={{ account }}
 {%- endif %}
+{%- if qos %}
+#SBATCH --qos={{ qos }}
+{%- endif %}
+{%- if reservation %}
+#SBATCH --reservation={{ reservation }}
+{%- endif %}
+{%- if constraint %}
+#SBATCH --constraint={{ constraint }}
+{%- endif %}
 {%- if priority is not none %}
 #SBATCH --priority={{ priority }}
 {%- endif %}
@@ -73,6 +82,9 @@ letters sbatch needs to take a shorter word for them."""
 _OVERRIDING = {
     "partition": ("SBATCH_PARTITION",),
     "account": ("SBATCH_ACCOUNT",),
+    "qos": ("SBATCH_QOS",),
+    "reservation": ("SBATCH_RESERVATION",),
+    "constraint": ("SBATCH_CONSTRAINT",),
     "run_time_max_s": ("SBATCH_TIMELIMIT",),
     "memory_max_gb": ("SBATCH_MEM_PER_NODE", "SBATCH_MEM_PER_CPU", "SBATCH_MEM_PER_GPU"),
     "gpus_per_core": ("SBATCH_GPUS", "SBATCH_GPUS_PER_NODE", "SBATCH_GPUS_PER_TASK"),
@@ -96,7 +108,7 @@ def options(spec: JobSpec) -> list[str]:
     """The options that always hold, one argument each."""
     found = [f"--job-name={full_name(spec)}", f"--output={_output(spec)}", "--no-requeue"]
     if spec.count > 1:
-        found.append(f"--array=0-{spec.count - 1}")
+        found.append(f"--array={_array(spec)}")
     if spec.after:
         found.append("--dependency=afterany:" + ":".join(_dependencies(spec)))
     return found
@@ -126,11 +138,14 @@ def variables(spec: JobSpec) -> dict[str, object]:
         "priority": r.priority,
         "partition": r.partition,
         "account": r.account,
+        "qos": r.qos,
+        "reservation": r.reservation,
+        "constraint": r.constraint,
         "cwd": r.cwd,
         "slurm_cmd_args": list(r.slurm_cmd_args),
         "sbatch_arguments": _sbatch_arguments(r),
         "options": [shlex.quote(option) for option in options(spec)],
-        "array": f"0-{spec.count - 1}" if spec.count > 1 else None,
+        "array": _array(spec) if spec.count > 1 else None,
         "count": spec.count,
         "dependency_list": _dependencies(spec),
         "command": _command(spec),
@@ -186,6 +201,11 @@ def _is_plain(path: str) -> bool:
     `\\\\` are taken changes once an array's %a stands beside them.
     """
     return not re.search(r"[%\\\x00-\x1f]", path)
+
+
+def _array(spec: JobSpec) -> str:
+    limit = f"%{spec.at_once}" if spec.at_once is not None and spec.at_once < spec.count else ""
+    return f"0-{spec.count - 1}{limit}"
 
 
 def _dependencies(spec: JobSpec) -> list[str]:

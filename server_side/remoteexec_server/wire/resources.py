@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, fields
 __all__ = ["Resources", "ResourceError"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@:,-]*\Z")
+_CONSTRAINT = re.compile(r"[A-Za-z0-9_(\[!][A-Za-z0-9_.,:=&|*!()\[\]-]*\Z")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_PMI_MODES = ("pmi1", "pmi2", "pmix")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -31,8 +34,13 @@ class Resources:
         priority: passed on as it is.
         partition: partition or queue; None is the cluster's default.
         account: account that is charged.
+        qos: quality of service.
+        reservation: reservation the job runs in.
+        constraint: node features, as SLURM writes them: "gpu&fast", "[rack1|rack2]".
         job_name: shown by the scheduler behind our own name of the job.
         openmpi_oversubscribe: more ranks than Open MPI counts cores; MPICH does not count.
+        pmi_mode: how MPI ranks find each other: "pmi1", "pmi2" or "pmix"; None is what was found out on the cluster.
+        environment: variables the task sees, beside those it has anyway.
         cwd: directory the task runs in, made if missing; None is the runner's job directory.
         error_log_file: function, arguments and traceback of a call that fails are appended to it.
         slurm_cmd_args: further sbatch options, one list entry each.
@@ -50,8 +58,13 @@ class Resources:
     priority: int | None = None
     partition: str | None = None
     account: str | None = None
+    qos: str | None = None
+    reservation: str | None = None
+    constraint: str | None = None
     job_name: str | None = None
     openmpi_oversubscribe: bool = False
+    pmi_mode: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
     cwd: str | None = None
     error_log_file: str | None = None
     slurm_cmd_args: tuple[str, ...] = ()
@@ -59,9 +72,8 @@ class Resources:
     extra: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
     def __hash__(self) -> int:
-        return hash(
-            (*(getattr(self, f.name) for f in fields(self) if f.name != "extra"), frozenset(self.extra.items()))
-        )
+        plain = [getattr(self, f.name) for f in fields(self) if f.name not in ("environment", "extra")]
+        return hash((*plain, frozenset(self.environment.items()), frozenset(self.extra.items())))
 
     def validate(self) -> None:
         """Refuse values that a template must never see.
@@ -86,12 +98,29 @@ class Resources:
         for key in ("exclusive", "openmpi_oversubscribe"):
             if not isinstance(getattr(self, key), bool):
                 raise ResourceError(f"{key}={getattr(self, key)!r}: must be True or False")
-        for key in ("partition", "account", "job_name"):
+        for key in ("partition", "account", "qos", "reservation", "job_name"):
             value = getattr(self, key)
             if value is not None and not (isinstance(value, str) and _NAME.match(value)):
                 raise ResourceError(
                     f"{key}={value!r}: letters, digits and _ . + @ : , - only, not starting with a dash or a dot"
                 )
+        if self.constraint is not None and not (
+            isinstance(self.constraint, str) and _CONSTRAINT.match(self.constraint)
+        ):
+            raise ResourceError(f"constraint={self.constraint!r}: names of features joined by & | , * ( ) [ ] only")
+        if self.pmi_mode is not None and self.pmi_mode not in _PMI_MODES:
+            raise ResourceError(f"pmi_mode={self.pmi_mode!r}: must be one of {', '.join(_PMI_MODES)}")
+        self._validate_texts()
+
+    def _validate_texts(self) -> None:
+        """Refuse text that could end its line in a script, or its variable."""
+        if not isinstance(self.environment, Mapping):
+            raise ResourceError(f"environment={self.environment!r}: must be a mapping of names to text")
+        for key, value in dict[object, object](self.environment).items():
+            if not (isinstance(key, str) and _VARIABLE.match(key)):
+                raise ResourceError(f"environment: {key!r} is no name of a variable: letters, digits and _")
+            if not isinstance(value, str) or "\0" in value:
+                raise ResourceError(f"environment[{key!r}]={value!r}: must be text without a zero character")
         if not isinstance(self.slurm_cmd_args, tuple):
             raise ResourceError(f"slurm_cmd_args={self.slurm_cmd_args!r}: must be a tuple, one option each")
         if self.submission_template is not None and not isinstance(self.submission_template, str):
@@ -104,7 +133,7 @@ class Resources:
             if not isinstance(value, str) or not value or _CONTROL.search(value):
                 raise ResourceError(f"{key}={value!r}: must be text without line breaks or control characters")
         for key, value in dict[str, object](self.extra).items():
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(key)):
+            if not _VARIABLE.match(str(key)):
                 raise ResourceError(f"{key!r}: a template's variable is named with letters, digits and _")
             if not isinstance(value, (str, int, float, bool)) or (isinstance(value, str) and _CONTROL.search(value)):
                 raise ResourceError(f"{key}={value!r}: must be a number or text without line breaks")
