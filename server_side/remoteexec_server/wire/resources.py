@@ -104,9 +104,7 @@ class Resources:
                 raise ResourceError(
                     f"{key}={value!r}: letters, digits and _ . + @ : , - only, not starting with a dash or a dot"
                 )
-        if self.constraint is not None and not (
-            isinstance(self.constraint, str) and _CONSTRAINT.match(self.constraint)
-        ):
+        if self.constraint is not None and not _CONSTRAINT.match(str(self.constraint)):
             raise ResourceError(f"constraint={self.constraint!r}: names of features joined by & | , * ( ) [ ] only")
         if self.pmi_mode is not None and self.pmi_mode not in _PMI_MODES:
             raise ResourceError(f"pmi_mode={self.pmi_mode!r}: must be one of {', '.join(_PMI_MODES)}")
@@ -116,8 +114,8 @@ class Resources:
         """Refuse text that could end its line in a script, or its variable."""
         if not isinstance(self.environment, Mapping):
             raise ResourceError(f"environment={self.environment!r}: must be a mapping of names to text")
-        for key, value in dict[object, object](self.environment).items():
-            if not (isinstance(key, str) and _VARIABLE.match(key)):
+        for key, value in dict[str, object](self.environment).items():
+            if not _VARIABLE.match(str(key)):
                 raise ResourceError(f"environment: {key!r} is no name of a variable: letters, digits and _")
             if not isinstance(value, str) or "\0" in value:
                 raise ResourceError(f"environment[{key!r}]={value!r}: must be text without a zero character")
