@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from remoteexec_server.wire import header
-from remoteexec_server.wire.messages import Hello
+from remoteexec_server.wire.messages import Hello, Terms
 from remoteexec_server.wire.resources import Resources
 
 from .._version import __version__
@@ -48,7 +48,8 @@ class BatchExecutor(BaseExecutor):
         self._defaults = _one_rank(read_resources(resource_dict))
         session_key = secrets.token_bytes(32)
         name = secrets.token_hex(4)
-        hello = Hello(header.PROTOCOL, header.PYTHON, __version__, f"s-{name}", session_key.hex(), poll_s)
+        terms = Terms(poll_s=poll_s)
+        hello = Hello(header.PROTOCOL, header.PYTHON, __version__, name, f"s-{name}", session_key.hex(), terms)
         self._driver = Driver(client(hello), session_key, name)
         weakref.finalize(self, self._driver.stop).atexit = False  # an executor nobody holds takes no more calls
         finish_at_exit(self._driver)

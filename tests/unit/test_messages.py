@@ -30,6 +30,7 @@ from remoteexec_server.wire.messages import (
     Started,
     Submit,
     TaskKey,
+    Terms,
     Watch,
     Welcome,
     build,
@@ -42,8 +43,8 @@ A, B = TaskKey("x-t1"), TaskKey("x-t2")
 NASTY = "a'; echo b\n\x00\u2028 ü 😀 \ud800"
 
 EVERY: list[Message] = [
-    Hello(1, "3.11", "0.1.0", "s-1", "00" * 32, 1.5, 3.0),
-    Hello(1, "3.11", "0.1.0", "s-1", "00" * 32),
+    Hello(1, "3.11", "0.1.0", "c", "s-1", "00" * 32, Terms(1.5, 3.0, 20.0, 4, 8)),
+    Hello(1, "3.11", "0.1.0", "c", "s-1", "00" * 32),
     Submit(
         BurstId("b-1"),
         (Entry(A), Entry(B, 1, (A,))),

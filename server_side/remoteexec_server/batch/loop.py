@@ -20,7 +20,6 @@ from ..wire.messages import (
     Closed,
     Event,
     Hello,
-    Problem,
     Refused,
     Request,
     Submit,
@@ -29,7 +28,8 @@ from ..wire.messages import (
 )
 from . import queues
 from .base import QueueError
-from .service import Polling, Service, Superseded
+from .service import Service
+from .submitter import Jobs
 
 _FINISH_S = 60.0
 """For how long; what is then left is submitted when a client comes back."""
@@ -61,8 +61,6 @@ def run(inbox: Inbox, emit: Emit, root: str, scheduler: str, command: tuple[str,
     try:
         discard = _serve(service, inbox, emit)
         _finish_submitting(service)
-    except Superseded as exc:
-        emit(Problem(str(exc)), b"")
     finally:
         service.close(discard)
     emit(Closed(), b"")
@@ -114,7 +112,7 @@ def _open(hello: Hello, root: str, scheduler: str, command: tuple[str, ...]) -> 
         path = open_root(root)
         session = Session.create(path, hello.session, hello.session_key)
         batch = queues.connect(scheduler, path)
-        service = Service(session, batch, scheduler, command, Polling(hello.poll_s, hello.grace_s))
+        service = Service(session, batch, Jobs(command, scheduler, hello.terms), hello.client)
     except UnsafeRootError as exc:
         return Refused("UnsafeRoot", str(exc))
     except (StoreError, OSError) as exc:

@@ -2,8 +2,9 @@
 
     <root>/sessions/<session>/
         key                        the session's key, 64 hex digits
-        owner                      which service submits for the session: the last one that was started
         bursts/<burst>.h5 .json    bundle, and the `Submit` it came with
+        bursts/<burst>.owner       which service submits it
+        services/<service>         written again and again while it has something to submit
         jobs/<job name>/           job.json, run_queue.sh, <index>.log
         outcomes/<task>.running    claim of the runner that has the task
         outcomes/<task>.h5         how the task ended
@@ -32,6 +33,8 @@ from ..wire import messages
 from ..wire.messages import BurstId, Loss, Submit, TaskKey
 from ..wire.resources import Resources
 
+SILENT_S = 120.0
+"""A service that has not been heard of for so long is gone; NFS may hide a change for 60."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 """What sessions, bursts and tasks may be called: they become file names."""
 
@@ -104,7 +107,7 @@ class Session:
         if not re.fullmatch(r"[0-9a-f]{64}", key_hex):
             raise StoreError("a session key is 64 hexadecimal digits")
         session = cls(root / "sessions" / checked(name))
-        for part in ("bursts", "jobs", "outcomes", "journal"):
+        for part in ("bursts", "jobs", "outcomes", "journal", "services"):
             (session.path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
         if "key" not in os.listdir(session.path):
             publish(session.path / "key", key_hex.encode())
@@ -208,13 +211,36 @@ class Session:
         except (OSError, ValueError):
             return None
 
-    def take_over(self, owner: str) -> None:
-        """From now on this service submits for the session, and an older one stops when it sees that."""
-        publish(self.path / "owner", owner.encode())
+    def own(self, burst: BurstId, owner: str) -> None:
+        """From now on this service submits the burst, and an older one stops when it sees that."""
+        publish(self.bundle(burst).with_suffix(".owner"), owner.encode())
 
-    def owned_by(self, owner: str) -> bool:
-        """Whether no other service has taken over."""
-        return (self.path / "owner").read_text() == owner
+    def owner(self, burst: BurstId) -> str:
+        """Which service submits the burst; "" before one has said so."""
+        try:
+            return self.bundle(burst).with_suffix(".owner").read_text()
+        except FileNotFoundError:
+            return ""
+
+    def beat(self, service: str) -> None:
+        """A service is alive, and has something to submit."""
+        publish(self.path / "services" / checked(service), b"")
+
+    def alive(self, service: str) -> bool:
+        """Whether a service has said so in the last `SILENT_S`. By the clock of the file system, the only one that all
+        hosts share, so something is written for it."""
+        beats = self.path / "services"
+        clock = beats / f".now.{socket.gethostname()}.{os.getpid()}"
+        try:
+            handle = os.open(beats / checked(service), os.O_RDONLY)  # opened, not asked: NFS then looks
+        except FileNotFoundError:
+            return False
+        try:
+            publish(clock, b"")
+            return clock.stat().st_mtime - os.fstat(handle).st_mtime < SILENT_S
+        finally:
+            os.close(handle)
+            clock.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove all files of the session."""

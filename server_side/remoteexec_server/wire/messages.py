@@ -26,25 +26,43 @@ class MessageError(ValueError):
 
 
 @dataclass(frozen=True)
+class Terms:
+    """How jobs are submitted and asked about.
+
+    Attributes:
+        poll_s: seconds between questions to the scheduler, for all jobs at once.
+        grace_s: seconds after a job's end before a missing outcome counts as lost; NFS may hide a file for 60.
+        submits_per_minute: submissions, on average.
+        jobs_at_once: jobs and elements of arrays that may run or wait in the queue at the same time; None: no limit.
+        cores_at_once: the same, in CPUs.
+    """
+
+    poll_s: float = 30.0
+    grace_s: float = 90.0
+    submits_per_minute: float = 60.0
+    jobs_at_once: int | None = None
+    cores_at_once: int | None = None
+
+
+@dataclass(frozen=True)
 class Hello:
     """First request: who speaks, and which session.
 
     Attributes:
         protocol: `header.PROTOCOL` of the client.
         python: its minor version, "3.11".
+        client: begins the ids of its bursts; the same after a reconnection.
         session: name of the session; made if missing.
-        session_key: 64 hex digits, the key of the session's file digests; the service keeps the one it has.
-        poll_s: seconds between questions to the scheduler.
-        grace_s: seconds after a job's end before a missing outcome counts as lost.
+        session_key: 64 hex digits, the key of the session's file digests.
     """
 
     protocol: int
     python: str
     version: str
+    client: str
     session: str
     session_key: str
-    poll_s: float = 30.0
-    grace_s: float = 90.0
+    terms: Terms = Terms()
 
 
 @dataclass(frozen=True)

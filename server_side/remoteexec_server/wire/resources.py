@@ -75,6 +75,11 @@ class Resources:
         plain = [getattr(self, f.name) for f in fields(self) if f.name not in ("environment", "extra")]
         return hash((*plain, frozenset(self.environment.items()), frozenset(self.extra.items())))
 
+    @property
+    def cpus(self) -> int:
+        """CPUs of the whole task."""
+        return self.cores * self.threads_per_core
+
     def validate(self) -> None:
         """Refuse values that a template must never see.
 
