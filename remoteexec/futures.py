@@ -222,6 +222,19 @@ class TaskFuture(AwaitableFuture[R]):
             self._on_cancel(self.key)
         return True
 
+    def end_cancelled(self) -> bool:
+        """For the executor: a task that has been begun is cancelled; whether it had not ended before."""
+        with self._condition:
+            if self._state != "RUNNING":
+                return False
+            self._state = "CANCELLED_AND_NOTIFIED"
+            for waiter in self._waiting_for or ():
+                waiter.add_cancelled(self)
+            self._condition.notify_all()
+        if self._callbacks is not None:
+            self._invoke_callbacks()  # type: ignore[attr-defined]  # typeshed leaves it out
+        return True
+
     def show_running(self) -> bool:
         """For the driver: the future is running, and may be completed; may be said again.
 
@@ -257,3 +270,16 @@ class TaskFuture(AwaitableFuture[R]):
             ran.max_rss_bytes,
             None if self.output is None else str(self.output),
         )
+
+
+class JobFuture(TaskFuture[R]):
+    """The future of a task that is a job: a running one can be cancelled, too."""
+
+    def cancel(self) -> bool:
+        """Cancel the task: one that waits does not start, one that runs is ended with its job."""
+        if super().cancel():
+            return True
+        if not self.end_cancelled():
+            return False
+        self._on_cancel(self.key)
+        return True

@@ -167,18 +167,6 @@ class PoolFuture(TaskFuture[R], PoolTask):
             self.owner.forget(self.key)
         return True
 
-    def end_cancelled(self) -> bool:
-        """For the owner: a task that has been begun is cancelled; whether it had not ended before."""
-        with self._condition:
-            if self._state != "RUNNING":
-                return False
-            self._state = "CANCELLED_AND_NOTIFIED"
-            for waiter in self._waiters:
-                waiter.add_cancelled(self)
-            self._condition.notify_all()
-        self._invoke_callbacks()  # type: ignore[attr-defined]  # typeshed leaves it out
-        return True
-
 
 def _nobody(key: TaskKey) -> None:
     """The owner is told in another way: a bound method for each of 100,000 futures is memory."""

@@ -475,7 +475,9 @@ def test_own_pid_is_another_for_each_fresh_call() -> None:
 
 def test_a_job_that_fails_is_written_to_its_error_log_too(tmp_path: Path) -> None:
     log = tmp_path / "error.log"
-    with remoteexec.TestClusterExecutor({"error_log_file": str(log)}, cache_directory=str(tmp_path / "cache")) as exe:
+    with remoteexec.TestClusterExecutor(
+        resource_dict={"error_log_file": str(log)}, cache_directory=str(tmp_path / "cache")
+    ) as exe:
         assert isinstance(exe.submit(divmod, 1, 0).exception(timeout=30), ZeroDivisionError)
     assert [line for line in log.read_text().splitlines() if line.startswith(("function", "args"))] == [
         "function: <built-in function divmod>",
