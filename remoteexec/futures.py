@@ -277,9 +277,13 @@ class JobFuture(TaskFuture[R]):
 
     def cancel(self) -> bool:
         """Cancel the task: one that waits does not start, one that runs is ended with its job."""
-        if super().cancel():
+        if self.cancel_waiting():
             return True
         if not self.end_cancelled():
             return False
         self._on_cancel(self.key)
         return True
+
+    def cancel_waiting(self) -> bool:
+        """Cancel the task unless it has started."""
+        return super().cancel()

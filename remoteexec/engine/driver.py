@@ -111,7 +111,7 @@ class _Task:
         inputs: futures of this executor among its arguments.
     """
 
-    future: TaskFuture[Any]
+    future: JobFuture[Any]
     call: Call | None
     inputs: Mapping[TaskKey, TaskFuture[Any]]
 
@@ -199,7 +199,7 @@ class Driver:
             self._check_open()
             self._numbered += 1
             key = TaskKey(f"{self._name}-t{self._numbered}")
-        future: TaskFuture[R] = self._future(key, function_name(fn))
+        future = self._future(key, function_name(fn))
         try:
             call = self._pickler.pickle(fn, args, kwargs, resources, function)
         except ForeignFailed as exc:
@@ -220,7 +220,7 @@ class Driver:
         with self._lock:
             self._check_open()
             self._numbered += 1
-            future: TaskFuture[Any] = self._future(TaskKey(f"{self._name}-t{self._numbered}"), function_name(fn))
+            future = self._future(TaskKey(f"{self._name}-t{self._numbered}"), function_name(fn))
         seen(future, self._pickler.pickle(fn, args, kwargs, Resources()))
         future.set_result(None)
         return future
@@ -242,7 +242,7 @@ class Driver:
             self._check_open()
             self._inbox.put(item)
 
-    def _future(self, key: TaskKey, name: str) -> TaskFuture[Any]:
+    def _future(self, key: TaskKey, name: str) -> JobFuture[Any]:
         return JobFuture(key, self, lambda key: self._inbox.put(CancelAsked((key,))), name)
 
     def pickle_function(self, fn: Callable[..., Any]) -> Pickled:
@@ -352,7 +352,7 @@ class Driver:
             case Stop():
                 self._stopping = True
                 if item.cancel:
-                    self._cancel([key for key, task in self._tasks.items() if task.future.cancel()])
+                    self._cancel([key for key, task in self._tasks.items() if task.future.cancel_waiting()])
             case (event, data):
                 self._hear(event, data)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from remoteexec_server.wire.messages import Entry, TaskKey
 
-from ..futures import TaskFuture
+from ..futures import JobFuture, TaskFuture
 from .calls import Call
 
 
@@ -16,7 +16,7 @@ from .calls import Call
 class New:
     """A submit, on its way to the driver thread."""
 
-    future: TaskFuture[Any]
+    future: JobFuture[Any]
     call: Call
 
 
