@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -49,7 +50,7 @@ class LoginNodeExecutor(BatchExecutor):
         self,
         max_workers: int | None = None,
         *,
-        cache_directory: str | None = None,
+        cache_directory: str | os.PathLike[str] | None = None,
         max_cores: int | None = None,
         resource_dict: Mapping[str, Any] | Resources | None = None,
         pmi_mode: str | None = None,
@@ -83,7 +84,7 @@ class LoginNodeExecutor(BatchExecutor):
             lambda hello: InProcess(hello, where, self.SCHEDULER),
             with_defaults(resource_dict, pmi_mode=pmi_mode, openmpi_oversubscribe=openmpi_oversubscribe or None),
             options,
-            Caching(cache_directory, cache_errors, otherwise=where),
+            Caching(None if cache_directory is None else where, cache_errors, otherwise=where),
             place=f"{self.SCHEDULER} {where}",
         )
         self._root = Path(where)

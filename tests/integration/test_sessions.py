@@ -14,8 +14,16 @@ from typing import Any
 import pytest
 
 import remoteexec
-from remoteexec import RemoteExecutor, TestClusterExecutor
+from remoteexec import (
+    RemoteExecutor,
+    TestClusterExecutor,
+    errors,
+    get_cache_data_queue,
+    terminate_task_in_cache,
+    terminate_tasks_in_cache,
+)
 from remoteexec.config.model import ClusterConfig
+from remoteexec.engine.cache import CachedInput
 from tests.clusters.rootless import SlurmCluster
 from tests.integration.conftest import installed
 
@@ -115,6 +123,40 @@ def test_two_processes_work_in_one_session_at_the_same_time(here: Path) -> None:
     ran = len((here / "ran").read_text())
     assert ran in (1, 2)  # 2: each submitted before the other had said that it did
     assert script(LOOKS, here, "both").count("('count', 20)") == ran
+
+
+def test_calls_that_run_are_listed_with_their_status_and_ended_by_name(here: Path) -> None:
+    root = here / "root"
+    with TestClusterExecutor(cache_directory=root) as exe:
+        running = exe.submit(sleep_and_tell, str(here / "told"), 60.0)
+        waiting = exe.submit(max, running, 2)
+        done = exe.submit(max, 3, 4)
+        assert done.result(60) == 4
+        deadline = time.monotonic() + 30.0
+        while not running.running() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        found = {entry["status"]: entry for entry in get_cache_data_queue(root)}
+
+        assert [found["finished"]["output"], found["running"]["input_args"], found["pending"]["input_args"]] == [
+            4, (str(here / "told"), 60.0), (CachedInput(running.cache_key), 2)
+        ]  # fmt: skip
+        assert found["running"]["queue_id"] == running.task.job
+        terminate_task_in_cache(root, str(running.cache_key))
+        with pytest.raises(errors.TaskLost, match="cancelled by its submitter"):
+            running.result(60)
+        with pytest.raises(errors.TaskLost):
+            waiting.result(60)
+
+
+def test_all_calls_that_a_dead_process_has_left_are_ended(here: Path) -> None:
+    script(DIES.replace("2.0", "60.0"), here, "", returncode=-signal.SIGKILL)
+    statuses = [entry["status"] for entry in get_cache_data_queue(here / "root")]
+    assert set(statuses) <= {"running", "pending"}
+    assert len(statuses) == 2
+
+    terminate_tasks_in_cache(here / "root")
+    assert get_cache_data_queue(here / "root") == []
+    terminate_tasks_in_cache(here / "root")  # nothing is left to do
 
 
 def test_a_running_task_is_ended_by_cancel(here: Path) -> None:

@@ -252,7 +252,9 @@ def test_all_tasks_of_a_session_are_to_be_had_and_ended_ones_again(driver: Drive
 
     asked = ThreadPoolExecutor(1).submit(driver.futures)
     assert service.next() == Tell()
-    service.say(Known((Entry(theirs, name="their"), Entry(mine.key, name="f"), Entry(ended.key, name="g"))))
+    service.say(
+        Known((Entry(theirs, name="their"), Entry(mine.key, name="f"), Entry(ended.key, name="g")), ("", "", ""))
+    )
     found = asked.result(10.0)
 
     assert service.next() == Watch((theirs, ended.key))

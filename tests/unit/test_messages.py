@@ -60,7 +60,7 @@ EVERY: list[Message] = [
     Close(True),
     Welcome("0.1.0", "3.11", "login", "/r", "slurm 22.05.8", "00" * 32),
     Refused("UnsafeRoot", NASTY),
-    Known((Entry(A, name="f"), Entry(B))),
+    Known((Entry(A, name="f"), Entry(B)), ("7_0", "")),
     Accepted(BurstId("b-1"), ("7_0", "7_1", "")),
     Rejected(BurstId("b-1"), (A,), "SubmitRejected", "sbatch: error"),
     Started(A, "7_0", "n1"),

@@ -97,8 +97,9 @@ class Service:
                 self._watch(request.keys)
             case Tell():
                 self._learn()
-                entries = (task.entry for task in self._book.tasks.values())
-                self._book.events.append(Known(tuple(Entry(entry.key, name=entry.name) for entry in entries)))
+                tasks = self._book.tasks.values()
+                entries = tuple(Entry(task.entry.key, name=task.entry.name) for task in tasks)
+                self._book.events.append(Known(entries, tuple(str(task.ref or "") for task in tasks)))
         return self._book.drain()
 
     def step(self) -> list[Event]:

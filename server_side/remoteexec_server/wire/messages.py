@@ -147,9 +147,10 @@ class Refused:
 
 @dataclass(frozen=True)
 class Known:
-    """Answer to `Tell`: all tasks that were ever submitted, in that order."""
+    """Answer to `Tell`: all tasks that were ever submitted, in that order, and their jobs as in `Accepted`."""
 
     tasks: tuple[Entry, ...]
+    jobs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
