@@ -30,9 +30,9 @@ from remoteexec_server.wire.resources import Resources
 from .. import errors
 from ..futures import TaskFuture, function_name
 from ..selections import Selection
-from .cache import CacheDirectory, CacheWarning, Hit, checked_name
 
 if TYPE_CHECKING:
+    from .cache import CacheDirectory, Hit  # late, as the next: few executors keep results
     from .keys import CallKey  # late: it takes a third of the time that `import remoteexec` may take
 
 log = logging.getLogger("remoteexec")
@@ -53,8 +53,7 @@ class Wish(NamedTuple):
     name: str | None = None
 
 
-@dataclass(frozen=True)
-class CachedCall:
+class CachedCall(NamedTuple):
     """A call, as its key and its entry need it.
 
     Attributes:
@@ -69,7 +68,7 @@ class CachedCall:
     beside: tuple[object, ...] = ()
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class _Execution:
     """One execution and the futures that wait for it.
 
@@ -219,6 +218,8 @@ class Caching:
             directory = given.get("cache_directory") or directory or self._otherwise
             given = {key: value for key, value in given.items() if key not in ("cache_key", "cache_directory")} or None
         if name is not None:
+            from .cache import checked_name
+
             checked_name(name)
             if directory is None:
                 raise ValueError(f"cache_key={name!r} needs a cache_directory, of the executor or of the call")
@@ -237,6 +238,8 @@ class Caching:
         if name is None and (key is None or not self._asks_late):
             uncached = start(None)  # first: it may say what is wrong with the call
             if why:
+                from .cache import CacheWarning
+
                 text = f"a call of {function_name(call.fn)} is not cached, it has no key: {why}; name it with cache_key"
                 warnings.warn(text, CacheWarning, stacklevel=4)
             return uncached
@@ -276,6 +279,8 @@ class Caching:
             self._idle.wait_for(lambda: not self._ended and not self._busy, timeout_s)
 
     def _directory(self, path: str) -> CacheDirectory:
+        from .cache import CacheDirectory
+
         known = self._directories.get(path)
         if known is None:
             known = self._directories[path] = CacheDirectory(path)
@@ -376,6 +381,7 @@ def _name_future(future: concurrent.futures.Future[Any]) -> str | None:
 
 def _find_late(execution: _Execution, key: CallKey) -> Hit | None:
     """The inputs are done: now the key is known."""
+    from .cache import CacheWarning
     from .keys import NoContent
 
     if not key.known:

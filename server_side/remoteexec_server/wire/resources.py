@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 
 __all__ = ["Resources", "ResourceError"]
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@:,-]*\Z")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+@:,-]*"
+_CONTROL = r"[\x00-\x1f\x7f]"
 
 
 class ResourceError(ValueError):
@@ -88,7 +88,7 @@ class Resources:
                 raise ResourceError(f"{key}={getattr(self, key)!r}: must be True or False")
         for key in ("partition", "account", "job_name"):
             value = getattr(self, key)
-            if value is not None and not (isinstance(value, str) and _NAME.match(value)):
+            if value is not None and not (isinstance(value, str) and re.fullmatch(_NAME, value)):
                 raise ResourceError(
                     f"{key}={value!r}: letters, digits and _ . + @ : , - only, not starting with a dash or a dot"
                 )
@@ -101,10 +101,12 @@ class Resources:
             *texts,
             *([(key, getattr(self, key)) for key in ("cwd", "error_log_file") if getattr(self, key) is not None]),
         ]:
-            if not isinstance(value, str) or not value or _CONTROL.search(value):
+            if not isinstance(value, str) or not value or re.search(_CONTROL, value):
                 raise ResourceError(f"{key}={value!r}: must be text without line breaks or control characters")
         for key, value in dict[str, object](self.extra).items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(key)):
                 raise ResourceError(f"{key!r}: a template's variable is named with letters, digits and _")
-            if not isinstance(value, (str, int, float, bool)) or (isinstance(value, str) and _CONTROL.search(value)):
+            if not isinstance(value, (str, int, float, bool)) or (
+                isinstance(value, str) and re.search(_CONTROL, value)
+            ):
                 raise ResourceError(f"{key}={value!r}: must be a number or text without line breaks")
