@@ -243,6 +243,10 @@ class TaskFuture(AwaitableFuture[R]):
             the outcome or the cancellation.
         """
         if self._shown is None:
+            with self._condition:
+                if self._state == "PENDING":  # most often: then this is all that set_running_or_notify_cancel does
+                    self._state, self._shown = "RUNNING", True
+                    return True
             self._shown = self.set_running_or_notify_cancel()
         return self._shown
 
