@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheDirectory", "CacheWarning", "CachedInput", "get_cache_data", "get_future_from_cache"]
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@,=-]{0,199}\Z")
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+@,=-]{0,199}"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def checked_name(name: object) -> str:
     Raises:
         ValueError: it cannot be a file name.
     """
-    if not isinstance(name, str) or not _NAME.match(name):
+    if not isinstance(name, str) or not re.fullmatch(_NAME, name):
         raise ValueError(
             f"cache_key={name!r}: letters, digits and _ . + @ , = - only, at most 200, starting with a letter, a digit "
             "or _: it becomes a file name"

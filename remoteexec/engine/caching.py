@@ -30,9 +30,9 @@ from remoteexec_server.wire.resources import Resources
 from .. import errors
 from ..futures import TaskFuture, function_name
 from ..selections import Selection
-from .cache import CacheDirectory, CacheWarning, Hit, Pointer, checked_name
 
 if TYPE_CHECKING:
+    from .cache import CacheDirectory, Hit, Pointer  # late, as the next: few executors keep results
     from .keys import CallKey  # late: it takes a third of the time that `import remoteexec` may take
 
 log = logging.getLogger("remoteexec")
@@ -40,9 +40,9 @@ R = TypeVar("R")
 Before = Callable[[], "Hit | None"]
 Start = Callable[["Before | None"], TaskFuture[Any]]
 """Runs the call. If told to, it asks when the call's inputs are done, just before it would run: a hit is its end."""
-Resume = Callable[[Pointer, str], "TaskFuture[Any] | None"]
+Resume = Callable[["Pointer", str], "TaskFuture[Any] | None"]
 """The future of a task that another process has submitted, given its function's name; None: it is not to be had."""
-Point = Callable[["TaskFuture[Any]"], Pointer]
+Point = Callable[["TaskFuture[Any]"], "Pointer"]
 """Where another process finds the task of a future."""
 
 _LARGEST_CALL = 1 << 24
@@ -57,8 +57,7 @@ class Wish(NamedTuple):
     name: str | None = None
 
 
-@dataclass(frozen=True)
-class CachedCall:
+class CachedCall(NamedTuple):
     """A call, as its key and its entry need it.
 
     Attributes:
@@ -73,7 +72,7 @@ class CachedCall:
     beside: tuple[object, ...] = ()
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class _Execution:
     """One execution and the futures that wait for it.
 
@@ -225,6 +224,8 @@ class Caching:
             directory = given.get("cache_directory") or directory or self._otherwise
             given = {key: value for key, value in given.items() if key not in ("cache_key", "cache_directory")} or None
         if name is not None:
+            from .cache import checked_name
+
             checked_name(name)
             if directory is None:
                 raise ValueError(f"cache_key={name!r} needs a cache_directory, of the executor or of the call")
@@ -248,6 +249,8 @@ class Caching:
         if name is None and (key is None or not self._asks_late):
             uncached = start(None)  # first: it may say what is wrong with the call
             if why:
+                from .cache import CacheWarning
+
                 text = f"a call of {function_name(call.fn)} is not cached, it has no key: {why}; name it with cache_key"
                 warnings.warn(text, CacheWarning, stacklevel=4)
             return uncached
@@ -293,6 +296,8 @@ class Caching:
             self._idle.wait_for(lambda: not self._ended and not self._busy, timeout_s)
 
     def _directory(self, path: str) -> CacheDirectory:
+        from .cache import CacheDirectory
+
         known = self._directories.get(path)
         if known is None:
             known = self._directories[path] = CacheDirectory(path)
@@ -395,6 +400,7 @@ def _name_future(future: concurrent.futures.Future[Any]) -> str | None:
 
 def _find_late(execution: _Execution, key: CallKey) -> Hit | None:
     """The inputs are done: now the key is known."""
+    from .cache import CacheWarning
     from .keys import NoContent
 
     if not key.known:

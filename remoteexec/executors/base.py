@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
-import inspect
 import os
 import weakref
 from abc import abstractmethod
@@ -109,6 +108,8 @@ def refuse_own_parameter(fn: Callable[..., Any]) -> None:
         code = fn.__code__
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     else:
+        import inspect  # late: most functions are plain ones
+
         try:
             names = tuple(inspect.signature(fn).parameters)
         except Exception:  # a builtin without one; from Python 3.14 on, whatever an annotation raises

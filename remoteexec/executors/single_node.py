@@ -13,9 +13,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from remoteexec_server import failure
 from remoteexec_server.wire import payload, pooled
@@ -28,7 +27,6 @@ from ..engine import outcomes
 from ..engine.caching import Before, CachedCall, Caching, Wish
 from ..engine.graph import Functions, Held, failure_of, inputs_of, pickle_call
 from ..engine.growing import ChildTask, Growth
-from ..engine.in_caller import CallerAsWorker
 from ..futures import Ran, TaskFuture, function_name
 from ..pool import machine, mpi
 from ..pool.fresh import FreshWorkers
@@ -39,6 +37,11 @@ from ..pool.tasks import Answered, Broken, Died, End, Function, PoolFuture, Pool
 from ..resources import check_names, read_resources, resource_names
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, refuse_own_parameter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..engine.in_caller import CallerAsWorker
 
 __all__ = ["SingleNodeExecutor"]
 
@@ -129,7 +132,7 @@ class SingleNodeExecutor(BaseExecutor):
         self._no_futures, self._preload = disable_dependencies, tuple(preload)
         self._max_workers, self._max_cores = max_workers, max_cores
         self._recorder = self._views.recorder()
-        self._caller = CallerAsWorker(init_function, block_allocation) if debug else None
+        self._caller = _caller_as_worker(init_function, block_allocation) if debug else None
         self._here = debug or self._views.nothing_runs
         self._functions = Functions()
         self._lock = threading.Lock()  # guards all below
@@ -516,6 +519,12 @@ class SingleNodeExecutor(BaseExecutor):
             self._none_open.notify_all()
         if pool is not None:
             pool.abandon()
+
+
+def _caller_as_worker(init: Callable[[], Mapping[str, Any] | None] | None, kept: bool) -> CallerAsWorker:
+    from ..engine.in_caller import CallerAsWorker  # late: for debugging only
+
+    return CallerAsWorker(init, kept)
 
 
 def _read(given: Mapping[str, Any] | Resources | None, defaults: Resources | None) -> Resources:

@@ -27,9 +27,9 @@ that take longer than this have one call behind them."""
 _AHEAD_BYTES = 128 * 1024
 """What is sent ahead is to fit the socket: more would be left to the pool thread."""
 _LEAST_S = 1e-6
-_SMALL = 2 * BUFFER
-"""Calls of less may lie in the socket when `submit` returns and are copied; of larger ones the worker has read some
-then, and so has taken the token."""
+_SMALL = 2 * BUFFER + pooled.CHUNK
+"""Calls of less may lie in the socket when `submit` returns, but for what the worker reads before it takes the token,
+and are copied; of larger ones it has read more then, and so has taken the token."""
 
 log = logging.getLogger("remoteexec")
 
@@ -115,7 +115,7 @@ class KeptWorkers(Pool):
                 else:
                     worker = self._idle.popitem()[1]
                     ticket = worker.ticket()
-                    self._give(worker, [task], tell=task.size >= _SMALL)
+                    self._give(worker, [task])
         if self._broken is not None:
             self._refuse(task)
         elif worker is not None:
@@ -197,19 +197,14 @@ class KeptWorkers(Pool):
             self._give(worker, tasks)
         return tasks
 
-    def _give(self, worker: WorkerState, tasks: Sequence[PoolTask], tell: bool = True) -> None:
-        """The worker has these tasks from now on; the caller holds the lock, and posts them when it has released it.
-
-        Args:
-            tell: write their tokens now. A worker that waits for a token is woken by it, and would wait again for the
-                call; where that is sure to fit the socket, it is written first.
-        """
+    def _give(self, worker: WorkerState, tasks: Sequence[PoolTask]) -> None:
+        """The worker has these tasks from now on; the caller holds the lock, and posts them when it has released it."""
         for task in tasks:
             worker.has[task.number] = task
             worker.load += task.size
-        worker.untold = tasks
-        if tell:
-            self._tell(worker)
+        handle = worker.endpoint.token_in
+        assert handle is not None  # it is not buried
+        os.write(handle, pooled.TOKENS[len(tasks)].pack(*[task.number for task in tasks]))
         if worker.ready:
             self._watch_time(worker, tasks[0])
 
@@ -360,9 +355,6 @@ class KeptWorkers(Pool):
                 others.remove(worker)
         self._let_go()
         self._requeue(self._take_back(worker))
-        for task in worker.untold:
-            del worker.has[task.number]
-        self._requeue(worker.untold)
         if worker.gpus and all(worker.gpus != other.gpus for other in self._workers.values()):
             self._gpus.insert(0, worker.gpus)
         return list(worker.has.values())

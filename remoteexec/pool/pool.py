@@ -245,8 +245,6 @@ class Pool(ABC):
             return
         done = write(worker.endpoint.sock, pieces, _PATIENCE_S if wait else 0.0)
         with self._lock:
-            if worker.untold:
-                self._tell(worker)
             if not done:
                 self._leave_to_pool_thread(worker, pieces, tasks if wait else ())
                 return
@@ -256,13 +254,6 @@ class Pool(ABC):
             if worker.has:
                 return
         self._written(worker)
-
-    def _tell(self, worker: WorkerState) -> None:
-        """Write the tokens of what the worker has been given; the caller holds the lock."""
-        handle = worker.endpoint.token_in
-        if handle is not None:  # not buried
-            tasks, worker.untold = worker.untold, ()
-            os.write(handle, pooled.TOKENS[len(tasks)].pack(*[task.number for task in tasks]))
 
     def _leave_to_pool_thread(self, worker: WorkerState, pieces: Pieces, uncopied: Sequence[PoolTask]) -> None:
         """The caller holds the lock."""

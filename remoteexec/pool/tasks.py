@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from remoteexec_server.wire import pooled
@@ -194,8 +193,7 @@ class Answered(NamedTuple):
     worker: int | None = None
 
 
-@dataclass(frozen=True)
-class Died:
+class Died(NamedTuple):
     """The worker ended while it had the task.
 
     Attributes:
@@ -208,8 +206,7 @@ class Died:
     timed_out: bool = False
 
 
-@dataclass(frozen=True)
-class Broken:
+class Broken(NamedTuple):
     """The task cannot be run: the pool has nothing left to run it."""
 
     reason: str

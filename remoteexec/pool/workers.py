@@ -28,7 +28,6 @@ class WorkerState:
     Attributes:
         output: reads what its tasks print, if that is wanted.
         has: tasks it was given and has not answered, in order.
-        untold: tasks it has whose tokens have not been written yet.
         knows: functions it was sent.
         load: bytes of the calls it has.
         pid: once it has started.
@@ -49,7 +48,6 @@ class WorkerState:
         self.stream = pooled.Stream(endpoint.sock)
         self.output: OutputReader | None = None
         self.has: dict[int, PoolTask] = {}
-        self.untold: Sequence[PoolTask] = ()
         self.knows: set[int] = set()
         self.load = 0
         self.pid: int | None = None

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from remoteexec_server import zygote
 
@@ -58,24 +58,21 @@ class Endpoint:
                 os.close(handle)
 
 
-@dataclass(frozen=True)
-class Started:
+class Started(NamedTuple):
     """A worker is there."""
 
     number: int
     pid: int
 
 
-@dataclass(frozen=True)
-class NotStarted:
+class NotStarted(NamedTuple):
     """A worker could not be forked."""
 
     number: int
     reason: str
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(NamedTuple):
     """A worker is gone; `status` as `os.waitpid` says."""
 
     number: int

@@ -24,7 +24,6 @@ from typing import Any
 
 from . import growing as _growing  # noqa: F401  # so that workers need not import it each
 from . import worker
-from .wire import payload as _payload  # noqa: F401  # the same
 
 REQUEST = struct.Struct("<cq")
 KEPT, ONCE, KILL = b"K", b"O", b"X"
@@ -35,6 +34,11 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEX
 
 def main(argv: list[str]) -> int:
     """Fork workers until the pool is gone."""
+    # so that workers need not import them each; here, since the client imports this module for what it is told
+    import json as _json  # noqa: F401
+
+    from .wire import by_value as _by_value  # noqa: F401
+
     control = socket.socket(fileno=int(argv[0]))
     os.set_inheritable(control.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's business
