@@ -152,7 +152,7 @@ class Ranks:
             views = [*its, *views]
         try:
             program.tell(functions, call, views)
-            return program.results()
+            return program.results(call[0])
         except _Failed as exc:
             text = f"MPI rank {exc.rank} of {program.size}:\n"
             self._program = None
@@ -384,8 +384,8 @@ class _Program:
         setup["memory_bytes"] = memory // self.size if memory is not None else None
         return setup
 
-    def results(self) -> Answer:
-        """Wait for the results of all ranks.
+    def results(self, task: int) -> Answer:
+        """Wait for the results of all ranks; tell the pool if one is stopped meanwhile.
 
         Raises:
             _Failed: the first rank that answered with a failure.
@@ -404,7 +404,7 @@ class _Program:
                 if self._pool.fileno() in ready:
                     raise PoolGone
                 if self._words.fileno() in ready:
-                    self._heed(self._words.take())
+                    self._heed(self._words.take(), task)
                 for handle in ready:
                     if handle in by_handle:
                         rank = by_handle[handle]
@@ -428,11 +428,15 @@ class _Program:
             raise _Failed(rank.number, bytes(data))
         return Pickled(bytes(data), tuple(map(memoryview, buffers)))
 
-    def _heed(self, word: mpi_watch.Word | None) -> None:
+    def _heed(self, word: mpi_watch.Word | None, task: int | None = None) -> None:
         """Raises RankEnded if that is what was told."""
         rank = next((rank for rank in self._ranks if word is not None and rank.pid == word.pid), None)
-        if rank is not None and word is not None and word.ended:
+        if rank is None or word is None:
+            return
+        if word.ended:
             raise RankEnded(rank, word)
+        if word.halted and task is not None:
+            pooled.send(self._pool, (pooled.HALTED, task, rank.number, rank.pid))
 
     # ---- end ----
 

@@ -44,6 +44,11 @@ class Word(NamedTuple):
         """Whether the rank is over; otherwise it was stopped or goes on."""
         return self.status is None or os.WIFEXITED(self.status) or os.WIFSIGNALED(self.status)
 
+    @property
+    def halted(self) -> bool:
+        """Whether it was stopped by a signal."""
+        return self.status is not None and os.WIFSTOPPED(self.status)
+
 
 class Words:
     """Where all ranks' ends are told, in the order they happen.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -224,6 +225,34 @@ def test_a_rank_that_ends_is_a_lost_task_that_names_it_and_says_how(
     assert time.monotonic() - started < 15
     assert caught.value.mpi_rank == 1  # type: ignore[attr-defined]
     assert (caught.value.exit_code, caught.value.signal) == status
+
+
+def stop_one_rank(rank: int) -> int:
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.rank == rank:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    MPI.COMM_WORLD.Barrier()
+    return os.getpid()
+
+
+def test_a_rank_that_is_stopped_is_named_in_a_warning_and_goes_on_later(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    with make() as exe:
+        future = exe.submit(stop_one_rank, 1)
+        end = time.monotonic() + 20
+        while not caplog.records and time.monotonic() < end:
+            time.sleep(0.05)
+        (said,) = [record.getMessage() for record in caplog.records]
+        found = re.fullmatch(
+            r"task \w+ \(stop_one_rank\) waits: the process (\d+) of its MPI rank 1 was stopped by a signal; "
+            r"`kill -CONT \1` lets it go on, cancel\(\) of its future ends it",
+            said,
+        )
+        assert found is not None
+        os.kill(int(found[1]), signal.SIGCONT)
+        assert future.result()[1] == int(found[1])
 
 
 @pytest.fixture
