@@ -150,6 +150,10 @@ def test_futures_are_inputs_and_outputs_of_mpi_functions(make: Make) -> None:
         assert exe.submit(rank_and_sum, other.submit(len, first)).result() == [(0, 12), (1, 12), (2, 12)]
 
 
+def add(a: int, b: int) -> int:
+    return a + b
+
+
 def meet(me: str, other: str) -> bool:
     """Wait for the other call to be there."""
     Path(me).touch()
@@ -395,6 +399,18 @@ def program_inside() -> Any:
 def test_a_rank_may_run_mpi_functions_itself(make: Make) -> None:
     with make(max_cores=2, resource_dict={"cores": 2}) as exe:
         assert exe.submit(program_inside).result() == [[(0, 3), (1, 3)], None]
+
+
+def test_debugging_refuses_several_ranks_since_the_caller_is_one(mark: str) -> None:
+    rule = "cores=3 with debug=True: calls run in this process, which is a single MPI rank; leave out debug"
+    initialised: list[int] = []
+    with pytest.raises(ValueError, match=rule):
+        executor(debug=True, resource_dict=THREE, block_allocation=True, init_function=lambda: initialised.append(1))
+    with executor(max_cores=3, debug=True) as exe:
+        with pytest.raises(ValueError, match=rule):
+            exe.submit(initialised.append, 2, resource_dict=THREE)
+        assert exe.submit(add, 1, 2).result() == 3
+    assert initialised == []
 
 
 def submit_more() -> None:
