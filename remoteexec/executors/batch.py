@@ -102,6 +102,10 @@ class BatchExecutor(BaseExecutor):
         if self._driver.start():
             leave_first()
 
+    @property
+    def _takes_calls(self) -> bool:
+        return not self._driver.closing
+
     def __len__(self) -> int:
         """Calls that have not ended."""
         return self._driver.pending

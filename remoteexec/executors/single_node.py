@@ -285,6 +285,10 @@ class SingleNodeExecutor(BaseExecutor):
         if isinstance(pool, KeptWorkers):
             pool.resize(size)
 
+    @property
+    def _takes_calls(self) -> bool:
+        return not self._closed
+
     def __len__(self) -> int:
         return self._pool.waiting if self._pool is not None else 0
 
