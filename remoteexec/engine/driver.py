@@ -176,6 +176,11 @@ class Driver:
         with self._progress:
             return self._submitted - self._taken + self._open
 
+    @property
+    def closing(self) -> bool:
+        """Whether it takes no submit any more."""
+        return self._closing is not None
+
     def submit(
         self,
         fn: Callable[..., R],

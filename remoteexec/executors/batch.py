@@ -228,6 +228,10 @@ class BatchExecutor(BaseExecutor):
     def max_workers(self, size: int) -> None:
         raise NotImplementedError("max_workers of an executor whose calls are jobs cannot be changed")
 
+    @property
+    def _takes_calls(self) -> bool:
+        return not self._driver.closing
+
     def __len__(self) -> int:
         """Calls that have not ended."""
         return self._driver.pending

@@ -177,7 +177,7 @@ class KeptWorkers(Pool):
     def _portion(self, worker: WorkerState) -> list[PoolTask]:
         """Take from the line what this worker is given now; the caller holds the lock, and posts it."""
         tasks: list[PoolTask] = []
-        if not self._line:
+        if not self._line or worker.halted:
             return tasks
         share = len(self._line) // max(1, self._size) + 1
         most = min(share, max(2, min(_AHEAD, int(_AHEAD_S / self._pace_s))) - len(worker.has))
@@ -228,7 +228,7 @@ class KeptWorkers(Pool):
 
     def _free(self, worker: WorkerState) -> None:
         """It may have nothing to do now: then it is free; the caller holds the lock, and calls `_feed_idle` after."""
-        if worker.has or worker.writer is not None or worker.number not in self._workers:
+        if worker.has or worker.halted or worker.writer is not None or worker.number not in self._workers:
             return
         if worker.retiring:
             self._dismiss_if_done(worker)
@@ -266,7 +266,7 @@ class KeptWorkers(Pool):
                 if self._spares:
                     worker = self._spares.pop()
                     worker.spare = False
-                    self._idle[worker.number] = worker
+                    self._free(worker)
                     continue
                 if not self._line:
                     break
@@ -311,6 +311,9 @@ class KeptWorkers(Pool):
                 self._requeue(self._take_back(worker))
                 self._free(worker)
                 return
+            if worker.halted:
+                self._halt(worker)
+                return
             if worker.has and (not self._line or len(worker.has) > _AHEAD // 2):
                 return
             if not worker.has and not self._line and len(self._idle) < len(self._workers) - 1:
@@ -347,6 +350,10 @@ class KeptWorkers(Pool):
                     return
                 ticket = worker.ticket()
             self._post(worker, ticket, tasks)
+
+    def _halt(self, worker: WorkerState) -> None:
+        self._idle.pop(worker.number, None)
+        self._requeue(self._take_back(worker))
 
     def _lost(self, worker: WorkerState) -> list[PoolTask]:
         self._idle.pop(worker.number, None)

@@ -34,6 +34,7 @@ class WorkerState:
         ready: it is set up.
         writer: who is writing to its socket, and nobody else may: POOL or a ticket; None for nobody.
         pending: what the pool thread has still to write.
+        halted: it was stopped by a signal, and gets nothing until it goes on.
         retiring: it ends when it has nothing.
         timed_out: we ended it, since a task took too long.
         cancelled: we ended it, since its task was cancelled.
@@ -54,6 +55,7 @@ class WorkerState:
         self.ready = False
         self.writer: int | None = None
         self.pending: Pieces = deque()
+        self.halted = False
         self.retiring = False
         self.timed_out = False
         self.cancelled = False

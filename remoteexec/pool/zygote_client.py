@@ -80,7 +80,16 @@ class Ended(NamedTuple):
     status: int
 
 
-Report = Started | NotStarted | Ended
+@dataclass(frozen=True)
+class Halted:
+    """A worker was stopped by a signal (SIGSTOP, say), or goes on."""
+
+    number: int
+    pid: int
+    halted: bool
+
+
+Report = Started | NotStarted | Ended | Halted
 
 
 class ZygoteClient:
@@ -186,4 +195,6 @@ def _report(number: int, pid: int, status: int) -> Report:
         return Started(number, pid)
     if status == zygote.NOT_STARTED:
         return NotStarted(number, os.strerror(pid))
+    if status in (zygote.HALTED, zygote.CONTINUED):
+        return Halted(number, pid, status == zygote.HALTED)
     return Ended(number, pid, status)

@@ -482,8 +482,12 @@ def test_shutdown_without_waiting_returns_at_once_and_the_tasks_go_on(place: Pla
     path = place.path()
     executor = place.new()
     future = executor.submit(wait_for, path)
+    queued = executor.future_queue
+    assert queued is not None
+    assert (queued.qsize(), queued.empty()) == (1, False)
     executor.shutdown(wait=False)
 
+    assert executor.future_queue is None
     assert not future.done()
     path.write_text("go")
     assert future.result(WAIT_S) == "go"
