@@ -80,8 +80,7 @@ class Ended(NamedTuple):
     status: int
 
 
-@dataclass(frozen=True)
-class Halted:
+class Halted(NamedTuple):
     """A worker was stopped by a signal (SIGSTOP, say), or goes on."""
 
     number: int
