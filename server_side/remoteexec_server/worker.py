@@ -3,8 +3,8 @@
 It reads a token before each call (see `wire.pooled`), and sends each result at once: the next call may take long. It
 ends when the pool closes its socket; a worker without tokens ends after one call.
 
-Tokens are written before their calls. So one that waits does so for its socket alone, which wakes it once for a call,
-and calls without a token were taken back.
+Tokens are written before their calls. So one that has nothing waits for its socket alone, which wakes it once for a
+call, and a call without a token was taken back.
 """
 
 from __future__ import annotations
@@ -112,16 +112,13 @@ class Worker:
         """The call of the next token; None when the pool is gone."""
         assert self._tokens is not None
         while True:
-            if not self._calls:
-                if self._growth is None:
-                    self._hear()
-                else:
-                    self._wait(self._tokens)
+            if not self._calls and self._growth is None:
+                self._hear()
             try:
                 token = os.read(self._tokens, pooled.TOKEN.size)
                 break
             except BlockingIOError:
-                self._calls.clear()
+                self._wait(self._tokens)
         if not token:
             return None
         (number,) = pooled.TOKEN.unpack(token)
@@ -134,9 +131,10 @@ class Worker:
             self._hear()
 
     def _wait(self, tokens: int) -> None:
-        """Wait for a token, where another thread reads the socket: it would read a call whose token nobody has taken.
+        """Wait for a token alone.
 
-        The pool may take such a call back, and has not copied it if it is large.
+        That is for two cases: what is here was taken back, of which the pool may give one again and not send it again;
+        or another thread reads the socket, and would read all of a large call that may be taken back and is not copied.
         """
         poll = select.poll()
         poll.register(tokens, select.POLLIN)
