@@ -211,6 +211,38 @@ def test_without_restarts_the_calls_of_dead_workers_fail_and_say_so() -> None:
 
 
 @both_modes
+def test_what_depends_on_a_call_that_died_fails_with_the_same_error(kept: bool) -> None:
+    with executor(kept, restart_limit=1) as exe:
+        doomed = exe.submit(kill_self)
+        dependant = exe.submit(add_one, exe.submit(add_one, doomed))
+        assert isinstance(doomed.exception(timeout=20), errors.TaskKilled)
+        assert dependant.exception(timeout=20) is doomed.exception()
+        assert exe.submit(add_one, 1).result(timeout=20) == 2
+
+
+def test_an_init_function_that_ends_its_worker_fails_all_calls() -> None:
+    def leave() -> dict[str, int]:
+        os._exit(9)
+
+    with executor(True, restart_limit=3, init_function=leave) as exe:
+        futures = [exe.submit(add_one, n) for n in range(5)]
+        assert [type(future.exception(timeout=20)) for future in futures] == [errors.TaskKilled] * 5
+
+
+@both_modes
+def test_nothing_is_computed_here_while_calls_run_and_wait(kept: bool) -> None:
+    with executor(kept) as exe:
+        futures = [exe.submit(time.sleep, 0.6) for _ in range(2)]
+        waiting = [exe.submit(add_one, n) for n in range(500)]
+        time.sleep(0.1)
+        before = time.process_time()
+        time.sleep(0.4)
+        assert time.process_time() - before < 0.04
+        assert [future.result(timeout=20) for future in futures] == [None, None]
+        assert [future.result(timeout=60) for future in waiting] == list(range(1, 501))
+
+
+@both_modes
 def test_the_end_of_the_zygote_fails_what_waits_and_leaves_no_worker(kept: bool, tmp_path: Path) -> None:
     said = tmp_path / "pid"
     with executor(kept) as exe:
