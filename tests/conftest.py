@@ -5,7 +5,9 @@ REMOTEEXEC_REQUIRE=slurm,netcluster makes tests fail that would otherwise be ski
 
 from __future__ import annotations
 
+import gc
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from tests.clusters.netcluster import NetCluster, obstacle
 from tests.clusters.netcluster import net_cluster as start_net_cluster
 from tests.clusters.rootless import SlurmCluster
 from tests.clusters.rootless import slurm_cluster as start_slurm_cluster
+from tests.leftovers import gone
 
 SLURM_FIXTURES = {"slurm_cluster", "small_array_cluster"}
 
@@ -48,6 +51,19 @@ def _by_value(request: pytest.FixtureRequest) -> Iterator[None]:
     cloudpickle.register_pickle_by_value(module)
     yield
     cloudpickle.unregister_pickle_by_value(module)
+
+
+@pytest.fixture
+def process_mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """In the environment of all processes that the test starts; in the end none of them is left.
+
+    Five seconds are what a caller that was killed may take; executors that nobody holds any more end by themselves.
+    """
+    name = f"REMOTEEXEC_TEST_{uuid.uuid4().hex}"
+    monkeypatch.setenv(name, "1")
+    yield name
+    gc.collect()
+    assert gone(name) == []
 
 
 def _started(options: SlurmOptions) -> Iterator[SlurmCluster]:

@@ -159,6 +159,7 @@ class Driver:
         Raises:
             RuntimeError: see `submit`.
         """
+        self._check_open()  # first: where the interpreter exits, an import of h5py crashes it (Python 3.13)
         # imported now, if not before: h5py undoes its hooks in an exit handler, and crashes if it gets none
         importlib.import_module("remoteexec_server.store.hdf5")
         with self._lock:
