@@ -76,6 +76,9 @@ class ServedQueue:
         job: JobId = self._call("submit", spec)
         return job
 
+    def script(self, spec: JobSpec) -> str:
+        return str(self._call("script", spec))
+
     def find(self, name: str) -> JobId | None:
         job: JobId | None = self._call("find", name)
         return job
@@ -112,7 +115,7 @@ def main() -> None:
             return
         try:
             if what == "helper_pid":
-                answer: object = queue._helper._process.pid if queue._helper is not None else None
+                answer: object = queue._helper.pid
             else:
                 found = getattr(queue, what)
                 answer = found(*arguments) if callable(found) else found

@@ -78,6 +78,10 @@ class FakeQueue:
             raise trouble
         return job
 
+    def script(self, spec: JobSpec) -> str:
+        self._called("script")
+        return f"#!/bin/sh\n{' '.join(spec.command)}\n"
+
     def find(self, name: str) -> JobId | None:
         self._called("find")
         return next((job for job, spec in self.jobs.items() if spec.name == name), None)

@@ -117,16 +117,17 @@ def options(spec: JobSpec) -> list[str]:
 def variables(spec: JobSpec) -> dict[str, object]:
     """What a template may use: every field of `Resources` in pysqa's units, every key of `extra`, and ours.
 
+    `cores` counts threads, too, in a template that does not use `threads_per_core`, as in executorlib.
     `run_time_max` is in seconds and `memory_max` in GB, as in pysqa's own templates; `run_time_minutes` and `memory_mb`
     (for each node) are rounded up to what sbatch understands.
     """
     r = spec.resources
     minutes = None if r.run_time_max_s is None else max(1, math.ceil(r.run_time_max_s / 60))
     return {
-        **{key: value for key, value in r.extra.items() if key != "queue"},  # pysqa has its own use for that word
+        **r.extra,
         "job_name": full_name(spec),
         "working_directory": str(spec.directory),
-        "cores": r.cores,
+        "cores": cores_of_template(r, spec.least_cores),
         "threads_per_core": r.threads_per_core,
         "gpus_per_core": r.gpus_per_core,
         "num_nodes": r.num_nodes,
@@ -137,6 +138,7 @@ def variables(spec: JobSpec) -> dict[str, object]:
         "memory_mb": _memory_mb(r),
         "priority": r.priority,
         "partition": r.partition,
+        "queue": r.partition,
         "account": r.account,
         "qos": r.qos,
         "reservation": r.reservation,
@@ -150,6 +152,14 @@ def variables(spec: JobSpec) -> dict[str, object]:
         "dependency_list": _dependencies(spec),
         "command": _command(spec),
     }
+
+
+def cores_of_template(resources: Resources, least: int = 0) -> int:
+    """Variable `cores`: ranks, or all CPUs where the user's template knows no threads; not fewer than `least`."""
+    cores = resources.cores
+    if resources.submission_template is not None and "threads_per_core" not in resources.submission_template:
+        cores *= resources.threads_per_core
+    return max(cores, least)
 
 
 def template(resources: Resources) -> str:
