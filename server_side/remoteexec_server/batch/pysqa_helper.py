@@ -51,6 +51,16 @@ class _LatePandas(types.ModuleType):
         return getattr(sys.modules["pandas"], name)
 
 
+def _stand_in_for_defusedxml() -> None:
+    """pysqa reads Grid Engine's queues with it, which we do not ask for: it need not be installed."""
+    try:
+        importlib.import_module("defusedxml.ElementTree")
+    except ImportError:
+        for name in ("defusedxml", "defusedxml.ElementTree"):
+            sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules["defusedxml"])["ElementTree"] = sys.modules["defusedxml.ElementTree"]
+
+
 def main(argv: list[str]) -> int:
     """Answer requests until there are no more."""
     idle_s = float(argv[0]) if argv else IDLE_S
@@ -72,6 +82,8 @@ def main(argv: list[str]) -> int:
     answer(ready=True)
     for line in _lines(idle_s):
         request = json.loads(line)
+        if request["queue_type"] == "SGE":
+            _stand_in_for_defusedxml()
         answer(id=request["id"], taken=True)
         try:
             adapter = QueueAdapter(queue_type=request["queue_type"], execute_command=_executor(request))
