@@ -1,4 +1,4 @@
-"""Scripts, options and answers of PBS, Torque, LSF, Grid Engine and Moab: golden, after their manuals.
+"""Scripts, options and answers of PBS, Torque, LSF, Grid Engine and Moab: golden, or after their manuals.
 
 `python -m tests.unit.test_dialects` writes the scripts anew, to be read before they are committed.
 """
@@ -211,6 +211,29 @@ def test_qacct() -> None:
         line("51", 1, "rx-3f2a-4", JobState.FAILED, "assumedly after job", "node01.example.org", None, 9),
         line("51", 2, "rx-3f2a-4", JobState.TIMEOUT, "TimeLimit", "node02"),
         line("52", None, "rx-3f2a-5", JobState.FAILED, "", "node02", 74),
+    ]
+
+
+def test_qstat_and_qacct_of_a_real_grid_engine() -> None:
+    def real(file: str) -> str:
+        return (RECORDED.parent / "sge-8.1.9" / file).read_text(encoding="utf-8")
+
+    assert sge.parse_qstat(real("qstat.xml")) == [
+        line("4", None, "rx-3f2a-2", JobState.RUNNING, "", "sgehost"),
+        line("8", 0, "rx-3f2a-6", JobState.RUNNING, "", "sgehost"),
+        line("5", None, "rx-3f2a-3", JobState.PENDING, "held"),
+        Line(JobId("8"), (1, 2, 3, 4), JobFacts(JobState.PENDING), "rx-3f2a-6"),
+    ]
+    ended = [
+        found for each in ("array", "time", "segv", "deleted") for found in sge.parse_qacct(real(f"qacct_{each}.txt"))
+    ]
+    assert ended == [
+        line("2", 0, "rx-3f2a-0", JobState.COMPLETED, "", "sgehost", 0),
+        line("2", 1, "rx-3f2a-0", JobState.FAILED, "", "sgehost", 1),
+        line("2", 2, "rx-3f2a-0", JobState.FAILED, "", "sgehost", 2),
+        line("6", None, "rx-3f2a-4.energy_Ag", JobState.TIMEOUT, "TimeLimit", "sgehost"),
+        line("3", None, "rx-3f2a-1", JobState.FAILED, "assumedly after job", "sgehost", None, 11),
+        line("4", None, "rx-3f2a-2", JobState.FAILED, "assumedly after job", "sgehost", None, 9),
     ]
 
 

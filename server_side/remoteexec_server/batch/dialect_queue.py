@@ -3,7 +3,8 @@
     DialectQueue ─┬─ pysqa_helper (pipes, JSON lines) ─ pysqa ─> qsub, bsub, msub; qdel, bkill, mjobctl
                   └─ qstat, bjobs, showq, qacct
 
-Written after the manuals, not run by us; what the commands print is read by pure functions of the dialect.
+Written after the manuals, and but for Grid Engine not run by us; what the commands print is read by pure functions of
+the dialect.
 """
 
 from __future__ import annotations

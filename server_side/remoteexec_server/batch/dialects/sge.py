@@ -2,6 +2,9 @@
 
 Several slots need a parallel environment, whose name is the site's: resource_dict={"parallel_environment": "smp"}.
 
+Tried by hand on Debian's Grid Engine 8.1.9: arrays, dependencies, limits, cancellations. Whoever deletes a running job
+there is not told from who kills it. An element deleted before it starts leaves no trace.
+
 Source: manual pages submit(1), qstat(1), qdel(1), qacct(1), sge_status(5) of Son of Grid Engine 8.1.9.
 """
 
