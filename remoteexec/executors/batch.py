@@ -45,6 +45,7 @@ class Options:
         submits_per_minute: submissions to the scheduler on average; sixty may follow each other at once.
         poll_s: seconds between two questions to the scheduler, for all jobs at once, while results are missing.
         disable_dependencies: futures as arguments are a ValueError.
+        pysqa_config_directory: on the cluster, with the site's templates and limits; see docs/configuration.md.
         views: see Views.
         wait: whether leaving the `with` block waits for all tasks.
     """
@@ -55,6 +56,7 @@ class Options:
     submits_per_minute: float = 60.0
     poll_s: float = 30.0
     disable_dependencies: bool = False
+    pysqa_config_directory: str | None = None
     views: Views = field(default_factory=Views)
     wait: bool = True
 
@@ -82,6 +84,7 @@ class Options:
             submits_per_minute=self.submits_per_minute,
             jobs_at_once=self.max_workers,
             cores_at_once=self.max_cores,
+            pysqa_config_directory=self.pysqa_config_directory,
         )
 
 
@@ -166,6 +169,34 @@ class BatchExecutor(BaseExecutor):
         """
         self.reach()
         return self._driver.futures()
+
+    def job_script(
+        self,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        resource_dict: Mapping[str, Any] | Resources | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """The job script that `submit` with the same arguments would submit, which it does not.
+
+        The script depends on the resources alone; a real one names a directory of its own, an array where several calls
+        are submitted at once, and the jobs that it waits for.
+
+        Raises:
+            SubmitRejected: the resources, or the template, cannot be used.
+            SchedulerUnavailable: the script cannot be rendered now.
+            ConnectionLost: the connection broke before the answer.
+
+        See `submit` for the arguments and other errors.
+        """
+        refuse_own_parameter(fn)
+        resource_dict, _ = self._caching.split(resource_dict)
+        resources = (
+            self._defaults if resource_dict is None else _one_rank(read_resources(resource_dict, self._defaults))
+        )
+        self.reach()
+        return self._driver.job_script(resources)
 
     def map(  # type: ignore[override]  # fn is positional-only, as CPython has it from 3.14 on
         self,

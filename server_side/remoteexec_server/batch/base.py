@@ -102,6 +102,7 @@ class JobSpec:
         command: argument list; the index (0 <= index < count) is appended as its last argument.
         count: 1, or the length of the array.
         at_once: how many elements of the array may run at once; None: all.
+        least_cores: what the site's queue asks for at least, though the task needs fewer.
         after: jobs that have to end, however they end, before this one starts.
     """
 
@@ -112,6 +113,7 @@ class JobSpec:
     resources: Resources
     after: tuple[JobRef, ...] = ()
     at_once: int | None = None
+    least_cores: int = 0
 
 
 class QueueError(Exception):
@@ -158,6 +160,17 @@ class Queue(Protocol):
             SubmitRejected: for good.
             QuotaReached: for now.
             SchedulerUnavailable: look with `find` before submitting again.
+        """
+
+    def unheeded(self, resources: Resources) -> Sequence[str]:
+        """What of these resources it will not honour, a sentence each; asked before tasks are submitted."""
+
+    def script(self, spec: JobSpec) -> str:
+        """What `submit` would hand to the scheduler, for people to read; `spec.directory` need not exist.
+
+        Raises:
+            SubmitRejected: the job could not be described.
+            SchedulerUnavailable: the script cannot be rendered now.
         """
 
     def find(self, name: str) -> JobId | None:

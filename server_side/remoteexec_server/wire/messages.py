@@ -35,6 +35,7 @@ class Terms:
         submits_per_minute: submissions, on average.
         jobs_at_once: jobs and elements of arrays that may run or wait in the queue at the same time; None: no limit.
         cores_at_once: the same, in CPUs.
+        pysqa_config_directory: on the service's side, with the site's templates and limits.
     """
 
     poll_s: float = 30.0
@@ -42,6 +43,7 @@ class Terms:
     submits_per_minute: float = 60.0
     jobs_at_once: int | None = None
     cores_at_once: int | None = None
+    pysqa_config_directory: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,15 @@ class Tell:
 
 
 @dataclass(frozen=True)
+class JobScript:
+    """What would be submitted for `count` tasks of these resources? `number` comes back with the answer."""
+
+    number: int
+    resources: Resources
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class Ping:
     """Is the other end alive?"""
 
@@ -122,7 +133,7 @@ class Close:
     discard: bool
 
 
-Request = Hello | Submit | Cancel | Watch | Tell | Ping | Close
+Request = Hello | Submit | Cancel | Watch | Tell | JobScript | Ping | Close
 
 
 @dataclass(frozen=True)
@@ -228,6 +239,15 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Script:
+    """Answer to `JobScript`: the text, or in `kind` the client's error class, and in `text` what it says."""
+
+    number: int
+    text: str
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
 class Pong:
     """Answer to `Ping`."""
 
@@ -237,7 +257,9 @@ class Closed:
     """Answer to `Close`: the service has ended."""
 
 
-Event = Welcome | Refused | Known | Accepted | Rejected | Started | OutcomeReady | Lost | Problem | Pong | Closed
+Event = (
+    Welcome | Refused | Known | Accepted | Rejected | Started | OutcomeReady | Lost | Problem | Script | Pong | Closed
+)
 Message = Request | Event
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in typing.get_args(Message)}
