@@ -18,18 +18,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from ..wire.resources import ResourceError
-from . import slurm_script, slurm_text
+from . import advice, slurm_script, slurm_text
 from .base import (
     JobFacts,
     JobId,
     JobRef,
     JobSpec,
     JobState,
+    QuotaReached,
     SchedulerUnavailable,
     SubmitRejected,
     by_job,
@@ -44,7 +45,8 @@ _TRANSIENT = re.compile(
     r"timed out|unable to contact slurm|communication|connection (refused|reset|failure)|standby mode"
     r"|zero bytes were transmitted|insufficient data|message (send|receive) failure|unexpected message"
     r"|temporarily|authentication (error|credential)|munge|unable to resolve|configuration source|presently disabled"
-    r"|slurmctld.*(not responding|down)",
+    r"|slurmctld.*(not responding|down)|please retry|try again|submissions disabled|not available now"
+    r"|i/o error writing",
     re.IGNORECASE,
 )
 """Words of SLURM's that mean "not now"; the job may have been taken all the same."""
@@ -60,6 +62,11 @@ _HELPER_S = 4.0
 
 _DETAILED = 20
 """Jobs asked about one by one in one call of `states`, where there is no sacct; picked, not measured."""
+
+_CLEAR = (JobState.PENDING, JobState.RUNNING, JobState.COMPLETED)
+"""States about which squeue says all there is to say."""
+_URGENCY = {JobState.GONE: -2, JobState.FAILED: -2}
+"""Asked about first: what squeue has forgotten, or does not explain at all."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,7 @@ class SlurmQueue:
         lines = self._squeue()
         found = next((line for line in lines if slurm_script.is_named(line.name, name)), None)
         if found is None and self.config().accounting:
-            lines = self._sacct("--starttime=now-7days")
+            lines = self._sacct("-X", "--starttime=now-7days")
             found = next((line for line in lines if slurm_script.is_named(line.name, name)), None)
         return None if found is None else found.job
 
@@ -184,11 +191,11 @@ class SlurmQueue:
             return {}
         found = _by_ref(self._squeue())
         facts = {ref: _lookup(found, ref) for ref in wanted}
-        unclear = [ref for ref in wanted if facts[ref].state in (JobState.GONE, JobState.FAILED)]
-        if unclear:
-            for ref, more in self._explained(unclear).items():
+        ends = {ref: fact for ref, fact in facts.items() if fact.state not in _CLEAR}
+        if ends:
+            for ref, more in self._explained(sorted(ends, key=lambda ref: _URGENCY.get(ends[ref].state, 0))).items():
                 if more.state.ended and more.state is not JobState.GONE:
-                    facts[ref] = more
+                    facts[ref] = _together(facts[ref], more)
         self._notice_vanished(facts)
         return facts
 
@@ -227,15 +234,15 @@ class SlurmQueue:
                     done = self._run(["scontrol", "-o", "show", "job", job])
                     lines += slurm_text.parse_show_job(done.stdout)
         except SchedulerUnavailable:
-            return {}
+            pass  # what was heard before counts
         found = _by_ref(lines)
-        return {ref: _lookup(found, ref) for ref in refs}
+        return {ref: _named(_lookup(found, ref)) for ref in refs}
 
     def _squeue(self) -> list[slurm_text.Line]:
         return slurm_text.parse_squeue(self._ask(["squeue", "--me", "-h", "-t", "all", "-o", slurm_text.SQUEUE_FORMAT]))
 
     def _sacct(self, *which: str) -> list[slurm_text.Line]:
-        argv = ["sacct", "-X", "--noheader", "--parsable2", "-o", slurm_text.SACCT_FORMAT, *which]
+        argv = ["sacct", "--noheader", "--parsable2", "-o", slurm_text.SACCT_FORMAT, *which]
         return slurm_text.parse_sacct(self._ask(argv))
 
     def _ask(self, argv: list[str]) -> str:
@@ -416,7 +423,7 @@ def _environment() -> dict[str, str]:
     return {**kept, "LC_ALL": "C", "SLURM_BITSTR_LEN": "0"}  # 0: array expressions in full length
 
 
-def _refusal(spec: JobSpec, answer: Mapping[str, Any]) -> SubmitRejected | SchedulerUnavailable:
+def _refusal(spec: JobSpec, answer: Mapping[str, Any]) -> SubmitRejected | QuotaReached | SchedulerUnavailable:
     """The error for an answer without a job."""
     script = spec.directory / "run_queue.sh"
     match answer["failed"]:
@@ -428,10 +435,16 @@ def _refusal(spec: JobSpec, answer: Mapping[str, Any]) -> SubmitRejected | Sched
                 f"sbatch cannot be run on this machine: {answer['text']}; PATH is {os.environ.get('PATH', '')}"
             )
         case "command" if answer["exit_code"] > 0 and answer["errors"].strip():
-            if not _TRANSIENT.search(answer["errors"]):
+            errors = answer["errors"]
+            limit = advice.full_for_now(errors)
+            if limit is not None:
+                return QuotaReached(f"sbatch does not take job {spec.name} now: {_words(answer)}", limit)
+            if not _TRANSIENT.search(errors):
+                remedy = advice.remedy(errors)
+                said = f"{_words(answer)}{'. See ' if remedy else ''}{remedy}"
                 return SubmitRejected(
-                    f"sbatch refused job {spec.name}: {_words(answer)}; its script is {script}",
-                    dependency=bool(spec.after) and "dependency" in answer["errors"].lower(),
+                    f"sbatch refused job {spec.name}: {said}; its script is {script}",
+                    dependency=bool(spec.after) and "dependency" in errors.lower(),
                 )
     return SchedulerUnavailable(f"job {spec.name} may not be submitted: {_words(answer)}")
 
@@ -475,3 +488,27 @@ def _by_ref(lines: Iterable[slurm_text.Line]) -> dict[JobRef, JobFacts]:
 
 def _lookup(found: Mapping[JobRef, JobFacts], ref: JobRef) -> JobFacts:
     return found.get(ref, JobFacts(JobState.GONE))
+
+
+def _together(shown: JobFacts, more: JobFacts) -> JobFacts:
+    """What squeue shows, and what sacct or scontrol know: each leaves out something."""
+    return replace(
+        more,
+        reason=more.reason or shown.reason,
+        node=more.node or shown.node,
+    )
+
+
+def _named(facts: JobFacts) -> JobFacts:
+    """Who cancelled it, by name: "uid 1000" says little."""
+    if not facts.cancelled_by.startswith("uid "):
+        return facts
+    import pwd
+
+    uid = int(facts.cancelled_by.removeprefix("uid "))
+    if uid == os.getuid():
+        return replace(facts, cancelled_by="its owner")
+    try:
+        return replace(facts, cancelled_by=pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return facts
