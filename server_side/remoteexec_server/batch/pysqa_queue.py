@@ -163,7 +163,8 @@ class SlurmQueue:
         lines = self._squeue()
         found = next((line for line in lines if slurm_script.is_named(line.name, name)), None)
         if found is None and self.config().accounting:
-            lines = self._sacct("-X", "--starttime=now-7days")
+            argv = ["sacct", "-X", "--noheader", "--parsable2", "-o", slurm_text.SACCT_FORMAT, "--starttime=now-7days"]
+            lines = slurm_text.parse_sacct(self._ask(argv))
             found = next((line for line in lines if slurm_script.is_named(line.name, name)), None)
         return None if found is None else found.job
 
@@ -193,7 +194,8 @@ class SlurmQueue:
         facts = {ref: _lookup(found, ref) for ref in wanted}
         ends = {ref: fact for ref, fact in facts.items() if fact.state not in _CLEAR}
         if ends:
-            for ref, more in self._explained(sorted(ends, key=lambda ref: _URGENCY.get(ends[ref].state, 0))).items():
+            urgent_first = sorted(ends.items(), key=lambda item: _URGENCY.get(item[1].state, 0))
+            for ref, more in self._explained(dict(urgent_first)).items():
                 if more.state.ended and more.state is not JobState.GONE:
                     facts[ref] = _together(facts[ref], more)
         self._notice_vanished(facts)
@@ -222,28 +224,58 @@ class SlurmQueue:
         """End the helper."""
         self._end_helper()
 
-    def _explained(self, refs: Sequence[JobRef]) -> dict[JobRef, JobFacts]:
-        """What is to be had beyond squeue; nothing, where the question itself fails."""
-        jobs = list(dict.fromkeys(ref.job for ref in refs))
+    def _explained(self, ends: Mapping[JobRef, JobFacts]) -> dict[JobRef, JobFacts]:
+        """What is to be had beyond squeue about jobs that ended badly or are forgotten; nothing, where questions fail.
+
+        sacct answers for all. scontrol is asked where no accounting runs, or where sacct fails or has not heard yet.
+        """
+        jobs = list(dict.fromkeys(ref.job for ref in ends))
+        found: dict[JobRef, JobFacts] = {}
+        accounted = self._accounted(jobs)
+        if accounted is not None:
+            found = _by_ref(accounted)
+        missing = [
+            ref.job
+            for ref, fact in ends.items()
+            if not _lookup(found, ref).state.ended or _lookup(found, ref).state is JobState.GONE
+            if accounted is None or fact.state is not JobState.GONE
+        ]
+        found.update(_by_ref(self._described(list(dict.fromkeys(missing))[:_DETAILED])))
+        return {ref: _named(_lookup(found, ref)) for ref in ends}
+
+    def _accounted(self, jobs: Sequence[JobId]) -> list[slurm_text.Line] | None:
+        """sacct's answer; None: it has none."""
+        try:
+            if not self.config().accounting:
+                return None
+            argv = ["sacct", "--noheader", "--parsable2", "-o", slurm_text.SACCT_FORMAT, "-j", ",".join(jobs)]
+            done = self._twice(argv)
+        except SchedulerUnavailable:
+            return None
+        return slurm_text.parse_sacct(done.stdout) if done.returncode == 0 else None
+
+    def _described(self, jobs: Iterable[JobId]) -> list[slurm_text.Line]:
+        """scontrol's answers, one by one, until it hangs."""
         lines: list[slurm_text.Line] = []
         try:
-            if self.config().accounting:
-                lines = self._sacct("-j", ",".join(jobs))
-            else:
-                for job in jobs[:_DETAILED]:
-                    done = self._run(["scontrol", "-o", "show", "job", job])
-                    lines += slurm_text.parse_show_job(done.stdout)
+            for job in jobs:
+                lines += slurm_text.parse_show_job(self._twice(["scontrol", "-o", "show", "job", job]).stdout)
         except SchedulerUnavailable:
             pass  # what was heard before counts
-        found = _by_ref(lines)
-        return {ref: _named(_lookup(found, ref)) for ref in refs}
+        return lines
+
+    def _twice(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
+        """A question that fails is asked once more; one that hangs is not.
+
+        Whoever asks makes do with less than the answer. For squeue, the next poll is the second time.
+        """
+        done = self._run(argv)
+        if done.returncode == 0 or _OVER_ALREADY.search(done.stderr):
+            return done
+        return self._run(argv)
 
     def _squeue(self) -> list[slurm_text.Line]:
         return slurm_text.parse_squeue(self._ask(["squeue", "--me", "-h", "-t", "all", "-o", slurm_text.SQUEUE_FORMAT]))
-
-    def _sacct(self, *which: str) -> list[slurm_text.Line]:
-        argv = ["sacct", "--noheader", "--parsable2", "-o", slurm_text.SACCT_FORMAT, *which]
-        return slurm_text.parse_sacct(self._ask(argv))
 
     def _ask(self, argv: list[str]) -> str:
         done = self._run(argv)
