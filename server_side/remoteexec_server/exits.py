@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from .wire.evidence import Usage
+
 _LINE = re.compile(
     r"^remoteexec: the task's process (?:ended with exit code (\d+)|was ended by signal (\d+)) "
     r"after (\d+(?:\.\d+)?) s, having used (\d+) bytes$",
@@ -30,13 +32,18 @@ class Exit:
     time_s: float
     memory_bytes: int
 
+    @property
+    def usage(self) -> Usage:
+        """The same for a loss."""
+        return Usage(time_s=self.time_s, memory_bytes=self.memory_bytes)
+
     def __str__(self) -> str:
         how = f"ended with exit code {self.code}" if self.code >= 0 else f"was ended by signal {-self.code}"
-        return f"remoteexec: the task's process {how} after {self.time_s:.1f} s, having used {self.memory_bytes} bytes"
+        return f"the task's process {how} after {self.time_s:.1f} s, having used {self.memory_bytes} bytes"
 
 
 def parse(log: str) -> Exit | None:
-    """The last such line of a log; None if there is none."""
+    """The last such line of a log, after the runner's "remoteexec: "; None if there is none."""
     found = list(_LINE.finditer(log))
     if not found:
         return None

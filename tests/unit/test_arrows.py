@@ -35,7 +35,7 @@ SERVER = {
     "gateway": {"batch", "wire"},
     "probe": {"batch", "store", "wire"},
     "runner": {"batch", "exits", "failure", "store", "wire"},
-    "exits": set(),
+    "exits": {"wire"},
     "zygote": {"growing", "worker", "wire"},
     "worker": {"failure", "growing", "mpi", "wire"},
     "growing": {"failure", "worker", "wire"},  # a task talks through the worker it runs in

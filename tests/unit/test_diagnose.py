@@ -169,7 +169,7 @@ def test_a_time_limit_that_was_not_asked_for() -> None:
 
 def test_the_runners_last_words_complete_what_the_scheduler_says() -> None:
     """No accounting runs, or it looked too seldom."""
-    log = f"a line of the user's\n{Exit(-9, 12.34, 3 * GB)}\n{OOM_KILL}"
+    log = f"a line of the user's\nremoteexec: {Exit(-9, 12.34, 3 * GB)}\n{OOM_KILL}"
     loss = explain(JobFacts(JobState.FAILED, "NonZeroExitCode", "n1", 137), log, Resources(memory_max_gb=2))
     assert loss is not None
     assert loss.reason == "out_of_memory"
@@ -179,7 +179,7 @@ def test_the_runners_last_words_complete_what_the_scheduler_says() -> None:
 
 @pytest.mark.parametrize("end", [Exit(-9, 1.5, 4096), Exit(3, 0.0, 1)])
 def test_the_runners_last_words_are_read_as_they_were_written(end: Exit) -> None:
-    assert exits.parse(f"x\n{Exit(1, 1.0, 1)}\n{end}\ny") == end
+    assert exits.parse(f"x\nremoteexec: {Exit(1, 1.0, 1)}\nremoteexec: {end}\ny") == end
     assert exits.parse("remoteexec: the task's process") is None
 
 
