@@ -795,9 +795,10 @@ def test_nothing_is_told_before_the_client_says_that_it_waits(world: World) -> N
     second = world.service()
 
     assert world.run(second, 60.0) == []
-    assert set(second.handle(Watch((A, B, C, TaskKey("stranger")))) + world.run(second)) == {
+    assert set(second.handle(Watch((A, B, C, TaskKey("stranger")))) + world.run(second, 31.0)) == {
         OutcomeReady(A, SIZE),
         Lost(B, Loss("killed", "why")),
+        Lost(TaskKey("stranger"), Loss("unknown", "session s-1 has no such task")),
     }
 
 

@@ -23,6 +23,7 @@ from ..wire.messages import (
     Refused,
     Request,
     Submit,
+    Tell,
     Watch,
     Welcome,
 )
@@ -88,7 +89,7 @@ def _serve(service: Service, inbox: Inbox, emit: Emit) -> bool:
             match request:
                 case Close():
                     return request.discard
-                case Submit() | Cancel() | Watch():
+                case Submit() | Cancel() | Watch() | Tell():
                     for event in service.handle(request, data):
                         emit(event, b"")
                 case _:
@@ -119,7 +120,7 @@ def _open(hello: Hello, root: str, scheduler: str, command: tuple[str, ...]) -> 
         return Refused("StoreError", str(exc))
     except (QueueError, ValueError) as exc:
         return Refused("SchedulerUnavailable", str(exc))
-    welcome = Welcome(__version__, header.PYTHON, socket.gethostname(), str(path), batch.name)
+    welcome = Welcome(__version__, header.PYTHON, socket.gethostname(), str(path), batch.name, session.key.hex())
     return service, welcome
 
 

@@ -54,7 +54,7 @@ class Hello:
         python: its minor version, "3.11".
         client: begins the ids of its bursts; the same after a reconnection.
         session: name of the session; made if missing.
-        session_key: 64 hex digits, the key of the session's file digests.
+        session_key: 64 hex digits, the key of the digests of the session's files if it is made now.
     """
 
     protocol: int
@@ -73,11 +73,13 @@ class Entry:
     Attributes:
         resources: position in `Submit.resources`.
         upstream: tasks whose outcomes the arguments refer to.
+        name: of the function.
     """
 
     key: TaskKey
     resources: int = 0
     upstream: tuple[TaskKey, ...] = ()
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,14 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Watch:
-    """The client still waits for these tasks (said after a reconnection)."""
+    """The client waits for these tasks: still, after a reconnection, or though another client submitted them."""
 
     keys: tuple[TaskKey, ...]
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Which tasks has the session?"""
 
 
 @dataclass(frozen=True)
@@ -116,18 +123,19 @@ class Close:
     discard: bool
 
 
-Request = Hello | Submit | Cancel | Watch | Ping | Close
+Request = Hello | Submit | Cancel | Watch | Tell | Ping | Close
 
 
 @dataclass(frozen=True)
 class Welcome:
-    """Answer to `Hello`."""
+    """Answer to `Hello`. `session_key` is the one that holds."""
 
     version: str
     python: str
     host: str
     root: str
     scheduler: str
+    session_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,14 @@ class Refused:
 
     kind: str
     message: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """Answer to `Tell`: all tasks that were ever submitted, in that order, and their jobs as in `Accepted`."""
+
+    tasks: tuple[Entry, ...]
+    jobs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -224,7 +240,7 @@ class Closed:
     """Answer to `Close`: the service has ended."""
 
 
-Event = Welcome | Refused | Accepted | Rejected | Started | OutcomeReady | Lost | Problem | Pong | Closed
+Event = Welcome | Refused | Known | Accepted | Rejected | Started | OutcomeReady | Lost | Problem | Pong | Closed
 Message = Request | Event
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in typing.get_args(Message)}
