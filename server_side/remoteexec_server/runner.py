@@ -8,8 +8,8 @@ The supervisor sees every way a process can end (a signal, os._exit, a crashed i
 the moment they happen, with nobody logged in. What it leaves to the scheduler: SIGKILL (out of memory? cancelled?)
 and SIGTERM, which it sends first (time limit, cancelled, preempted).
 
-Exit codes: 0 an outcome or a loss is published, or another runner has the task; 74 it could not be written; 128 + n for
-signal n; else that of a child that did not get as far as the claim.
+Exit codes: 0 an outcome or a loss is published, or another runner has the task; 74 it could not be written; 78 a module
+of ours is missing; 128 + n for signal n; else that of a child that did not get as far as the claim.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .exits import Exit
 from .store.session import Claim, Job, JobTask, Session, log_tail, read_job
+from .wire.evidence import Evidence
 from .wire.messages import Loss, TaskKey
 
 if TYPE_CHECKING:
     from .store.hdf5 import Outcome
 
-EX_IOERR = 74
+EX_IOERR, EX_CONFIG = 74, 78
 _PR_SET_PDEATHSIG = 1
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -73,8 +75,10 @@ def supervise(session: Session, job: Job, index: int) -> int:
         _end_with(supervisor)
         _child(session, job, index)
     signal.signal(signal.SIGTERM, on_sigterm)
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
+    began = time.monotonic()
+    _, status, used = os.wait4(child, 0)
+    end = Exit(os.waitstatus_to_exitcode(status), time.monotonic() - began, used.ru_maxrss * 1024)
+    code = end.code
     task = job.tasks[index]
     try:
         names = os.listdir(session.outcomes)
@@ -83,12 +87,13 @@ def supervise(session: Session, job: Job, index: int) -> int:
     if f"{task.key}.h5" in names or f"{task.key}.lost" in names:
         return 0
     if terminated or code in (-signal.SIGKILL, -signal.SIGTERM):  # of one SIGTERM to all, the child's may come first
+        _print(str(end))  # diagnose reads it
         return 128 + (-code if code < 0 else signal.SIGTERM)
     claim = session.read_claim(task.key)
     if claim is None or claim.pid != child or claim.host != socket.gethostname():
         return code if code >= 0 else 128 - code  # 0: another runner has the task
     try:
-        session.publish_loss(task.key, _why(session, job, index, code))
+        session.publish_loss(task.key, _why(session, job, index, end))
     except OSError as exc:
         _print(f"cannot write to the store: {exc}")
         return EX_IOERR
@@ -119,9 +124,12 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def _why(session: Session, job: Job, index: int, code: int) -> Loss:
-    log = session.log(job.name, index)
-    if code == EX_IOERR:
+def _why(session: Session, job: Job, index: int, end: Exit) -> Loss:
+    log, code = session.log(job.name, index), end.code
+    reason = {EX_IOERR: "store", EX_CONFIG: "import_error"}.get(code, "killed")
+    if code == EX_CONFIG:
+        what = f"the runner cannot import what it needs; complete the environment of {sys.executable} on every node"
+    elif code == EX_IOERR:
         what = "the outcome could not be written to the store; is the disk full, or a quota reached?"
     elif code < 0:
         name = signal.Signals(-code).name
@@ -129,7 +137,7 @@ def _why(session: Session, job: Job, index: int, code: int) -> Loss:
     else:
         what = f"the function ended its process with exit code {code} (os._exit, or an exit in compiled code)"
     return Loss(
-        reason="store" if code == EX_IOERR else "killed",
+        reason=reason,
         message=f"{what}; its log is {log}",
         job=job_id(),
         node=socket.gethostname(),
@@ -137,6 +145,7 @@ def _why(session: Session, job: Job, index: int, code: int) -> Loss:
         signal=-code if code < 0 else None,
         log_tail=log_tail(log),
         log_path=str(log),
+        evidence=Evidence(usage=end.usage),
     )
 
 
@@ -148,7 +157,9 @@ def _child(session: Session, job: Job, index: int) -> None:
     except OSError as exc:
         code = EX_IOERR
         _print(f"cannot write to the store: {exc}")
-    except BaseException:  # the process edge
+    except BaseException as exc:  # the process edge
+        if isinstance(exc, ImportError):  # one of the user's is an outcome
+            code = EX_CONFIG
         with contextlib.suppress(Exception):
             traceback.print_exc()
     finally:

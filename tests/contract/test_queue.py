@@ -31,6 +31,7 @@ from remoteexec_server.batch.base import (
 )
 from remoteexec_server.batch.local_queue import LocalQueue, LocalSettings
 from remoteexec_server.batch.local_spool import Spool
+from remoteexec_server.wire.evidence import Usage
 from remoteexec_server.wire.resources import Resources
 from tests.clusters.rootless import SlurmCluster
 from tests.contract.served_queue import ServedQueue
@@ -340,7 +341,8 @@ def test_slurm_refuses_in_its_own_words(slurm: Place) -> None:
         slurm.queue.submit(spec)
     assert str(caught.value) == (
         f"sbatch refused job {spec.name}: invalid partition specified: nowhere / Batch job submission failed: "
-        f"Invalid partition name specified (exit code 1); its script is {spec.directory / 'run_queue.sh'}"
+        f"Invalid partition name specified (exit code 1). See partition=…: `sinfo` lists those there are; "
+        f"its script is {spec.directory / 'run_queue.sh'}"
     )
     assert not caught.value.dependency
     with pytest.raises(SubmitRejected, match="unrecognized option '--no-such-thing'"):
@@ -439,7 +441,7 @@ def test_what_squeue_has_forgotten_is_asked_of_sacct_where_there_is_accounting(
 ) -> None:
     """The database is played by a wrapper: a rootless cluster has none."""
     directory = slurm_cluster.make_directory(f"wrappers-{next(_numbers)}")
-    line = "987654_3|OUT_OF_MEMORY|0:125|0:0|n2|OutOfMemory|rx-old-1.energy"
+    line = "987654_3|OUT_OF_MEMORY|0:125|0:0|n2|OutOfMemory|61|2|200M||rx-old-1.energy"
     flaky(directory, "sacct", 1, f"echo '{line}'; exit")
     flaky(
         directory,
@@ -450,7 +452,7 @@ def test_what_squeue_has_forgotten_is_asked_of_sacct_where_there_is_accounting(
     queue = ServedQueue(slurm_cluster, PATH=f"{directory}:{slurm_cluster.environment['PATH']}")
     known, unknown = JobRef(JobId("987654"), 3), JobRef(JobId("987654"), 4)
     assert queue.states([known, unknown]) == {
-        known: JobFacts(JobState.OUT_OF_MEMORY, "OutOfMemory", "n2", None, 125),
+        known: JobFacts(JobState.OUT_OF_MEMORY, "OutOfMemory", "n2", None, 125, usage=Usage(61, 120, None, 200 << 20)),
         unknown: JobFacts(JobState.GONE),
     }
     assert (queue.find("rx-old-1"), queue.find("rx-old")) == ("987654", None)

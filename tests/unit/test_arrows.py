@@ -34,7 +34,8 @@ SERVER = {
     "__main__": set(),
     "gateway": {"batch", "wire"},
     "probe": {"batch", "store", "wire"},
-    "runner": {"batch", "failure", "store", "wire"},
+    "runner": {"batch", "exits", "failure", "store", "wire"},
+    "exits": {"wire"},
     "zygote": {"growing", "worker", "wire"},
     "worker": {"failure", "growing", "mpi", "wire"},
     "growing": {"failure", "worker", "wire"},  # a task talks through the worker it runs in
@@ -43,7 +44,7 @@ SERVER = {
     "mpi_watch": set(),
     "sweeper": set(),
     "failure": {"wire"},
-    "batch": {"store", "wire"},
+    "batch": {"exits", "store", "wire"},
     "store": {"wire"},
     "wire": set(),
 }

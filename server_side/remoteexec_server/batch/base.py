@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NewType, Protocol
 
+from ..wire.evidence import UNKNOWN, Usage
 from ..wire.resources import Resources
 
 JobId = NewType("JobId", str)
@@ -65,6 +66,8 @@ class JobFacts:
         reason: the scheduler's word for why, "TimeLimit", "NonZeroExitCode", "JobHeldUser" …
         exit_code: of the job script, where known.
         signal: that ended it, where known.
+        cancelled_by: see `Evidence`.
+        usage: see `Usage`.
     """
 
     state: JobState
@@ -72,6 +75,8 @@ class JobFacts:
     node: str | None = None
     exit_code: int | None = None
     signal: int | None = None
+    cancelled_by: str = ""
+    usage: Usage = UNKNOWN
 
 
 def least_advanced(facts: Iterable[JobFacts]) -> JobFacts:
@@ -133,7 +138,15 @@ class SubmitRejected(QueueError):
 
 
 class QuotaReached(QueueError):
-    """A limit of the user's, the account's or the QOS refuses the job now; it may be taken when others have ended."""
+    """A limit of the user's, the account's or the QOS refuses the job now; it may be taken when others have ended.
+
+    Attributes:
+        limit: the scheduler's name of the limit, "QOSMaxSubmitJobPerUserLimit"; "" where it names none.
+    """
+
+    def __init__(self, message: str, limit: str = "") -> None:
+        super().__init__(message)
+        self.limit = limit
 
 
 class SchedulerUnavailable(QueueError):

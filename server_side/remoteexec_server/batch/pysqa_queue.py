@@ -14,16 +14,18 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..wire.resources import ResourceError, Resources
-from . import commands, slurm_script, slurm_text
+from . import advice, commands, slurm_script, slurm_text
 from .base import (
     JobFacts,
     JobId,
     JobRef,
     JobSpec,
     JobState,
+    QuotaReached,
     SchedulerUnavailable,
     SubmitRejected,
     by_job,
@@ -39,7 +41,8 @@ _TRANSIENT = re.compile(
     r"timed out|unable to contact slurm|communication|connection (refused|reset|failure)|standby mode"
     r"|zero bytes were transmitted|insufficient data|message (send|receive) failure|unexpected message"
     r"|temporarily|authentication (error|credential)|munge|unable to resolve|configuration source|presently disabled"
-    r"|slurmctld.*(not responding|down)",
+    r"|slurmctld.*(not responding|down)|please retry|try again|submissions disabled|not available now"
+    r"|i/o error writing",
     re.IGNORECASE,
 )
 """Words of SLURM's that mean "not now"; the job may have been taken all the same."""
@@ -48,6 +51,11 @@ _OVER_ALREADY = re.compile(r"invalid job id|already completing or completed|job/
 
 _DETAILED = 20
 """Jobs asked about one by one in one call of `states`, where there is no sacct; picked, not measured."""
+
+_CLEAR = (JobState.PENDING, JobState.RUNNING, JobState.COMPLETED)
+"""States about which squeue says all there is to say."""
+_URGENCY = {JobState.GONE: -2, JobState.FAILED: -2}
+"""Asked about first: what squeue has forgotten, or does not explain at all."""
 
 
 class SlurmQueue:
@@ -123,7 +131,8 @@ class SlurmQueue:
         lines = self._squeue()
         found = next((line for line in lines if slurm_script.is_named(line.name, name)), None)
         if found is None and self.config().accounting:
-            lines = self._sacct("--starttime=now-7days")
+            argv = ["sacct", "-X", "--noheader", "--parsable2", "-o", slurm_text.SACCT_FORMAT, "--starttime=now-7days"]
+            lines = slurm_text.parse_sacct(self._ask(argv))
             found = next((line for line in lines if slurm_script.is_named(line.name, name)), None)
         return None if found is None else found.job
 
@@ -151,11 +160,12 @@ class SlurmQueue:
             return {}
         found = _by_ref(self._squeue())
         facts = {ref: _lookup(found, ref) for ref in wanted}
-        unclear = [ref for ref in wanted if facts[ref].state in (JobState.GONE, JobState.FAILED)]
-        if unclear:
-            for ref, more in self._explained(unclear).items():
+        ends = {ref: fact for ref, fact in facts.items() if fact.state not in _CLEAR}
+        if ends:
+            urgent_first = sorted(ends.items(), key=lambda item: _URGENCY.get(item[1].state, 0))
+            for ref, more in self._explained(dict(urgent_first)).items():
                 if more.state.ended and more.state is not JobState.GONE:
-                    facts[ref] = more
+                    facts[ref] = _together(facts[ref], more)
         self._notice_vanished(facts)
         return facts
 
@@ -182,28 +192,58 @@ class SlurmQueue:
         """End the helper."""
         self._helper.end()
 
-    def _explained(self, refs: Sequence[JobRef]) -> dict[JobRef, JobFacts]:
-        """What is to be had beyond squeue; nothing, where the question itself fails."""
-        jobs = list(dict.fromkeys(ref.job for ref in refs))
+    def _explained(self, ends: Mapping[JobRef, JobFacts]) -> dict[JobRef, JobFacts]:
+        """What is to be had beyond squeue about jobs that ended badly or are forgotten; nothing, where questions fail.
+
+        sacct answers for all. scontrol is asked where no accounting runs, or where sacct fails or has not heard yet.
+        """
+        jobs = list(dict.fromkeys(ref.job for ref in ends))
+        found: dict[JobRef, JobFacts] = {}
+        accounted = self._accounted(jobs)
+        if accounted is not None:
+            found = _by_ref(accounted)
+        missing = [
+            ref.job
+            for ref, fact in ends.items()
+            if not _lookup(found, ref).state.ended or _lookup(found, ref).state is JobState.GONE
+            if accounted is None or fact.state is not JobState.GONE
+        ]
+        found.update(_by_ref(self._described(list(dict.fromkeys(missing))[:_DETAILED])))
+        return {ref: _named(_lookup(found, ref)) for ref in ends}
+
+    def _accounted(self, jobs: Sequence[JobId]) -> list[slurm_text.Line] | None:
+        """sacct's answer; None: it has none."""
+        try:
+            if not self.config().accounting:
+                return None
+            argv = ["sacct", "--noheader", "--parsable2", "-o", slurm_text.SACCT_FORMAT, "-j", ",".join(jobs)]
+            done = self._twice(argv)
+        except SchedulerUnavailable:
+            return None
+        return slurm_text.parse_sacct(done.stdout) if done.returncode == 0 else None
+
+    def _described(self, jobs: Iterable[JobId]) -> list[slurm_text.Line]:
+        """scontrol's answers, one by one, until it hangs."""
         lines: list[slurm_text.Line] = []
         try:
-            if self.config().accounting:
-                lines = self._sacct("-j", ",".join(jobs))
-            else:
-                for job in jobs[:_DETAILED]:
-                    done = self._run(["scontrol", "-o", "show", "job", job])
-                    lines += slurm_text.parse_show_job(done.stdout)
+            for job in jobs:
+                lines += slurm_text.parse_show_job(self._twice(["scontrol", "-o", "show", "job", job]).stdout)
         except SchedulerUnavailable:
-            return {}
-        found = _by_ref(lines)
-        return {ref: _lookup(found, ref) for ref in refs}
+            pass  # what was heard before counts
+        return lines
+
+    def _twice(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
+        """A question that fails is asked once more; one that hangs is not.
+
+        Whoever asks makes do with less than the answer. For squeue, the next poll is the second time.
+        """
+        done = self._run(argv)
+        if done.returncode == 0 or _OVER_ALREADY.search(done.stderr):
+            return done
+        return self._run(argv)
 
     def _squeue(self) -> list[slurm_text.Line]:
         return slurm_text.parse_squeue(self._ask(["squeue", "--me", "-h", "-t", "all", "-o", slurm_text.SQUEUE_FORMAT]))
-
-    def _sacct(self, *which: str) -> list[slurm_text.Line]:
-        argv = ["sacct", "-X", "--noheader", "--parsable2", "-o", slurm_text.SACCT_FORMAT, *which]
-        return slurm_text.parse_sacct(self._ask(argv))
 
     def _ask(self, argv: list[str]) -> str:
         done = self._run(argv)
@@ -248,7 +288,7 @@ def _environment() -> dict[str, str]:
     return {**kept, "LC_ALL": "C", "SLURM_BITSTR_LEN": "0"}  # 0: array expressions in full length
 
 
-def _refusal(spec: JobSpec, answer: Mapping[str, Any]) -> SubmitRejected | SchedulerUnavailable:
+def _refusal(spec: JobSpec, answer: Mapping[str, Any]) -> SubmitRejected | QuotaReached | SchedulerUnavailable:
     """The error for an answer without a job."""
     script = spec.directory / "run_queue.sh"
     match answer["failed"]:
@@ -260,10 +300,16 @@ def _refusal(spec: JobSpec, answer: Mapping[str, Any]) -> SubmitRejected | Sched
                 f"sbatch cannot be run on this machine: {answer['text']}; PATH is {os.environ.get('PATH', '')}"
             )
         case "command" if answer["exit_code"] > 0 and answer["errors"].strip():
-            if not _TRANSIENT.search(answer["errors"]):
+            errors = answer["errors"]
+            limit = advice.full_for_now(errors)
+            if limit is not None:
+                return QuotaReached(f"sbatch does not take job {spec.name} now: {words(answer)}", limit)
+            if not _TRANSIENT.search(errors):
+                remedy = advice.remedy(errors)
+                said = f"{words(answer)}{'. See ' if remedy else ''}{remedy}"
                 return SubmitRejected(
-                    f"sbatch refused job {spec.name}: {words(answer)}; its script is {script}",
-                    dependency=bool(spec.after) and "dependency" in answer["errors"].lower(),
+                    f"sbatch refused job {spec.name}: {said}; its script is {script}",
+                    dependency=bool(spec.after) and "dependency" in errors.lower(),
                 )
     return SchedulerUnavailable(f"job {spec.name} may not be submitted: {words(answer)}")
 
@@ -295,3 +341,27 @@ def _by_ref(lines: Iterable[slurm_text.Line]) -> dict[JobRef, JobFacts]:
 
 def _lookup(found: Mapping[JobRef, JobFacts], ref: JobRef) -> JobFacts:
     return found.get(ref, JobFacts(JobState.GONE))
+
+
+def _together(shown: JobFacts, more: JobFacts) -> JobFacts:
+    """What squeue shows, and what sacct or scontrol know: each leaves out something."""
+    return replace(
+        more,
+        reason=more.reason or shown.reason,
+        node=more.node or shown.node,
+    )
+
+
+def _named(facts: JobFacts) -> JobFacts:
+    """Who cancelled it, by name: "uid 1000" says little."""
+    if not facts.cancelled_by.startswith("uid "):
+        return facts
+    import pwd
+
+    uid = int(facts.cancelled_by.removeprefix("uid "))
+    if uid == os.getuid():
+        return replace(facts, cancelled_by="its owner")
+    try:
+        return replace(facts, cancelled_by=pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return facts

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NewType, Union
 
+from .evidence import NOTHING, Evidence
 from .names import TaskKey as TaskKey
 from .resources import Resources
 
@@ -204,12 +205,13 @@ class Loss:
     """Why a task will never have an outcome; the content of a `.lost` file.
 
     Attributes:
-        reason: "timeout", "out_of_memory", "node_failure", "cancelled", "preempted", "killed", "rejected", "store",
-            "upstream" or "unknown".
+        reason: "timeout", "out_of_memory", "node_failure", "cancelled", "preempted", "killed", "rejected", "quota",
+            "never_started", "python_missing", "import_error", "store", "upstream" or "unknown".
         message: what happened, the evidence, the next step.
         log_tail: last lines the job printed.
         log_path: where the whole log lies on the cluster.
         upstream: with reason "upstream": the task whose failure this one inherits.
+        evidence: the scheduler's facts, and what to change.
     """
 
     reason: str
@@ -221,6 +223,7 @@ class Loss:
     log_tail: str = ""
     log_path: str | None = None
     upstream: TaskKey | None = None
+    evidence: Evidence = NOTHING
 
 
 @dataclass(frozen=True)
