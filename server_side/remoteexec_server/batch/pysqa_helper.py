@@ -51,6 +51,17 @@ class _LatePandas(types.ModuleType):
         return getattr(sys.modules["pandas"], name)
 
 
+def _stand_in_for_flux() -> None:
+    """Let pysqa import its part for Flux where Flux's own Python package, made for one Python of the system, is not.
+
+    It takes one class from there, for the numbers of jobs, which we read ourselves.
+    """
+    package, job = types.ModuleType("flux"), types.ModuleType("flux.job")
+    job.JobID = str  # type: ignore[attr-defined]
+    sys.modules.setdefault("flux", package)
+    sys.modules.setdefault("flux.job", job)
+
+
 def main(argv: list[str]) -> int:
     """Answer requests until there are no more."""
     idle_s = float(argv[0]) if argv else IDLE_S
@@ -64,6 +75,7 @@ def main(argv: list[str]) -> int:
         answers.flush()
 
     sys.modules.setdefault("pandas", _LatePandas("pandas"))
+    _stand_in_for_flux()
     try:
         from pysqa import QueueAdapter
     except Exception as exc:
@@ -126,6 +138,9 @@ def _executor(request: dict[str, Any]) -> Callable[..., None]:
             _run(request, [*commands[:-1], *commands[-1].split()])
             return
         *command, script = commands
+        if "argv" in request:  # None stands for the script
+            request["report"] = _run(request, [script if part is None else part for part in request["argv"]])
+            return
         by_stdin = request.get("by_stdin", False)
         last = [] if by_stdin else [script]
         request["report"] = _run(request, [*command, *request["options"], *last], script if by_stdin else os.devnull)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .base import Queue
 
-NAMES = ("slurm", "local")
+NAMES = ("slurm", "flux", "local")
 
 
 def connect(name: str, root: Path) -> Queue:
@@ -23,6 +23,10 @@ def connect(name: str, root: Path) -> Queue:
         from .pysqa_queue import SlurmQueue
 
         return SlurmQueue()
+    if name == "flux":
+        from .flux_queue import FluxQueue
+
+        return FluxQueue()
     if name == "local":
         from .local_queue import LocalQueue
 

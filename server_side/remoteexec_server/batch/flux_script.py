@@ -1,0 +1,244 @@
+"""What Flux is given: the script's template, its variables, the command that submits it, the environment. Pure.
+
+A job of one rank is `flux submit bash run_queue.sh`, an array of them one command with --cc, each element a job of its
+own. A job of several ranks or nodes, and one with a template of the user's, is `flux batch run_queue.sh`: an instance
+of its own, in which `flux run` can start the ranks, and whose directives (`# flux: ...`) are read by Flux. It costs a
+broker on each node and a second or so, and there is a command for each element of an array.
+
+Flux has no job arrays: an element is known by its job's name, `NAME.INDEX-COUNT`, behind another dot the user's name.
+
+Source: https://flux-framework.readthedocs.io/projects/flux-core/, flux-submit(1), flux-batch(1), flux-bulksubmit(1),
+and their code in 0.88; tried with 0.88.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..wire.resources import ResourceError, Resources
+from .base import JobSpec
+from .slurm_text import array_expression
+
+__all__ = [
+    "TEMPLATE",
+    "Element",
+    "argv",
+    "chained",
+    "element",
+    "environment",
+    "is_nested",
+    "submission",
+    "template",
+    "unmanaged",
+    "variables",
+]
+
+TEMPLATE = """\
+#!/bin/bash
+# {{ submission }}
+{%- for line in unmanaged %}
+# {{ line }}
+{%- endfor %}
+{%- for line in options %}
+# flux: {{ line }}
+{%- endfor %}
+exec {{ command }}
+"""
+"""bash, not sh: dash drops exported functions (`module`) from the environment. `exec`: one process less to signal."""
+
+SCRIPT = "./run_queue.sh"
+"""What pysqa writes into the job's directory, in which the command runs."""
+
+_FOREIGN = ("slurm_cmd_args", "qos", "reservation")
+"""Resources that decide how a job runs and that Flux has no word for: ignored, they would mislead."""
+
+_ELEMENT = re.compile(r"([a-z0-9-]+)\.(\d+)-(\d+)(?:\.|\Z)")
+
+
+@dataclass(frozen=True)
+class Element:
+    """Which part of which of our jobs a job of Flux's is; `count` is 1 without an array."""
+
+    name: str
+    index: int
+    count: int
+
+
+def element(job_name: str) -> Element | None:
+    """What the name of a job says; None: it is not one of ours."""
+    match = _ELEMENT.match(job_name)
+    return None if match is None else Element(match[1], int(match[2]), int(match[3]))
+
+
+def is_nested(resources: Resources) -> bool:
+    """Whether the job is an instance of its own, `flux batch`."""
+    return resources.cores > 1 or (resources.num_nodes or 1) > 1 or resources.submission_template is not None
+
+
+def submission(spec: JobSpec, indices: Sequence[int], after: Sequence[str] = ()) -> list[str | None]:
+    """The command that submits some elements of a job, each with the same dependencies.
+
+    Args:
+        indices: n >= 1 elements; one where the job is nested.
+        after: ids of jobs that have to end before.
+
+    Returns:
+        An argument list; None stands for the script.
+    """
+    always = [f"--dependency=afterany:{job}" for job in after]
+    if is_nested(spec.resources):
+        index = str(indices[0])
+        own = [] if spec.resources.submission_template else _resources(spec.resources)
+        marked = [f"--env=FLUX_JOB_CC={index}"]
+        return ["flux", "batch", *own, *_identity(spec, index), *marked, *always, None]
+    own = _resources(spec.resources)
+    if spec.count == 1:
+        return ["flux", "submit", *own, *_identity(spec, "0"), *always, "/bin/bash", None]
+    many = [f"--cc={array_expression(indices)}"]
+    return ["flux", "submit", *own, *_identity(spec, "{cc}"), *many, *always, "/bin/bash", None]
+
+
+def chained(spec: JobSpec, indices: Sequence[int], before: Sequence[str], after: Sequence[str]) -> list[str | None]:
+    """The command that submits as many plain elements as there are jobs in `before`, each to wait for one of those."""
+    always = [f"--dependency=afterany:{job}" for job in after]
+    each = ["--dependency=afterany:{1}", "--env=FLUX_JOB_CC={0}"]
+    inputs = [":::", *map(str, indices), ":::+", *before]
+    own = _resources(spec.resources)
+    return ["flux", "bulksubmit", *own, *_identity(spec, "{0}"), *always, *each, "/bin/bash", None, *inputs]
+
+
+def argv(parts: Sequence[str | None], script: str = SCRIPT) -> list[str]:
+    """A submission with the script in its place."""
+    return [script if part is None else part for part in parts]
+
+
+def variables(spec: JobSpec) -> dict[str, object]:
+    """What a template may use: every field of `Resources` in pysqa's units, every key of `extra`, and ours.
+
+    `run_time_max` is in whole seconds, rounded up: `--time-limit={{ run_time_max }}s`.
+    """
+    r = spec.resources
+    shown = argv(submission(spec, range(1 if is_nested(r) else spec.count)), "run_queue.sh")
+    return {
+        **{key: value for key, value in r.extra.items() if key != "queue"},  # pysqa has its own use for that word
+        "job_name": _job_name(spec, "0"),
+        "working_directory": str(spec.directory),
+        "cores": r.cores,
+        "threads_per_core": r.threads_per_core,
+        "gpus_per_core": r.gpus_per_core,
+        "num_nodes": r.num_nodes,
+        "exclusive": r.exclusive,
+        "run_time_max": _seconds(r),
+        "memory_max": r.memory_max_gb,
+        "priority": r.priority,
+        "partition": r.partition,
+        "account": r.account,
+        "qos": r.qos,
+        "reservation": r.reservation,
+        "constraint": r.constraint,
+        "cwd": r.cwd,
+        "slurm_cmd_args": list(r.slurm_cmd_args),
+        "submission": shlex.join(shown),
+        "unmanaged": unmanaged(r),
+        "options": [shlex.quote(option) for option in _resources(r)],
+        "count": spec.count,
+        "dependency_list": [str(ref) for ref in dict.fromkeys(spec.after)],
+        "command": _command(spec),
+    }
+
+
+def template(resources: Resources) -> str:
+    """The user's, or ours."""
+    return resources.submission_template or TEMPLATE
+
+
+def unmanaged(resources: Resources) -> list[str]:
+    """What is asked for and will not be seen to, as sentences: the job runs all the same."""
+    if resources.memory_max_gb is None or resources.submission_template is not None:
+        return []
+    return [
+        f"memory_max={resources.memory_max_gb:g}: Flux does not manage memory; "
+        "the job shares its node's with whatever else runs there, exclusive=True keeps others away"
+    ]
+
+
+def environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment the command runs in, which is also what the job gets.
+
+    Without what an outer job left: its number, its element, its process management.
+    """
+    outer = ("FLUX_JOB_", "FLUX_TASK_", "FLUX_KVS_NAMESPACE", "PMI_", "PMIX_")
+    drop = {"REMOTEEXEC_JOB_ID", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"}
+    return {name: value for name, value in environ.items() if name not in drop and not name.startswith(outer)}
+
+
+def _resources(r: Resources) -> list[str]:
+    """Options for what is asked for; -n and the like mean the same to `flux submit` and `flux batch`.
+
+    Raises:
+        ResourceError: Flux has nothing of the kind.
+    """
+    for key in _FOREIGN:
+        if getattr(r, key):
+            raise ResourceError(
+                f"{key}={getattr(r, key)!r}: Flux has nothing of the kind; leave it out, or say what is meant "
+                "with partition (Flux's queue), account (its bank), constraint, or a submission_template"
+            )
+    if r.exclusive and r.num_nodes is None and r.cores > 1:
+        raise ResourceError("exclusive=True: Flux gives away whole nodes by their number, so num_nodes has to be given")
+    found = [f"-n{r.cores}", f"-c{r.threads_per_core}"]
+    if r.gpus_per_core:
+        found.append(f"-g{r.gpus_per_core}")
+    if r.num_nodes or r.exclusive:
+        found.append(f"-N{r.num_nodes or 1}")
+    if r.exclusive:
+        found.append("--exclusive")
+    if r.run_time_max_s is not None:
+        found.append(f"--time-limit={_seconds(r)}s")  # a bare number would be minutes
+    named = {"queue": r.partition, "bank": r.account, "requires": r.constraint, "urgency": r.priority}
+    return [*found, *(f"--{key}={value}" for key, value in named.items() if value is not None)]
+
+
+def _identity(spec: JobSpec, index: str) -> list[str]:
+    """Options that hold whatever a template says: by what the job is found again, and where its log goes."""
+    return [f"--job-name={_job_name(spec, index)}", f"--output={_output(spec, index)}"]
+
+
+def _job_name(spec: JobSpec, index: str) -> str:
+    user = f".{spec.resources.job_name}" if spec.resources.job_name else ""
+    return f"{spec.name}.{index}-{spec.count}{user}"
+
+
+def _command(spec: JobSpec) -> str:
+    """The command as shell text, with the index of the element as its last argument.
+
+    The runner is told what its job is called. stdout and stderr go one way, as Flux would mix up their order. Where
+    Flux cannot write the log, the shell does.
+    """
+    index = '"$FLUX_JOB_CC"' if spec.count > 1 else "0"
+    own = _NESTED_ID if is_nested(spec.resources) else _PLAIN_ID
+    job = f"{spec.name}_{index}" if spec.count > 1 else own
+    log = "" if _is_plain(str(spec.directory)) else f" >>{shlex.quote(str(spec.directory))}/{index}.log"
+    return f"env REMOTEEXEC_JOB_ID={job} {shlex.join(spec.command)} {index}{log} 2>&1"
+
+
+_PLAIN_ID = '"${FLUX_JOB_ID/ƒ/f}"'
+_NESTED_ID = '"$(flux getattr jobid | sed s/ƒ/f/)"'
+"""The number of the job we run in; an instance of its own has to be asked what it is in the one around it."""
+
+
+def _output(spec: JobSpec, index: str) -> str:
+    return f"{spec.directory}/{index}.log" if _is_plain(str(spec.directory)) else "/dev/null"
+
+
+def _is_plain(path: str) -> bool:
+    """Whether Flux opens a file of that path as it is: braces are replaced, by its commands and by its shell."""
+    return not re.search(r"[{}\x00-\x1f]", path)
+
+
+def _seconds(resources: Resources) -> int | None:
+    return None if resources.run_time_max_s is None else max(1, math.ceil(resources.run_time_max_s))
