@@ -37,6 +37,7 @@ class ClusterConfig:
         scheduler: "slurm", or "local" for running jobs on the login node itself.
         login_shell: Start our processes from `bash -l`, for sites that set PATH or modules only there.
         poll_s: Seconds between two questions to the scheduler, at least; > 0.
+        pysqa_config_directory: On the cluster, with the site's templates and limits: a path like `root`.
         resources: Defaults under each call's `resource_dict`.
 
     Raises:
@@ -54,6 +55,7 @@ class ClusterConfig:
     scheduler: str = "slurm"
     login_shell: bool = False
     poll_s: float = 30.0
+    pysqa_config_directory: str | None = None
     resources: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -156,5 +158,9 @@ _RULES: dict[str, tuple[str, Callable[[object], bool]]] = {
     "scheduler": (" or ".join(repr(name) for name in SCHEDULERS), lambda v: v in SCHEDULERS),
     "login_shell": ("true or false", lambda v: isinstance(v, bool)),
     "poll_s": ("a number of seconds greater than 0", _seconds),
+    "pysqa_config_directory": (
+        "a path on the cluster that begins with '/', '~/' or a variable such as '$HOME/'",
+        _optional(lambda v: _text(v) and bool(_ROOT.match(str(v)))),
+    ),
     "resources": ("a table whose keys are resource names such as cores", _resources),
 }

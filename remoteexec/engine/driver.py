@@ -32,6 +32,7 @@ from remoteexec_server.wire.messages import (
     Problem,
     Refused,
     Rejected,
+    Script,
     Started,
     Submit,
     TaskKey,
@@ -45,6 +46,7 @@ from ..futures import Ran, TaskFuture, function_name
 from . import outcomes
 from .calls import Call, ForeignFailed, Pickler, bundle
 from .client import Failed, Heard, ServiceClient, refusal
+from .scripts import Scripts
 from .tracker import (
     Action,
     Added,
@@ -149,6 +151,7 @@ class Driver:
         self._client, self._session_key, self._name = client, session_key, name
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._pickler = Pickler(self)
+        self._scripts = Scripts()
         self._lock = threading.RLock()  # the garbage collector may come to `stop` an executor while it is held
         self._closing: str | None = None
         self._submitted = self._numbered = self._statements = 0
@@ -236,6 +239,16 @@ class Driver:
         """See `submit`."""
         return self._pickler.pickle_function(fn)
 
+    def job_script(self, resources: Resources) -> str:
+        """What would be submitted for a task; see BatchExecutor.job_script."""
+        with self._lock:
+            self._check_open()
+            if self._unreachable is not None:
+                raise errors.ConnectionLost(self._unreachable)
+            question, answer = self._scripts.new(resources)
+        self._client.send(question)
+        return answer.result()
+
     @contextmanager
     def gathering(self) -> Iterator[None]:
         """Submits within belong to one burst."""
@@ -289,6 +302,7 @@ class Driver:
             self._break(exc)
         finally:
             self._client.close()
+            self._scripts.fail(RuntimeError("the executor has ended"))
 
     def _loop(self) -> None:
         began_at = 0.0  # when the burst that is being gathered began
@@ -399,8 +413,11 @@ class Driver:
                 self._do(event)
             case Unlinked():
                 self._unreachable = event.reason
+                self._scripts.fail(errors.ConnectionLost(event.reason))
                 log.warning("%s", event.reason)
                 self._do(event)
+            case Script():
+                self._scripts.answer(event)
             case Problem():
                 log.warning("%s", event.message)
             case Failed():

@@ -6,6 +6,7 @@ import concurrent.futures
 import secrets
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from remoteexec_server.wire import header
@@ -32,6 +33,7 @@ class BatchExecutor(BaseExecutor):
         poll_s: seconds between questions to the scheduler.
         wait: whether leaving the `with` block waits for all tasks.
         caching: what is kept here of the results; see docs/cache.md.
+        pysqa_config_directory: on the cluster, with the site's templates and limits; see docs/configuration.md.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class BatchExecutor(BaseExecutor):
         poll_s: float = 30.0,
         wait: bool = True,
         caching: Caching | None = None,
+        pysqa_config_directory: str | None = None,
     ) -> None:
         super().__init__(wait)
         self._caching = caching or Caching(None)
@@ -49,6 +52,7 @@ class BatchExecutor(BaseExecutor):
         session_key = secrets.token_bytes(32)
         name = secrets.token_hex(4)
         hello = Hello(header.PROTOCOL, header.PYTHON, __version__, f"s-{name}", session_key.hex(), poll_s)
+        hello = replace(hello, pysqa_config_directory=pysqa_config_directory)
         self._driver = Driver(client(hello), session_key, name)
         weakref.finalize(self, self._driver.stop).atexit = False  # an executor nobody holds takes no more calls
         finish_at_exit(self._driver)
@@ -73,6 +77,34 @@ class BatchExecutor(BaseExecutor):
             call = CachedCall(fn, args, kwargs, resource_names(resources))
             return self._caching.submit(wish, call, lambda _: self._driver.submit(fn, args, kwargs, resources))
         return self._driver.submit(fn, args, kwargs, resources)
+
+    def job_script(
+        self,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        resource_dict: Mapping[str, Any] | Resources | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """The job script that `submit` with the same arguments would submit, which it does not.
+
+        The script depends on the resources alone; a real one names a directory of its own, an array where several calls
+        are submitted at once, and the jobs that it waits for.
+
+        Raises:
+            SubmitRejected: the resources, or the template, cannot be used.
+            SchedulerUnavailable: the script cannot be rendered now.
+            ConnectionLost: the connection broke before the answer.
+
+        See `submit` for the arguments and other errors.
+        """
+        refuse_own_parameter(fn)
+        resource_dict, _ = self._caching.split(resource_dict)
+        resources = (
+            self._defaults if resource_dict is None else _one_rank(read_resources(resource_dict, self._defaults))
+        )
+        self.reach()
+        return self._driver.job_script(resources)
 
     def map(  # type: ignore[override]  # fn is positional-only, as CPython has it from 3.14 on
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ class SlurmClusterExecutor(BatchExecutor):
             `~/.remoteexec` if None. It must be the user's alone. If given, results are kept there, and looked for
             before a call is run: see docs/cache.md.
         cache_errors: keep what calls raised, too.
+        pysqa_config_directory: with a `queue.yaml` and the templates it names, whose limits hold; see
+            docs/configuration.md.
         poll_s: seconds between two `squeue`, for all jobs at once, asked only while results are missing.
         wait: whether leaving the `with` block waits for all tasks.
     """
@@ -34,12 +37,25 @@ class SlurmClusterExecutor(BatchExecutor):
         *,
         cache_directory: str | None = None,
         cache_errors: bool = False,
+        pysqa_config_directory: str | None = None,
         poll_s: float = 30.0,
         wait: bool = True,
     ) -> None:
         where = cache_directory or root.DEFAULT
         caching = Caching(cache_directory, cache_errors, otherwise=where)
-        super().__init__(lambda hello: InProcess(hello, where, "slurm"), resource_dict, poll_s, wait, caching)
+        super().__init__(
+            lambda hello: InProcess(hello, where, "slurm"),
+            resource_dict,
+            poll_s,
+            wait,
+            caching,
+            _absolute(pysqa_config_directory),
+        )
+
+
+def _absolute(directory: str | None) -> str | None:
+    """A script may change its directory before the first call."""
+    return None if directory is None else os.path.abspath(os.path.expandvars(os.path.expanduser(directory)))
 
 
 class TestClusterExecutor(BatchExecutor):

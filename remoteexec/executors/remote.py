@@ -50,11 +50,18 @@ class RemoteExecutor(BatchExecutor):
         config = cluster if isinstance(cluster, ClusterConfig) else load_cluster(cluster, config_file)
         if not isinstance(resource_dict, Resources):
             resource_dict = {**config.resources, **(resource_dict or {})}
-        super().__init__(lambda hello: _client(config, hello, password), resource_dict, _poll_s(config), wait)
+        super().__init__(
+            lambda hello: _client(config, hello, password),
+            resource_dict,
+            _poll_s(config),
+            wait,
+            None,
+            config.pysqa_config_directory,
+        )
 
 
 def _poll_s(config: ClusterConfig) -> float:
-    return config.poll_s if config.scheduler == "slurm" else min(config.poll_s, 1.0)
+    return config.poll_s if config.scheduler != "local" else min(config.poll_s, 1.0)
 
 
 def _client(config: ClusterConfig, hello: Hello, password: Callable[[], str | None] | None) -> GatewayClient:

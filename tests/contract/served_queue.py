@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from remoteexec_server.batch.base import JobFacts, JobId, JobRef, JobSpec
+    from remoteexec_server.wire.resources import Resources
     from tests.clusters.rootless import SlurmCluster
 
 
@@ -75,6 +76,10 @@ class ServedQueue:
     def submit(self, spec: JobSpec) -> JobId:
         job: JobId = self._call("submit", spec)
         return job
+
+    def unheeded(self, resources: Resources) -> Sequence[str]:
+        found: Sequence[str] = self._call("unheeded", resources)
+        return found
 
     def script(self, spec: JobSpec) -> str:
         return str(self._call("script", spec))

@@ -135,7 +135,7 @@ def test_the_cluster_side_needs_four_libraries_and_what_pysqa_brings() -> None:
         part(name)[0] for module in MODULES if part(module)[0] == "remoteexec_server" for name in imported(module)
     } - set(sys.stdlib_module_names)
 
-    assert foreign <= {"remoteexec_server", "cloudpickle", "h5py", "numpy", "pysqa", "jinja2", "mpi4py"}
+    assert foreign <= {"remoteexec_server", "cloudpickle", "h5py", "numpy", "pysqa", "jinja2", "yaml", "mpi4py"}
     assert {module for module in MODULES if "mpi4py" in imported(module)} <= {"remoteexec_server.mpi_rank"}
 
 

@@ -83,6 +83,24 @@ def test_an_unknown_key_reaches_the_template_and_is_warned_about() -> None:
         ("account", "a;b"),
         ("job_name", "$(x)"),
         ("job_name", ""),
+        ("job_name", "ü"),
+        ("job_name", 'a"b'),
+        ("job_name", "100%"),
+        ("job_name", "-J"),
+        ("queue", "a\r#SBATCH --uid=0"),
+        ("qos", "high\n#SBATCH --uid=0"),
+        ("qos", "a'b"),
+        ("reservation", "a b"),
+        ("reservation", "-x"),
+        ("constraint", "a\n#SBATCH --uid=0"),
+        ("constraint", "a b"),
+        ("constraint", "--x"),
+        ("constraint", "a'b"),
+        ("constraint", 5),
+        ("pmi_mode", "pmi3"),
+        ("environment", {"A=B": "x"}),
+        ("environment", {"A": 5}),
+        ("environment", ["A"]),
         ("cwd", "a\nb"),
         ("cwd", ""),
         ("cwd", 5),
@@ -95,7 +113,7 @@ def test_an_unknown_key_reaches_the_template_and_is_warned_about() -> None:
     ],
 )
 def test_a_value_that_no_scheduler_may_see_is_refused_by_name(key: str, value: object) -> None:
-    with pytest.raises(ResourceError, match=f"^(run_time_max_s|memory_max_gb|{key})="):
+    with pytest.raises(ResourceError, match=f"^(partition|{key})[=:[]"):
         read_resources({key: value})
 
 

@@ -157,6 +157,9 @@ class Queue(Protocol):
             SchedulerUnavailable: look with `find` before submitting again.
         """
 
+    def unheeded(self, resources: Resources) -> Sequence[str]:
+        """What of these resources it will not honour, a sentence each; asked before tasks are submitted."""
+
     def script(self, spec: JobSpec) -> str:
         """What `submit` would hand to the scheduler, for people to read; `spec.directory` need not exist.
 

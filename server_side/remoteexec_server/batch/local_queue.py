@@ -18,12 +18,26 @@ from pathlib import Path
 from ..wire.resources import ResourceError, Resources
 from .base import JobFacts, JobId, JobRef, JobSpec, JobState, SchedulerUnavailable, SubmitRejected
 from .local_spool import Fold, Job, Spool
+from .unheeded import notices
 
 __all__ = ["LocalQueue", "LocalSettings"]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _MAX_ARRAY = 10_000
 """Picked, not measured; a longer array costs its client nothing but a second job."""
+
+_UNHEEDED = (
+    "memory_max_gb",
+    "priority",
+    "partition",
+    "account",
+    "qos",
+    "reservation",
+    "constraint",
+    "slurm_cmd_args",
+    "submission_template",
+)
+"""A job_name is not among them: there is nothing here that would show it."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,10 @@ class LocalQueue:
             raise SchedulerUnavailable(f"job {spec.name} cannot be handed to the local scheduler: {exc}") from exc
         self._wake()
         return job.job
+
+    def unheeded(self, resources: Resources) -> list[str]:
+        """See Queue.unheeded."""
+        return notices(resources, dict.fromkeys(_UNHEEDED, "the embedded scheduler gives out cores and time only"))
 
     def script(self, spec: JobSpec) -> str:
         """See Queue.script; this scheduler is given no script, so it is one that says the same."""

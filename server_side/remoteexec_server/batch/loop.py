@@ -20,6 +20,7 @@ from ..wire.messages import (
     Closed,
     Event,
     Hello,
+    JobScript,
     Problem,
     Refused,
     Request,
@@ -29,6 +30,8 @@ from ..wire.messages import (
 )
 from . import queues
 from .base import QueueError
+from .preview import preview
+from .pysqa_config import PysqaConfigError
 from .service import Polling, Service, Superseded
 
 _FINISH_S = 60.0
@@ -90,6 +93,8 @@ def _serve(service: Service, inbox: Inbox, emit: Emit) -> bool:
             match request:
                 case Close():
                     return request.discard
+                case JobScript():
+                    emit(preview(service.queue, service.session, service.command, request), b"")
                 case Submit() | Cancel() | Watch():
                     for event in service.handle(request, data):
                         emit(event, b"")
@@ -113,10 +118,12 @@ def _open(hello: Hello, root: str, scheduler: str, command: tuple[str, ...]) -> 
     try:
         path = open_root(root)
         session = Session.create(path, hello.session, hello.session_key)
-        batch = queues.connect(scheduler, path)
+        batch = queues.connect(scheduler, path, hello.pysqa_config_directory)
         service = Service(session, batch, scheduler, command, Polling(hello.poll_s, hello.grace_s))
     except UnsafeRootError as exc:
         return Refused("UnsafeRoot", str(exc))
+    except PysqaConfigError as exc:
+        return Refused("ConfigError", str(exc))
     except (StoreError, OSError) as exc:
         return Refused("StoreError", str(exc))
     except (QueueError, ValueError) as exc:

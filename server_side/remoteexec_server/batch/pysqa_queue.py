@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..wire.resources import ResourceError
+from ..wire.resources import ResourceError, Resources
 from . import commands, slurm_script, slurm_text
 from .base import (
     JobFacts,
@@ -31,6 +31,7 @@ from .base import (
 )
 from .pysqa_client import HelperSettings as SlurmSettings
 from .pysqa_client import PysqaHelper, Unnumbered, words
+from .unheeded import by_template
 
 __all__ = ["SlurmQueue", "SlurmSettings"]
 
@@ -105,6 +106,10 @@ class SlurmQueue:
         if spec.count > 1:
             self._pending.update(dict.fromkeys((JobRef(job, index) for index in range(spec.count)), self._clock()))
         return job
+
+    def unheeded(self, resources: Resources) -> list[str]:
+        """See Queue.unheeded."""
+        return slurm_script.overruled(resources) + by_template(resources)
 
     def script(self, spec: JobSpec) -> str:
         """See Queue.script."""

@@ -9,16 +9,24 @@ from .base import Queue
 NAMES = ("slurm", "flux", "local")
 
 
-def connect(name: str, root: Path) -> Queue:
+def connect(name: str, root: Path, pysqa_config_directory: str | None = None) -> Queue:
     """The queue a cluster's configuration names.
 
     Args:
         name: one of `NAMES`.
         root: our root directory, where the embedded scheduler keeps its spool.
+        pysqa_config_directory: with the site's templates and limits; see `pysqa_config`.
 
     Raises:
+        PysqaConfigError: that directory cannot be used.
         ValueError: no such queue.
     """
+    if pysqa_config_directory is not None:
+        from . import pysqa_config
+        from .configured import ConfiguredQueue
+
+        config = pysqa_config.read(pysqa_config_directory, name)
+        return ConfiguredQueue(connect(name, root), config)
     if name == "slurm":
         from .pysqa_queue import SlurmQueue
 

@@ -43,6 +43,7 @@ from ..wire.resources import Resources
 from . import diagnose
 from .base import JobFacts, JobId, JobRef, JobSpec, Queue, SchedulerUnavailable, SubmitRejected
 from .records import Burst, Group, Task, cut, refusal
+from .unheeded import Notices
 
 
 class Superseded(Exception):
@@ -102,6 +103,7 @@ class Service:
         self._ask_at = self.clock() + self.polling.poll_s
         self._problem = ""
         self._name = secrets.token_hex(8)
+        self._notices = Notices(self.queue)
         self.session.take_over(self._name)
         self._recover()
 
@@ -182,6 +184,7 @@ class Service:
                 keys = tuple(entry.key for entry in submit.tasks)
                 self._events.append(Rejected(submit.burst, keys, *problem))
                 return
+            self._events += self._notices.new(submit.resources)
             self._adopt(submit)
         elif known.accepted:
             self._events.append(self._accepted(known))

@@ -21,7 +21,7 @@ __all__ = ["TEMPLATE", "environment", "full_name", "is_named", "options", "templ
 
 TEMPLATE = """\
 #!/bin/bash
-#SBATCH --ntasks={{ cores }}
+#SBATCH --ntasks={{ ntasks }}
 #SBATCH --cpus-per-task={{ threads_per_core }}
 {%- if gpus_per_core %}
 #SBATCH --gpus-per-task={{ gpus_per_core }}
@@ -67,17 +67,23 @@ exec {{ command }}
 """bash, not sh: dash drops exported functions (`module`) from the environment. `exec`: one process less to signal."""
 
 _ENDS_OTHERWISE = {
-    "wait": 4,
-    "test-only": 2,
-    "wrap": 2,
-    "version": 4,
-    "help": 2,
-    "usage": 3,
-    "parsable": 4,
-    "quiet": 2,
+    "wait": (4, "-W"),
+    "test-only": (2, ""),
+    "wrap": (2, ""),
+    "version": (4, "-V"),
+    "help": (2, "-h"),
+    "usage": (3, ""),
+    "parsable": (4, ""),
+    "quiet": (2, "-Q"),
 }
 """Options that make sbatch wait, print something else than a job's number, or submit nothing; and how many of their
 letters sbatch needs to take a shorter word for them."""
+
+_ELSEWHERE = {"array": (2, "-a"), "clusters": (8, "-M"), "cluster": (7, ""), "cluster-constraint": (9, "")}
+"""Options that make several jobs of one, or put it where we do not look."""
+
+_OURS = {"job-name": (1, "-J"), "output": (1, "-o"), "requeue": (3, ""), "no-requeue": (6, "")}
+"""Options that sbatch's command line repeats; see `options`."""
 
 _OVERRIDING = {
     "partition": ("SBATCH_PARTITION",),
@@ -127,6 +133,7 @@ def variables(spec: JobSpec) -> dict[str, object]:
         **r.extra,
         "job_name": full_name(spec),
         "working_directory": str(spec.directory),
+        "ntasks": max(r.cores, r.num_nodes or 1),  # SLURM gives no more nodes than there are tasks, and does not say so
         "cores": cores_of_template(r, spec.least_cores),
         "threads_per_core": r.threads_per_core,
         "gpus_per_core": r.gpus_per_core,
@@ -224,18 +231,33 @@ def _dependencies(spec: JobSpec) -> list[str]:
 
 def _sbatch_arguments(resources: Resources) -> str:
     for argument in resources.slurm_cmd_args:
-        if _ends_otherwise(argument):
+        if _is_one_of(argument, _ENDS_OTHERWISE):
             raise ResourceError(
                 f"slurm_cmd_args={argument!r}: sbatch would not submit the job and print its number; leave it out"
+            )
+        if _is_one_of(argument, _ELSEWHERE) or argument in ("hetjob", "packjob"):
+            raise ResourceError(
+                f"slurm_cmd_args={argument!r}: the jobs it makes would not be found again; leave it out"
             )
     return shlex.join(resources.slurm_cmd_args)
 
 
-def _ends_otherwise(argument: str) -> bool:
+def overruled(resources: Resources) -> list[str]:
+    """What of `slurm_cmd_args` our own options overrule, a sentence each."""
+    return [
+        f"slurm_cmd_args={argument!r} has no effect: jobs get a name, a log and a requeueing rule of ours; "
+        "see job_name for the name"
+        for argument in resources.slurm_cmd_args
+        if _is_one_of(argument, _OURS)
+    ]
+
+
+def _is_one_of(argument: str, options: Mapping[str, tuple[int, str]]) -> bool:
+    """Whether sbatch takes it for one of these: a long one however short it is written, "-x", "-xVALUE"."""
     if not argument.startswith("--"):
-        return argument in ("-W", "-V", "-h", "-Q")
+        return argument[:2] in {short for _, short in options.values() if short} and argument.startswith("-")
     word = argument[2:].partition("=")[0]
-    return any(len(word) >= least and name.startswith(word) for name, least in _ENDS_OTHERWISE.items())
+    return any(len(word) >= least and name.startswith(word) for name, (least, _) in options.items())
 
 
 def _memory_mb(resources: Resources) -> int | None:

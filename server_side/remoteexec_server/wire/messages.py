@@ -36,6 +36,7 @@ class Hello:
         session_key: 64 hex digits, the key of the session's file digests; the service keeps the one it has.
         poll_s: seconds between questions to the scheduler.
         grace_s: seconds after a job's end before a missing outcome counts as lost.
+        pysqa_config_directory: on the service's side, with the site's templates and limits.
     """
 
     protocol: int
@@ -45,6 +46,7 @@ class Hello:
     session_key: str
     poll_s: float = 30.0
     grace_s: float = 90.0
+    pysqa_config_directory: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,15 @@ class Watch:
 
 
 @dataclass(frozen=True)
+class JobScript:
+    """What would be submitted for `count` tasks of these resources? `number` comes back with the answer."""
+
+    number: int
+    resources: Resources
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class Ping:
     """Is the other end alive?"""
 
@@ -97,7 +108,7 @@ class Close:
     discard: bool
 
 
-Request = Hello | Submit | Cancel | Watch | Ping | Close
+Request = Hello | Submit | Cancel | Watch | JobScript | Ping | Close
 
 
 @dataclass(frozen=True)
@@ -194,6 +205,15 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Script:
+    """Answer to `JobScript`: the text, or in `kind` the client's error class, and in `text` what it says."""
+
+    number: int
+    text: str
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
 class Pong:
     """Answer to `Ping`."""
 
@@ -203,7 +223,7 @@ class Closed:
     """Answer to `Close`: the service has ended."""
 
 
-Event = Welcome | Refused | Accepted | Rejected | Started | OutcomeReady | Lost | Problem | Pong | Closed
+Event = Welcome | Refused | Accepted | Rejected | Started | OutcomeReady | Lost | Problem | Script | Pong | Closed
 Message = Request | Event
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in typing.get_args(Message)}
