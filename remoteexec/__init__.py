@@ -17,11 +17,12 @@ from .selections import get_item_from_future, split_future
 
 if TYPE_CHECKING:
     from .engine.cache import get_cache_data, get_future_from_cache
-    from .executors.cluster import SlurmClusterExecutor, TestClusterExecutor
+    from .executors.cluster import FluxClusterExecutor, SlurmClusterExecutor, TestClusterExecutor
     from .executors.remote import RemoteExecutor
 
 __all__ = [
     "BaseExecutor",
+    "FluxClusterExecutor",
     "RemoteExecutor",
     "ResourceError",
     "Resources",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 _LATE = {
+    "FluxClusterExecutor": "executors.cluster",
     "RemoteExecutor": "executors.remote",
     "SlurmClusterExecutor": "executors.cluster",
     "TestClusterExecutor": "executors.cluster",

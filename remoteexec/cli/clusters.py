@@ -36,7 +36,9 @@ def add_cluster(
         str | None, typer.Option(help="Our directory there; may begin with ~ or $SCRATCH.  [default: ~/.remoteexec]")
     ] = None,
     python: Annotated[str | None, typer.Option(help="Python there.  [default: ROOT/env/bin/python]")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="slurm, or local for no scheduler.  [default: slurm]")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="slurm, flux, or local for no scheduler.  [default: slurm]")
+    ] = None,
     login_shell: Annotated[
         bool | None, typer.Option("--login-shell/--no-login-shell", help="Start our processes from `bash -l`.")
     ] = None,
@@ -149,7 +151,7 @@ def _questions(values: dict[str, Any]) -> dict[str, Any]:
             or None
         ),
         "root": typer.prompt("Our directory there", default=values.get("root") or "~/.remoteexec"),
-        "scheduler": typer.prompt("Scheduler, slurm or local", default=values.get("scheduler") or "slurm"),
+        "scheduler": typer.prompt("Scheduler: slurm, flux or local", default=values.get("scheduler") or "slurm"),
     }
     return answers
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from remoteexec_server.store import root
 from remoteexec_server.wire.resources import Resources
@@ -13,11 +13,11 @@ from ..engine.caching import Caching
 from ..engine.client import InProcess
 from .batch import BatchExecutor
 
-__all__ = ["SlurmClusterExecutor", "TestClusterExecutor"]
+__all__ = ["FluxClusterExecutor", "LoginNodeExecutor", "SlurmClusterExecutor", "TestClusterExecutor"]
 
 
-class SlurmClusterExecutor(BatchExecutor):
-    """Each call is a SLURM job, submitted from this machine, which is a login node.
+class LoginNodeExecutor(BatchExecutor):
+    """Each call is a job, submitted from this machine; made by its subclasses.
 
     Args:
         resource_dict: what every call asks for unless it says otherwise; see `read_resources`.
@@ -27,9 +27,11 @@ class SlurmClusterExecutor(BatchExecutor):
         cache_errors: keep what calls raised, too.
         pysqa_config_directory: with a `queue.yaml` and the templates it names, whose limits hold; see
             docs/configuration.md.
-        poll_s: seconds between two `squeue`, for all jobs at once, asked only while results are missing.
+        poll_s: seconds between two questions to the scheduler, for all jobs at once, while results are missing.
         wait: whether leaving the `with` block waits for all tasks.
     """
+
+    SCHEDULER: ClassVar[str]
 
     def __init__(
         self,
@@ -44,7 +46,7 @@ class SlurmClusterExecutor(BatchExecutor):
         where = cache_directory or root.DEFAULT
         caching = Caching(cache_directory, cache_errors, otherwise=where)
         super().__init__(
-            lambda hello: InProcess(hello, where, "slurm"),
+            lambda hello: InProcess(hello, where, self.SCHEDULER),
             resource_dict,
             poll_s,
             wait,
@@ -58,10 +60,25 @@ def _absolute(directory: str | None) -> str | None:
     return None if directory is None else os.path.abspath(os.path.expandvars(os.path.expanduser(directory)))
 
 
+class SlurmClusterExecutor(LoginNodeExecutor):
+    """Each call is a SLURM job, submitted from this machine, which is a login node. See LoginNodeExecutor."""
+
+    SCHEDULER = "slurm"
+
+
+class FluxClusterExecutor(LoginNodeExecutor):
+    """Each call is a job of the Flux instance that `flux` talks to here: the system's, or the one that FLUX_URI names.
+
+    See LoginNodeExecutor.
+    """
+
+    SCHEDULER = "flux"
+
+
 class TestClusterExecutor(BatchExecutor):
     """Files and jobs as on a cluster, with processes of this machine: no scheduler needed.
 
-    See SlurmClusterExecutor.
+    See LoginNodeExecutor.
     """
 
     __test__ = False  # pytest takes classes of this name for tests

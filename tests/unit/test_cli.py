@@ -106,7 +106,7 @@ def test_files_are_named_from_the_root_of_this_machine(
         ),
         (
             ("config", "add-cluster", "two", "--host", "h", "--scheduler", "pbs", "--no-test"),
-            "scheduler = 'pbs' of cluster 'two': must be 'slurm' or 'local'.",
+            "scheduler = 'pbs' of cluster 'two': must be one of 'slurm', 'flux', 'local'.",
         ),
         (
             ("config", "remove-cluster", "one"),

@@ -105,7 +105,7 @@ def test_a_variable_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ),
         (
             "[mycluster]\nhost = 'h'\nscheduler = 'pbs'\n",
-            "{file}: scheduler = 'pbs' of cluster 'mycluster': must be 'slurm' or 'local'.\n{remedy}",
+            "{file}: scheduler = 'pbs' of cluster 'mycluster': must be one of 'slurm', 'flux', 'local'.\n{remedy}",
         ),
         (
             "[mycluster]\nhost = '-oProxyCommand=x'\n",

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..wire.resources import ResourceError
+from ..wire.resources import ResourceError, Resources
 from . import commands, flux_script, flux_text
 from .base import JobFacts, JobId, JobRef, JobSpec, JobState, SchedulerUnavailable, SubmitRejected
 from .pysqa_client import HelperSettings, PysqaHelper, Unnumbered, words
@@ -117,6 +117,10 @@ class FluxQueue:
         if len(ids) == spec.count:
             self._submitted[job] = (now, ids)
         return job
+
+    def unheeded(self, resources: Resources) -> list[str]:
+        """See Queue.unheeded."""
+        return flux_script.unheeded(resources)
 
     def script(self, spec: JobSpec) -> str:
         """See Queue.script."""

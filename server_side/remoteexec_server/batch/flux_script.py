@@ -21,7 +21,9 @@ from dataclasses import dataclass
 
 from ..wire.resources import ResourceError, Resources
 from .base import JobSpec
+from .slurm_script import cores_of_template
 from .slurm_text import array_expression
+from .unheeded import by_template, notices
 
 __all__ = [
     "TEMPLATE",
@@ -33,16 +35,13 @@ __all__ = [
     "is_nested",
     "submission",
     "template",
-    "unmanaged",
+    "unheeded",
     "variables",
 ]
 
 TEMPLATE = """\
 #!/bin/bash
 # {{ submission }}
-{%- for line in unmanaged %}
-# {{ line }}
-{%- endfor %}
 {%- for line in options %}
 # flux: {{ line }}
 {%- endfor %}
@@ -53,8 +52,13 @@ exec {{ command }}
 SCRIPT = "./run_queue.sh"
 """What pysqa writes into the job's directory, in which the command runs."""
 
-_FOREIGN = ("slurm_cmd_args", "qos", "reservation")
-"""Resources that decide how a job runs and that Flux has no word for: ignored, they would mislead."""
+_UNHEEDED = {
+    "memory_max_gb": "Flux does not manage memory; exclusive=True keeps other jobs away",
+    "qos": "Flux has no such thing; see partition, which is its queue, account, its bank, and priority, its urgency",
+    "reservation": "Flux has no such thing; see partition, which is its queue",
+    "slurm_cmd_args": "they are for sbatch; a submission_template may have lines `# flux: OPTION` for Flux",
+}
+"""What Flux has no word for, and what to do instead."""
 
 _ELEMENT = re.compile(r"([a-z0-9-]+)\.(\d+)-(\d+)(?:\.|\Z)")
 
@@ -124,10 +128,10 @@ def variables(spec: JobSpec) -> dict[str, object]:
     r = spec.resources
     shown = argv(submission(spec, range(1 if is_nested(r) else spec.count)), "run_queue.sh")
     return {
-        **{key: value for key, value in r.extra.items() if key != "queue"},  # pysqa has its own use for that word
+        **r.extra,
         "job_name": _job_name(spec, "0"),
         "working_directory": str(spec.directory),
-        "cores": r.cores,
+        "cores": cores_of_template(r, spec.least_cores),
         "threads_per_core": r.threads_per_core,
         "gpus_per_core": r.gpus_per_core,
         "num_nodes": r.num_nodes,
@@ -143,7 +147,6 @@ def variables(spec: JobSpec) -> dict[str, object]:
         "cwd": r.cwd,
         "slurm_cmd_args": list(r.slurm_cmd_args),
         "submission": shlex.join(shown),
-        "unmanaged": unmanaged(r),
         "options": [shlex.quote(option) for option in _resources(r)],
         "count": spec.count,
         "dependency_list": [str(ref) for ref in dict.fromkeys(spec.after)],
@@ -156,14 +159,11 @@ def template(resources: Resources) -> str:
     return resources.submission_template or TEMPLATE
 
 
-def unmanaged(resources: Resources) -> list[str]:
-    """What is asked for and will not be seen to, as sentences: the job runs all the same."""
-    if resources.memory_max_gb is None or resources.submission_template is not None:
-        return []
-    return [
-        f"memory_max={resources.memory_max_gb:g}: Flux does not manage memory; "
-        "the job shares its node's with whatever else runs there, exclusive=True keeps others away"
-    ]
+def unheeded(resources: Resources) -> list[str]:
+    """What is asked for and will not be seen to, a sentence each."""
+    if resources.submission_template is not None:
+        return by_template(resources)
+    return notices(resources, _UNHEEDED)
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -180,17 +180,11 @@ def _resources(r: Resources) -> list[str]:
     """Options for what is asked for; -n and the like mean the same to `flux submit` and `flux batch`.
 
     Raises:
-        ResourceError: Flux has nothing of the kind.
+        ResourceError: Flux could not make sense of it.
     """
-    for key in _FOREIGN:
-        if getattr(r, key):
-            raise ResourceError(
-                f"{key}={getattr(r, key)!r}: Flux has nothing of the kind; leave it out, or say what is meant "
-                "with partition (Flux's queue), account (its bank), constraint, or a submission_template"
-            )
     if r.exclusive and r.num_nodes is None and r.cores > 1:
         raise ResourceError("exclusive=True: Flux gives away whole nodes by their number, so num_nodes has to be given")
-    found = [f"-n{r.cores}", f"-c{r.threads_per_core}"]
+    found = [f"-n{max(r.cores, r.num_nodes or 1)}", f"-c{r.threads_per_core}"]
     if r.gpus_per_core:
         found.append(f"-g{r.gpus_per_core}")
     if r.num_nodes or r.exclusive:
