@@ -88,8 +88,8 @@ class FluxQueue:
         return self._version
 
     def queues(self) -> list[str]:
-        """For `check`: the named queues, none where the instance has only the one without a name."""
-        return flux_text.parse_queues(self._ask(["flux", "queue", "list", "-n", "-o", "{queue}"]))
+        """For `check`: the named queues, the default first; none where the instance has only the one without a name."""
+        return flux_text.parse_queues(self._ask(["flux", "queue", "list", "-n", "-o", "{queuem}"]))
 
     def max_array(self) -> int:
         """See Queue.max_array: Flux sets no limit, we do."""

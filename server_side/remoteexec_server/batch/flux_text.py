@@ -107,8 +107,12 @@ def by_ref(lines: Iterable[Line]) -> dict[JobRef, JobFacts]:
 
 
 def parse_queues(output: str) -> list[str]:
-    """Names in the lines of `flux queue list -n -o '{queue}'`; an instance without queues prints an empty one."""
-    return [name for name in (line.strip() for line in output.splitlines()) if name]
+    """Names in the lines of `flux queue list -n -o '{queuem}'`, the default first (it is marked "batch*").
+
+    An instance without queues prints an empty line.
+    """
+    names = [name for name in (line.strip() for line in output.splitlines()) if name]
+    return [name.removesuffix("*") for name in sorted(names, key=lambda name: not name.endswith("*"))]
 
 
 def complaints(errors: str) -> list[str]:
