@@ -20,6 +20,12 @@ from pathlib import Path
 
 _numbers = itertools.count()
 _START_S = 60.0
+_INITRC = """\
+plugin.load { file = "*.so", conf = {} }
+shell.options["cpu-affinity"] = "off"
+shell.source_rcpath ("*.lua")
+"""
+"""For Flux's job shell: cores that this machine has not cannot be bound to, which would be said in the logs of jobs."""
 
 
 class FluxInstance:
@@ -81,11 +87,14 @@ class FluxInstance:
         resources.write_bytes(described.stdout)
         configuration = self.directory / "flux.toml"
         configuration.write_text(f'[resource]\nnoverify = true\npath = "{resources}"\n')
-        options = ["-s", "2", "--test-hosts=n[1-2]", "--test-exit-mode=leader", f"--test-rundir={run}"]
+        shell = self.directory / "initrc.lua"
+        shell.write_text(_INITRC)
+        nodes = ["-s", "2", "--test-hosts=n[1-2]", "--test-exit-mode=leader"]
+        places = [f"--test-rundir={run}", f"--config-path={configuration}", f"--setattr=conf.shell_initrc={shell}"]
         log = (self.directory / "log").open("ab")
         outer = ("FLUX_", "PMI_", "PMIX_")
         self._process = subprocess.Popen(
-            ["flux", "start", *options, f"--config-path={configuration}", "cat"],
+            ["flux", "start", *nodes, *places, "cat"],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

@@ -45,13 +45,15 @@ def submitted(job: JobSpec, *indices: int, after: tuple[str, ...] = ()) -> list[
 def test_the_plainest_job_is_no_instance() -> None:
     job = spec(Resources())
     options = ["-n1", "-c1", "--job-name=rx-a-0.0-1", "--output=/r/jobs/rx-a-0/0.log"]
+    options.append("--setopt=output.mode=append")
     assert submitted(job) == ["flux", "submit", *options, "/bin/bash", "./run_queue.sh"]
     assert render(job) == [
         "#!/bin/bash",
         f"# flux submit {' '.join(options)} /bin/bash run_queue.sh",
         "# flux: -n1",
         "# flux: -c1",
-        "exec env REMOTEEXEC_JOB_ID=\"${FLUX_JOB_ID/ƒ/f}\" '/opt/py thon' /r/server runner /r/jobs/rx-a-0 0 2>&1",
+        'exec env REMOTEEXEC_JOB_ID="${FLUX_JOB_ID/ƒ/f}" '
+        "'/opt/py thon' /r/server runner /r/jobs/rx-a-0 0 >>/r/jobs/rx-a-0/0.log 2>&1",
     ]
 
 
@@ -75,6 +77,7 @@ def test_every_resource_reaches_command_and_script_and_a_limit_is_rounded_up_to_
         *wanted,
         "--job-name=rx-a-0.{cc}-4.energy:Ag",
         "--output=/r/jobs/rx-a-0/{cc}.log",
+        "--setopt=output.mode=append",
         "--cc=0,2-3",
         "--dependency=afterany:fA",
         "--dependency=afterany:fB",
@@ -86,7 +89,8 @@ def test_every_resource_reaches_command_and_script_and_a_limit_is_rounded_up_to_
     assert [line.removeprefix("# flux: ") for line in lines if line.startswith("# flux: ")] == quoted
     assert lines[-1] == (
         'exec env REMOTEEXEC_JOB_ID=rx-a-0_"$FLUX_JOB_CC" '
-        "'/opt/py thon' /r/server runner /r/jobs/rx-a-0 \"$FLUX_JOB_CC\" 2>&1"
+        "'/opt/py thon' /r/server runner /r/jobs/rx-a-0 \"$FLUX_JOB_CC\" "
+        '>>/r/jobs/rx-a-0/"$FLUX_JOB_CC".log 2>&1'
     )
 
 
@@ -100,6 +104,7 @@ def test_several_ranks_or_nodes_and_a_template_are_an_instance_with_a_command_fo
         "-c1",
         "--job-name=rx-a-0.2-3",
         "--output=/r/jobs/rx-a-0/2.log",
+        "--setopt=output.mode=append",
         "--env=FLUX_JOB_CC=2",
         "./run_queue.sh",
     ]
@@ -109,7 +114,7 @@ def test_several_ranks_or_nodes_and_a_template_are_an_instance_with_a_command_fo
         "#!/bin/sh",
         "# flux: -n 3",
         'env REMOTEEXEC_JOB_ID="$(flux getattr jobid | sed s/ƒ/f/)" '
-        "'/opt/py thon' /r/server runner /r/jobs/rx-a-0 0 2>&1",
+        "'/opt/py thon' /r/server runner /r/jobs/rx-a-0 0 >>/r/jobs/rx-a-0/0.log 2>&1",
     ]
 
 
@@ -122,6 +127,7 @@ def test_elements_beyond_those_that_may_run_at_once_wait_each_for_another() -> N
         "-c1",
         "--job-name=rx-a-0.{0}-5",
         "--output=/r/jobs/rx-a-0/{0}.log",
+        "--setopt=output.mode=append",
         "--dependency=afterany:fZ",
         "--dependency=afterany:{1}",
         "--env=FLUX_JOB_CC={0}",
@@ -137,7 +143,7 @@ def test_elements_beyond_those_that_may_run_at_once_wait_each_for_another() -> N
 
 
 @pytest.mark.parametrize("name", ["a{cc}b", "a{{id}}", "line\nbreak"])
-def test_where_flux_would_replace_something_in_a_path_the_shell_opens_the_log(name: str) -> None:
+def test_where_flux_would_replace_something_in_a_path_it_is_not_told_that_path(name: str) -> None:
     job = spec(Resources(), 2, f"/r/{name}")
     assert "--output=/dev/null" in submitted(job)
     assert not any(name in part for part in submitted(job))

@@ -22,7 +22,7 @@ def test_every_end_of_a_job_has_its_facts_and_other_peoples_jobs_are_passed_over
     assert facts == {
         "rx-b-1": JobFacts(
             JobState.FAILED,
-            "alloc: unsatisfiable request: need 1 slot(s) of 99 core(s), only 0 such slot(s) available "
+            "BadConstraints: unsatisfiable request: need 1 slot(s) of 99 core(s), only 0 such slot(s) available "
             "(total cores: 8)",
         ),
         "rx-b-2": JobFacts(JobState.TIMEOUT, "TimeLimit", "n1"),

@@ -46,7 +46,11 @@ _EXCEPTIONS = {
     "timeout": JobState.TIMEOUT,
     "cancel": JobState.CANCELLED,
 }
-"""What a fatal exception makes of a job that FAILED; others leave it FAILED, with type and note as the reason."""
+"""What a fatal exception makes of a job that FAILED; others leave it FAILED, with type and note as the reason. Flux
+itself raises none for preemption: these are the words that whoever does it may be expected to use."""
+
+_WORDS = {"alloc": "BadConstraints"}
+"""SLURM's words, which `diagnose` knows, for Flux's types of exceptions: here that no node has what was asked for."""
 
 _LOST_NODE = re.compile(r"\bnode failure\b|\blost contact\b", re.IGNORECASE)
 """Notes of an exception `exec`, which otherwise says that the command could not be started."""
@@ -136,7 +140,7 @@ def _facts(state: str, result: str, status: str, exception: tuple[str, str, str]
     code, signal = _exit(status)
     if fatal and kind == "exec" and _LOST_NODE.search(note):
         return JobFacts(JobState.NODE_FAIL, note, node or None)
-    reason = f"{kind}: {note}" if fatal and kind else "NonZeroExitCode"
+    reason = f"{_WORDS.get(kind, kind)}: {note}" if fatal and kind else "NonZeroExitCode"
     return JobFacts(JobState.FAILED, reason, node or None, code, signal)
 
 
