@@ -7,13 +7,16 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from remoteexec import FluxClusterExecutor
+from remoteexec import FluxClusterExecutor, RemoteExecutor
+from remoteexec.deploy import probe
+from remoteexec.ssh.fabric_link import FabricLink
 from remoteexec_server.batch import diagnose
 from remoteexec_server.batch.base import (
     JobFacts,
@@ -27,7 +30,9 @@ from remoteexec_server.batch.base import (
 from remoteexec_server.batch.flux_queue import FluxQueue
 from remoteexec_server.batch.pysqa_client import HelperSettings
 from remoteexec_server.wire.resources import Resources
+from tests.clusters.embedded import EmbeddedTestCluster
 from tests.clusters.flux import FluxInstance
+from tests.integration.conftest import installed
 
 _numbers = itertools.count()
 FLUX = shutil.which("flux")
@@ -155,8 +160,11 @@ def test_an_array_submitted_in_part_is_completed_and_nothing_runs_twice(jobs: Jo
         jobs.queue.submit(spec)
     wrap("nothing", "true")
     assert jobs.queue.find(spec.name) is None
+    [script] = spec.directory.glob("run_queue.*.sh")
+    inode = script.stat().st_ino
     assert jobs.run(spec) == [f"{index}\n" for index in range(5)]
     assert sorted((spec.directory / "all").read_text().split()) == list("01234")
+    assert [path.stat().st_ino for path in spec.directory.glob("run_queue.*.sh")] == [inode]  # jobs may be reading it
     assert jobs.queue.find(spec.name) == spec.name
 
 
@@ -244,3 +252,20 @@ def test_a_task_knows_its_job_and_depends_on_elements_of_arrays(flux_instance: F
         last = exe.submit(sum, futures)
         alone = exe.submit(who)
         assert (last.result(), alone.result()) == (6, alone.task.job)
+
+
+def test_a_laptop_reaches_an_instance_that_its_login_shell_names(
+    flux_instance: FluxInstance, embedded_cluster: EmbeddedTestCluster
+) -> None:
+    assert FLUX is not None
+    profile = embedded_cluster.home / ".bash_profile"
+    profile.write_text(f"export PATH={Path(FLUX).parent}:$PATH FLUX_URI={flux_instance.uri}\n")
+    config = replace(installed(embedded_cluster, "flux"), scheduler="flux", login_shell=True)
+    with RemoteExecutor(config) as exe:
+        futures = list(map(exe.submit, [double] * 3, range(3)))
+        assert exe.submit(sum, futures).result() == 6
+    with closing(FabricLink(config.ssh_settings())) as link:
+        link.connect()
+        facts = probe(link, config)
+    assert (facts.scheduler, facts.partitions, facts.problem) == (FluxQueue().name, (), None)
+    profile.unlink()

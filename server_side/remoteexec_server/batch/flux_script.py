@@ -216,9 +216,8 @@ def _job_name(spec: JobSpec, index: str) -> str:
 def _command(spec: JobSpec) -> str:
     """The command as shell text, with the index of the element as its last argument.
 
-    The runner is told what its job is called. The shell opens the log: what goes through Flux comes out later and with
-    stdout and stderr in another order, and of some hundred jobs on a busy machine the log of one stayed empty (0.88;
-    why was not found out).
+    The runner is told what its job is called. The shell opens the log: what goes through Flux comes out with stdout and
+    stderr in another order.
     """
     index = '"$FLUX_JOB_CC"' if spec.count > 1 else "0"
     own = _NESTED_ID if is_nested(spec.resources) else _PLAIN_ID
