@@ -7,6 +7,7 @@ wrong. The sentinel comes back in it, so that the line is known from whatever a 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -14,6 +15,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from . import __version__
 from .store.root import UnsafeRootError, open_root
@@ -87,18 +89,15 @@ def _look_at_packages(facts: Facts, scheduler: str, problems: list[str]) -> None
 
 
 def _look_at_scheduler(facts: Facts, scheduler: str, problems: list[str]) -> None:
+    from .batch import queues
     from .batch.base import SchedulerUnavailable
 
-    asked: dict[str, Callable[[Facts], None]] = {
-        "slurm": _ask_slurm,
-        "flux": _ask_flux,
-        "local": _ask_local,
-    }
-    if scheduler not in asked:
-        problems.append(f"scheduler {scheduler!r}: must be one of {', '.join(asked)}")
+    if scheduler not in queues.NAMES:
+        problems.append(f"scheduler {scheduler!r}: must be one of {', '.join(queues.NAMES)}")
         return
+    asked: dict[str, Callable[[Facts], None]] = {"slurm": _ask_slurm, "flux": _ask_flux, "local": _ask_local}
     try:
-        asked[scheduler](facts)
+        asked.get(scheduler, functools.partial(_ask_dialect, scheduler))(facts)
     except SchedulerUnavailable as exc:
         problems.append(str(exc))
 
@@ -118,6 +117,15 @@ def _ask_flux(facts: Facts) -> None:
     queue = FluxQueue()
     facts.scheduler = f"flux {queue.version()}"
     facts.partitions = tuple(queue.queues())
+
+
+def _ask_dialect(scheduler: str, facts: Facts) -> None:
+    """Whether its command answers when asked for the user's jobs; not all of them tell a version."""
+    from .batch import queues
+
+    queue = queues.connect(scheduler, Path(facts.root))
+    queue.find("rx-none")
+    facts.scheduler = queue.name
 
 
 def _ask_local(facts: Facts) -> None:

@@ -15,7 +15,10 @@ import pytest
 
 from remoteexec import RemoteExecutor, TestClusterExecutor, errors
 from remoteexec.config.model import ClusterConfig
+from remoteexec_server.batch.base import JobSpec
+from remoteexec_server.wire.resources import Resources
 from tests.clusters.rootless import SlurmCluster
+from tests.contract.served_queue import ServedQueue
 
 WAIT_S = 60.0
 pytestmark = pytest.mark.timeout(180)
@@ -192,3 +195,23 @@ def test_after_the_shutdown_no_script_is_shown(tmp_root: Path) -> None:
         pass
     with pytest.raises(RuntimeError, match="after shutdown"):
         executor.job_script(pow)
+
+
+def test_ranks_nodes_threads_and_gpus_reach_slurm(slurm_cluster: SlurmCluster) -> None:
+    queue = ServedQueue(slurm_cluster)
+    wanted = Resources(cores=3, threads_per_core=2, num_nodes=2, memory_max_gb=0.75)
+    spec = JobSpec("rx-ranks-0", slurm_cluster.make_directory("rx-ranks-0"), ("true",), 1, wanted)
+    gpus = JobSpec(
+        "rx-ranks-1", slurm_cluster.make_directory("rx-ranks-1"), ("true",), 1, Resources(cores=2, gpus_per_core=1)
+    )
+    shown = []
+    for each in (spec, gpus):
+        text = slurm_cluster.run(["scontrol", "-o", "show", "job", queue.submit(each)]).stdout
+        shown.append({key: value for key, _, value in (word.partition("=") for word in text.split())})
+    queue.close()
+
+    keys = ("NumTasks", "CPUs/Task", "NumCPUs", "MinMemoryNode", "TresPerTask")
+    assert [[job.get(key) for key in keys] for job in shown] == [
+        ["3", "2", "6", "384M", None],
+        ["2", "1", "2", None, "gres:gpu:1"],
+    ]

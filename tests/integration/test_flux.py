@@ -130,10 +130,16 @@ def test_ranks_are_started_in_an_instance_over_all_nodes(jobs: Jobs) -> None:
 def test_a_template_is_read_by_flux_and_runs_for_each_element(jobs: Jobs) -> None:
     template = (
         "#!/bin/sh\n# flux: -n {{ cores }} --job-name=mine --output=time.out\n"
-        "# flux: --time-limit={{ run_time_max }}s\necho {{ color }}\n{{ command }}\n"
+        "# flux: --time-limit={{ run_time_max }}s\n"
+        "{%- for job in dependency_list %}\n# flux: --dependency=afterok:{{ job }}\n{%- endfor %}\n"
+        "echo {{ color }}\n{{ command }}\n"
     )
     spec = jobs.spec("echo $1", 2, submission_template=template, run_time_max_s=30, extra={"color": "blue"})
-    logs = jobs.run(spec)  # what the template prints goes another way, so that either may come first
+    failing = jobs.spec("exit 1", 2)
+    upstream = jobs.queue.submit(failing)
+    logs = jobs.run(
+        replace(spec, after=(JobRef(upstream),))
+    )  # what the template prints goes another way, so that either may come first
     assert [sorted(log.split()) for log in logs] == [["0", "blue"], ["1", "blue"]]
     assert jobs.queue.find(spec.name) == spec.name
 

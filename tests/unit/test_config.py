@@ -104,8 +104,9 @@ def test_a_variable_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             "a variable such as '$SCRATCH/'.\n{remedy}",
         ),
         (
-            "[mycluster]\nhost = 'h'\nscheduler = 'pbs'\n",
-            "{file}: scheduler = 'pbs' of cluster 'mycluster': must be one of 'slurm', 'flux', 'local'.\n{remedy}",
+            "[mycluster]\nhost = 'h'\nscheduler = 'abacus'\n",
+            "{file}: scheduler = 'abacus' of cluster 'mycluster': must be one of "
+            "slurm, flux, pbs, torque, lsf, sge, moab, local.\n{remedy}",
         ),
         (
             "[mycluster]\nhost = '-oProxyCommand=x'\n",

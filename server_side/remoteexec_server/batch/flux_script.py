@@ -21,9 +21,9 @@ from dataclasses import dataclass
 
 from ..wire.resources import ResourceError, Resources
 from .base import JobSpec
-from .slurm_script import cores_of_template
 from .slurm_text import array_expression
 from .unheeded import by_template, notices
+from .variables import common
 
 __all__ = [
     "TEMPLATE",
@@ -121,35 +121,20 @@ def argv(parts: Sequence[str | None], script: str = SCRIPT) -> list[str]:
 
 
 def variables(spec: JobSpec) -> dict[str, object]:
-    """What a template may use: every field of `Resources` in pysqa's units, every key of `extra`, and ours.
+    """What a template may use: see `variables.common`, and the job's own.
 
-    `run_time_max` is in whole seconds, rounded up: `--time-limit={{ run_time_max }}s`.
+    `dependency_list` is empty: Flux adds up the dependencies of a script and of its command line, where ours are, and
+    refuses the `afterok` of pysqa's template once a job has failed.
     """
     r = spec.resources
     shown = argv(submission(spec, range(1 if is_nested(r) else spec.count)), "run_queue.sh")
     return {
-        **r.extra,
+        **common(spec),
         "job_name": _job_name(spec, "0"),
-        "working_directory": str(spec.directory),
-        "cores": cores_of_template(r, spec.least_cores),
-        "threads_per_core": r.threads_per_core,
-        "gpus_per_core": r.gpus_per_core,
-        "num_nodes": r.num_nodes,
-        "exclusive": r.exclusive,
         "run_time_max": _seconds(r),
-        "memory_max": r.memory_max_gb,
-        "priority": r.priority,
-        "partition": r.partition,
-        "account": r.account,
-        "qos": r.qos,
-        "reservation": r.reservation,
-        "constraint": r.constraint,
-        "cwd": r.cwd,
-        "slurm_cmd_args": list(r.slurm_cmd_args),
         "submission": shlex.join(shown),
         "options": [shlex.quote(option) for option in _resources(r)],
-        "count": spec.count,
-        "dependency_list": [str(ref) for ref in dict.fromkeys(spec.after)],
+        "dependency_list": [],
         "command": _command(spec),
     }
 

@@ -64,6 +64,16 @@ def _stand_in_for_flux() -> None:
     sys.modules.setdefault("flux.job", job)
 
 
+def _stand_in_for_defusedxml() -> None:
+    """pysqa reads Grid Engine's queues with it, which we do not ask for: it need not be installed."""
+    try:
+        importlib.import_module("defusedxml.ElementTree")
+    except ImportError:
+        for name in ("defusedxml", "defusedxml.ElementTree"):
+            sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules["defusedxml"])["ElementTree"] = sys.modules["defusedxml.ElementTree"]
+
+
 def main(argv: list[str]) -> int:
     """Answer requests until there are no more."""
     idle_s = float(argv[0]) if argv else IDLE_S
@@ -77,7 +87,6 @@ def main(argv: list[str]) -> int:
         answers.flush()
 
     sys.modules.setdefault("pandas", _LatePandas("pandas"))
-    _stand_in_for_flux()
     try:
         from pysqa import QueueAdapter
     except Exception as exc:
@@ -86,6 +95,10 @@ def main(argv: list[str]) -> int:
     answer(ready=True)
     for line in _lines(idle_s):
         request = json.loads(line)
+        if request["queue_type"] == "SGE":
+            _stand_in_for_defusedxml()
+        if request["queue_type"] == "FLUX":
+            _stand_in_for_flux()
         answer(id=request["id"], taken=True)
         try:
             adapter = QueueAdapter(queue_type=request["queue_type"], execute_command=_executor(request))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from .base import Queue
+from .dialects.base import Dialect
 
-NAMES = ("slurm", "flux", "local")
+NAMES = ("slurm", "flux", "pbs", "torque", "lsf", "sge", "moab", "local")
 
 
 def connect(name: str, root: Path, pysqa_config_directory: str | None = None) -> Queue:
@@ -39,4 +40,31 @@ def connect(name: str, root: Path, pysqa_config_directory: str | None = None) ->
         from .local_queue import LocalQueue
 
         return LocalQueue(root / "local")
+    if name in NAMES:
+        from .dialect_queue import DialectQueue
+
+        return DialectQueue(_dialect(name))
     raise ValueError(f"scheduler {name!r}: must be one of {', '.join(NAMES)}")
+
+
+def _dialect(name: str) -> Dialect:
+    match name:
+        case "pbs":
+            from .dialects.pbs import Pbs
+
+            return Pbs()
+        case "torque":
+            from .dialects.pbs import Torque
+
+            return Torque()
+        case "lsf":
+            from .dialects.lsf import Lsf
+
+            return Lsf()
+        case "sge":
+            from .dialects.sge import Sge
+
+            return Sge()
+    from .dialects.moab import Moab
+
+    return Moab()

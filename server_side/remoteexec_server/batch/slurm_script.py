@@ -9,13 +9,13 @@ Source: https://slurm.schedmd.com/sbatch.html, tried with 22.05.
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Mapping
 
 from ..wire.resources import ResourceError, Resources
 from .base import JobSpec
+from .variables import common, full_name, is_named
 
 __all__ = ["TEMPLATE", "environment", "full_name", "is_named", "options", "template", "variables"]
 
@@ -99,17 +99,6 @@ _OVERRIDING = {
 """Variables that sbatch believes more than its script."""
 
 
-def full_name(spec: JobSpec) -> str:
-    """Our own name of the job, and behind a dot, which no name of ours has, the user's."""
-    user = spec.resources.job_name
-    return f"{spec.name}.{user}" if user else spec.name
-
-
-def is_named(full: str, name: str) -> bool:
-    """Whether `full_name` may have made the one of the other."""
-    return full == name or full.startswith(f"{name}.")
-
-
 def options(spec: JobSpec) -> list[str]:
     """The options that always hold, one argument each."""
     found = [f"--job-name={full_name(spec)}", f"--output={_output(spec)}", "--no-requeue"]
@@ -121,52 +110,18 @@ def options(spec: JobSpec) -> list[str]:
 
 
 def variables(spec: JobSpec) -> dict[str, object]:
-    """What a template may use: every field of `Resources` in pysqa's units, every key of `extra`, and ours.
-
-    `cores` counts threads, too, in a template that does not use `threads_per_core`, as in executorlib.
-    `run_time_max` is in seconds and `memory_max` in GB, as in pysqa's own templates; `run_time_minutes` and `memory_mb`
-    (for each node) are rounded up to what sbatch understands.
-    """
+    """What a template may use: see `variables.common`, and the job's own."""
     r = spec.resources
-    minutes = None if r.run_time_max_s is None else max(1, math.ceil(r.run_time_max_s / 60))
     return {
-        **r.extra,
+        **common(spec),
         "job_name": full_name(spec),
-        "working_directory": str(spec.directory),
         "ntasks": max(r.cores, r.num_nodes or 1),  # SLURM gives no more nodes than there are tasks, and does not say so
-        "cores": cores_of_template(r, spec.least_cores),
-        "threads_per_core": r.threads_per_core,
-        "gpus_per_core": r.gpus_per_core,
-        "num_nodes": r.num_nodes,
-        "exclusive": r.exclusive,
-        "run_time_max": None if r.run_time_max_s is None else math.ceil(r.run_time_max_s),
-        "run_time_minutes": minutes,
-        "memory_max": _whole(r.memory_max_gb),
-        "memory_mb": _memory_mb(r),
-        "priority": r.priority,
-        "partition": r.partition,
-        "queue": r.partition,
-        "account": r.account,
-        "qos": r.qos,
-        "reservation": r.reservation,
-        "constraint": r.constraint,
-        "cwd": r.cwd,
-        "slurm_cmd_args": list(r.slurm_cmd_args),
         "sbatch_arguments": _sbatch_arguments(r),
         "options": [shlex.quote(option) for option in options(spec)],
         "array": _array(spec) if spec.count > 1 else None,
-        "count": spec.count,
         "dependency_list": _dependencies(spec),
         "command": _command(spec),
     }
-
-
-def cores_of_template(resources: Resources, least: int = 0) -> int:
-    """Variable `cores`: ranks, or all CPUs where the user's template knows no threads; not fewer than `least`."""
-    cores = resources.cores
-    if resources.submission_template is not None and "threads_per_core" not in resources.submission_template:
-        cores *= resources.threads_per_core
-    return max(cores, least)
 
 
 def template(resources: Resources) -> str:
@@ -258,14 +213,3 @@ def _is_one_of(argument: str, options: Mapping[str, tuple[int, str]]) -> bool:
         return argument[:2] in {short for _, short in options.values() if short} and argument.startswith("-")
     word = argument[2:].partition("=")[0]
     return any(len(word) >= least and name.startswith(word) for name, (least, _) in options.items())
-
-
-def _memory_mb(resources: Resources) -> int | None:
-    """MB for each node; `--mem=0` would mean all of it."""
-    if resources.memory_max_gb is None:
-        return None
-    return max(1, math.ceil(resources.memory_max_gb * 1024 / (resources.num_nodes or 1) - 1e-9))
-
-
-def _whole(value: float | None) -> float | int | None:
-    return int(value) if value is not None and value == int(value) else value
