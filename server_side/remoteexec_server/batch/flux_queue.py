@@ -31,7 +31,7 @@ from .pysqa_client import HelperSettings, PysqaHelper, Unnumbered, words
 __all__ = ["FluxQueue"]
 
 _MAX_ARRAY = 2000
-"""Elements submitted by one command: 10 s at the 5 ms each takes on two busy cores, a third of its time limit."""
+"""Elements submitted by one command: 6 s at the 3 ms each took on two busy cores, a fifth of its time limit."""
 
 _MOST_CANCELLED = 5000
 """Jobs named in one command; a longer argument list may not be possible."""
