@@ -430,16 +430,17 @@ def test_a_future_that_has_not_started_can_be_cancelled(executor: BatchExecutor,
     assert list(concurrent.futures.as_completed([future], WAIT_S)) == [future]
 
 
-def test_a_future_that_runs_says_so_and_cannot_be_cancelled(executor: BatchExecutor, place: Place) -> None:
+def test_a_future_that_runs_says_so_and_is_cancelled_with_its_job(executor: BatchExecutor, place: Place) -> None:
     path = place.path()
     future = executor.submit(wait_for, path)
     deadline = time.monotonic() + WAIT_S
     while not future.running() and time.monotonic() < deadline:
         time.sleep(0.01)
 
-    assert (future.running(), future.cancel(), future.cancelled()) == (True, False, False)
+    assert (future.running(), future.cancel(), future.cancelled()) == (True, True, True)
     path.write_text("go")
-    assert (future.result(WAIT_S), future.cancel()) == ("go", False)
+    ended = executor.submit(wait_for, path)
+    assert (ended.result(WAIT_S), ended.cancel()) == ("go", False)
 
 
 # ---- shutting down ----
@@ -493,8 +494,12 @@ def test_shutdown_without_waiting_returns_at_once_and_the_tasks_go_on(place: Pla
     path = place.path()
     executor = place.new()
     future = executor.submit(wait_for, path)
+    queued = executor.future_queue
+    assert queued is not None
+    assert (queued.qsize(), queued.empty()) == (1, False)
     executor.shutdown(wait=False)
 
+    assert executor.future_queue is None
     assert not future.done()
     path.write_text("go")
     assert future.result(WAIT_S) == "go"

@@ -110,10 +110,73 @@ def test_a_large_argument_for_a_stopped_worker_holds_nobody_up() -> None:
             large = exe.submit(np.sum, np.ones(4_000_000))
             assert time.monotonic() - started < 5
             assert [exe.submit(add_one, n).result(timeout=20) for n in range(5)] == [1, 2, 3, 4, 5]
-            assert not large.done()
+            assert large.result(timeout=20) == 4_000_000  # from the other worker
         finally:
             os.kill(victim, signal.SIGCONT)
-        assert large.result(timeout=20) == 4_000_000
+
+
+@both_modes
+def test_a_call_whose_process_is_stopped_is_named_in_a_warning_and_goes_on_later(
+    kept: bool, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    said = tmp_path / "pid"
+    with executor(kept) as exe:
+        halted = exe.submit(sleep_after_saying, str(said), 0.3)
+        eventually(said.exists)
+        pid = int(said.read_text())
+        os.kill(pid, signal.SIGSTOP)
+        assert [exe.submit(add_one, n).result(timeout=20) for n in range(20)] == list(range(1, 21))
+        eventually(lambda: caplog.records)
+        time.sleep(0.5)
+        assert (halted.done(), halted.task.state) == (False, "running")
+        os.kill(pid, signal.SIGCONT)
+        assert halted.result(timeout=20) == pid
+    assert [record.getMessage() for record in caplog.records] == [
+        f"task {halted.key} (sleep_after_saying) waits: its process {pid} was stopped by a signal; "
+        f"`kill -CONT {pid}` lets it go on, cancel() of its future ends it"
+    ]
+
+
+@both_modes
+def test_a_call_whose_process_is_stopped_can_be_cancelled(kept: bool, tmp_path: Path) -> None:
+    said = tmp_path / "pid"
+    with executor(kept, workers=1) as exe:
+        halted = exe.submit(sleep_after_saying, str(said))
+        eventually(said.exists)
+        os.kill(int(said.read_text()), signal.SIGSTOP)
+        assert halted.cancel()
+        assert exe.submit(add_one, 1).result(timeout=20) == 2
+
+
+def test_what_waits_behind_a_call_whose_process_is_stopped_runs_elsewhere(tmp_path: Path) -> None:
+    said = tmp_path / "pid"
+    with executor(True) as exe:
+        halted = exe.submit(sleep_after_saying, str(said), 0.2)
+        other = exe.submit(time.sleep, 0.2)
+        eventually(said.exists)
+        behind = [exe.submit(own_pid) for _ in range(20)]
+        pid = int(said.read_text())
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert other.result(timeout=20) is None
+            assert pid not in [future.result(timeout=20) for future in behind]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert halted.result(timeout=20) == pid
+
+
+def test_an_idle_worker_that_is_stopped_gets_no_calls_until_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    with executor(True, workers=1) as exe:
+        pid = exe.submit(own_pid).result(timeout=20)
+        os.kill(pid, signal.SIGSTOP)
+        eventually(lambda: caplog.records)
+        waiting = exe.submit(own_pid)
+        assert len(exe) == 1
+        os.kill(pid, signal.SIGCONT)
+        assert waiting.result(timeout=20) == pid
+    assert [record.getMessage() for record in caplog.records] == [
+        f"process {pid} of a worker was stopped by a signal and gets no calls: `kill -CONT {pid}` lets it go on"
+    ]
 
 
 @both_modes

@@ -38,8 +38,9 @@ SERVER = {
     "zygote": {"growing", "worker", "wire"},
     "worker": {"failure", "growing", "mpi", "wire"},
     "growing": {"failure", "worker", "wire"},  # a task talks through the worker it runs in
-    "mpi": {"failure", "mpi_rank", "sweeper", "wire"},
-    "mpi_rank": {"sweeper", "worker", "wire"},
+    "mpi": {"failure", "mpi_rank", "mpi_watch", "sweeper", "wire"},
+    "mpi_rank": {"mpi_watch", "sweeper", "worker", "wire"},
+    "mpi_watch": set(),
     "sweeper": set(),
     "failure": {"wire"},
     "batch": {"store", "wire"},

@@ -14,7 +14,7 @@ from remoteexec.engine.tracker import Linked
 from remoteexec_server.batch import loop
 from remoteexec_server.wire.messages import Closed, Event, Hello, Pong, Problem, Refused, Welcome
 
-HELLO = Hello(1, "3.x", "0.1.0", "s-1", "00" * 32)
+HELLO = Hello(1, "3.x", "0.1.0", "c", "s-1", "00" * 32)
 WELCOME = Welcome("0.1.0", "3.x", "here", "/r", "fake")
 
 

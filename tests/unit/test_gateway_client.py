@@ -37,7 +37,7 @@ from remoteexec_server.wire.messages import (
 )
 from remoteexec_server.wire.resources import Resources
 
-HELLO = Hello(header.PROTOCOL, header.PYTHON, "0.1.0", "s-1", "00" * 32)
+HELLO = Hello(header.PROTOCOL, header.PYTHON, "0.1.0", "c", "s-1", "00" * 32)
 WELCOME = Welcome("0.1.0", header.PYTHON, "login", "/r", "fake")
 LOST = errors.ConnectionLost("the connection broke")
 A = TaskKey("a")

@@ -18,6 +18,7 @@ from remoteexec_server.wire.messages import (
     Entry,
     Hello,
     JobScript,
+    Known,
     Loss,
     Lost,
     Message,
@@ -32,6 +33,8 @@ from remoteexec_server.wire.messages import (
     Started,
     Submit,
     TaskKey,
+    Tell,
+    Terms,
     Watch,
     Welcome,
     build,
@@ -44,8 +47,8 @@ A, B = TaskKey("x-t1"), TaskKey("x-t2")
 NASTY = "a'; echo b\n\x00\u2028 ü 😀 \ud800"
 
 EVERY: list[Message] = [
-    Hello(1, "3.11", "0.1.0", "s-1", "00" * 32, 1.5, 3.0),
-    Hello(1, "3.11", "0.1.0", "s-1", "00" * 32),
+    Hello(1, "3.11", "0.1.0", "c", "s-1", "00" * 32, Terms(1.5, 3.0, 20.0, 4, 8)),
+    Hello(1, "3.11", "0.1.0", "c", "s-1", "00" * 32),
     Submit(
         BurstId("b-1"),
         (Entry(A), Entry(B, 1, (A,))),
@@ -55,10 +58,12 @@ EVERY: list[Message] = [
     Cancel((A, B)),
     Watch(()),
     JobScript(3, Resources(partition="x"), 2),
+    Tell(),
     Ping(),
     Close(True),
-    Welcome("0.1.0", "3.11", "login", "/r", "slurm 22.05.8"),
+    Welcome("0.1.0", "3.11", "login", "/r", "slurm 22.05.8", "00" * 32),
     Refused("UnsafeRoot", NASTY),
+    Known((Entry(A, name="f"), Entry(B)), ("7_0", "")),
     Accepted(BurstId("b-1"), ("7_0", "7_1", "")),
     Rejected(BurstId("b-1"), (A,), "SubmitRejected", "sbatch: error"),
     Started(A, "7_0", "n1"),

@@ -11,8 +11,17 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
-from remoteexec_server.batch.base import JobFacts, JobId, JobRef, JobState, SchedulerUnavailable, SubmitRejected
-from remoteexec_server.batch.service import Polling, Service, Superseded
+from remoteexec_server.batch.base import (
+    JobFacts,
+    JobId,
+    JobRef,
+    JobState,
+    QuotaReached,
+    SchedulerUnavailable,
+    SubmitRejected,
+)
+from remoteexec_server.batch.service import Service
+from remoteexec_server.batch.submitter import Jobs
 from remoteexec_server.store import session as store
 from remoteexec_server.store.session import Claim, Session
 from remoteexec_server.wire import header
@@ -31,6 +40,7 @@ from remoteexec_server.wire.messages import (
     Started,
     Submit,
     TaskKey,
+    Terms,
     Watch,
 )
 from remoteexec_server.wire.resources import Resources
@@ -50,12 +60,13 @@ class World:
     session: Session
     queue: FakeQueue = field(default_factory=FakeQueue)
     clock: Clock = field(default_factory=Clock)
-    polling: Polling = field(default_factory=Polling)
+    terms: Terms = field(default_factory=Terms)
     services: list[Service] = field(default_factory=list)
 
-    def service(self) -> Service:
-        """A new process that takes over."""
-        self.services.append(Service(self.session, self.queue, "fake", ("python", "runner"), self.polling, self.clock))
+    def service(self, client: str = "b") -> Service:
+        """A new process that takes over, if it is of the same client."""
+        jobs = Jobs(("python", "runner"), "fake", self.terms)
+        self.services.append(Service(self.session, self.queue, jobs, client, self.clock))
         return self.services[-1]
 
     def run(self, service: Service, seconds: float = 0.0) -> list[Event]:
@@ -384,16 +395,96 @@ def test_a_burst_is_cut_as_it_was_though_the_cluster_takes_longer_arrays_now(wor
     assert sizes(world.queue) == [2, 2, 2]
 
 
-def test_a_service_that_was_superseded_submits_nothing_more(world: World) -> None:
+def test_a_service_whose_client_has_come_back_elsewhere_submits_nothing_more(world: World) -> None:
     old = world.service()
     old.handle(burst(ONE, A), sealed(burst(ONE, A)))
     new = world.service()
 
-    with pytest.raises(Superseded):
-        world.run(old)
-
-    assert world.run(new) == [Accepted(ONE, ("100",))]
+    assert (world.run(old), world.run(new)) == ([], [Accepted(ONE, ("100",))])
     assert sizes(world.queue) == [1]
+
+
+def test_two_clients_of_a_session_submit_each_their_own_bursts_and_take_each_others_results(world: World) -> None:
+    theirs, mine = world.service("c"), world.service()
+    other = BurstId("c-1")
+    theirs.handle(burst(other, C), sealed(burst(other, C)))
+    mine.handle(Watch((C,)))
+    assert submitted(world, mine, burst(ONE, Entry(A, 0, (C,)))) == [Accepted(ONE, ("100",))]
+    assert world.run(theirs) == [Accepted(other, ("101",))]
+
+    world.end(C)
+    assert world.run(mine, 40.0) == [OutcomeReady(C, SIZE)]
+    assert sizes(world.queue) == [1, 1]
+
+
+def test_the_burst_of_a_client_that_has_died_is_submitted_by_another(world: World) -> None:
+    dead = world.service("c")
+    other = BurstId("c-1")
+    dead.handle(burst(other, C), sealed(burst(other, C)))
+
+    mine = world.service()
+    mine.handle(Watch((C,)))
+    assert (world.run(mine, 40.0), sizes(world.queue)) == ([], [])  # it may be slow
+    for path in (world.session.path / "services").iterdir():
+        os.utime(path, (1.0, 1.0))
+    world.run(mine, 40.0)
+
+    assert sizes(world.queue) == [1]
+
+
+def test_no_more_jobs_than_agreed_are_in_the_queue_and_the_rest_waits_in_the_store(world: World) -> None:
+    world.terms = Terms(jobs_at_once=3)
+    world.queue.array = 2
+    service = world.service()
+    keys = [TaskKey(f"t{n}") for n in range(6)]
+    submitted(world, service, burst(ONE, *keys))
+    world.run(service, 1.0)
+    assert [(spec.count, spec.at_once) for spec in world.queue.jobs.values()] == [(2, 2), (2, 1)]
+
+    world.end(keys[0])
+    world.end(keys[1])
+    world.run(service, 3.0)
+    assert [(spec.count, spec.at_once) for spec in world.queue.jobs.values()] == [(2, 2), (2, 1), (2, 1)]
+
+
+def test_cores_at_once_count_those_of_each_task(world: World) -> None:
+    world.terms = Terms(cores_at_once=8)
+    service = world.service()
+    wide = burst(ONE, Entry(A, 0), Entry(B, 0), Entry(C, 1), resources=(Resources(cores=3), Resources(cores=8)))
+    submitted(world, service, wide)
+    world.run(service, 5.0)
+    assert [(spec.count, spec.at_once) for spec in world.queue.jobs.values()] == [(2, 2)]
+
+    world.end(A)
+    world.end(B)
+    world.run(service, 5.0)
+    assert sizes(world.queue) == [2, 1]
+
+
+def test_what_a_quota_refuses_waits_in_the_store_and_is_said_once(world: World) -> None:
+    refused = QuotaReached("QOSMaxSubmitJobPerUserLimit")
+    world.queue.troubles["submit"] = [refused, refused]
+    service = world.service()
+
+    events = submitted(world, service, burst(ONE, A))
+    events += world.run(service, 100.0)
+
+    assert events == [
+        Problem("QOSMaxSubmitJobPerUserLimit; 1 tasks wait in the store until there is room"),
+        Accepted(ONE, ("100",)),
+    ]
+
+
+def test_many_submissions_are_spread_over_time(world: World) -> None:
+    world.terms = Terms(submits_per_minute=30.0)
+    world.queue.array = 1
+    service = world.service()
+    submitted(world, service, burst(ONE, *[TaskKey(f"t{n}") for n in range(80)]))
+
+    world.run(service, 0.1)
+    at_once = len(world.queue.jobs)
+    world.run(service, 20.0)
+    assert (at_once, len(world.queue.jobs)) == (60, 70)
 
 
 def test_a_job_submitted_twice_in_spite_of_all_is_followed_where_its_task_runs(world: World) -> None:
@@ -704,9 +795,10 @@ def test_nothing_is_told_before_the_client_says_that_it_waits(world: World) -> N
     second = world.service()
 
     assert world.run(second, 60.0) == []
-    assert set(second.handle(Watch((A, B, C, TaskKey("stranger")))) + world.run(second)) == {
+    assert set(second.handle(Watch((A, B, C, TaskKey("stranger")))) + world.run(second, 31.0)) == {
         OutcomeReady(A, SIZE),
         Lost(B, Loss("killed", "why")),
+        Lost(TaskKey("stranger"), Loss("unknown", "session s-1 has no such task")),
     }
 
 

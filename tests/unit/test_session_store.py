@@ -61,16 +61,16 @@ def test_a_name_that_could_leave_the_session_is_refused(name: str, session: Sess
 def test_a_new_session_is_private(session: Session) -> None:
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in session.path.iterdir()}
 
-    assert modes == {"bursts": 0o700, "jobs": 0o700, "outcomes": 0o700, "journal": 0o700, "key": 0o600}
+    parts = ("bursts", "jobs", "outcomes", "journal", "services")
+    assert modes == {**dict.fromkeys(parts, 0o700), "key": 0o600}
     assert session.key == bytes.fromhex(KEY)
 
 
-def test_a_session_is_opened_again_with_its_own_key_only(session: Session) -> None:
+def test_a_session_that_is_opened_again_has_the_key_it_had(session: Session) -> None:
     root = session.path.parent.parent
 
     assert Session.create(root, "s-1", KEY) == session
-    with pytest.raises(StoreError, match="session 's-1' exists with another key"):
-        Session.create(root, "s-1", "00" * 32)
+    assert Session.create(root, "s-1", "00" * 32).key == bytes.fromhex(KEY)
     with pytest.raises(StoreError, match="64 hexadecimal digits"):
         Session.create(root, "s-2", "0F" * 32)
     assert session.key == bytes.fromhex(KEY)
@@ -186,11 +186,26 @@ def test_a_loss_is_plain_json(session: Session) -> None:
     assert (session.read_loss(A), json.loads(session.lost(A).read_bytes())["signal"]) == (loss, 11)
 
 
-def test_a_newer_service_takes_over(session: Session) -> None:
-    session.take_over("one")
-    assert (session.owned_by("one"), session.owned_by("two")) == (True, False)
-    session.take_over("two")
-    assert (session.owned_by("one"), session.owned_by("two")) == (False, True)
+def test_a_newer_service_takes_a_burst_over(session: Session) -> None:
+    owners = [session.owner(BurstId("b-1"))]
+    for name in ("one", "two"):
+        session.own(BurstId("b-1"), name)
+        owners.append(session.owner(BurstId("b-1")))
+
+    assert owners == ["", "one", "two"]
+
+
+def test_a_service_that_falls_silent_counts_as_gone_by_the_clock_of_the_file_system(session: Session) -> None:
+    alive = [session.alive("one")]
+    session.beat("one")
+    alive.append(session.alive("one"))
+    now = (session.path / "services" / "one").stat().st_mtime
+    for seconds in (store.SILENT_S - 60.0, store.SILENT_S + 60.0):
+        os.utime(session.path / "services" / "one", (now - seconds, now - seconds))
+        alive.append(session.alive("one"))
+
+    assert alive == [False, True, True, False]
+    assert os.listdir(session.path / "services") == ["one"]
 
 
 def test_the_notes_of_all_writers_are_read_in_order(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,10 @@ class SubmitRejected(QueueError):
         self.dependency = dependency
 
 
+class QuotaReached(QueueError):
+    """A limit of the user's, the account's or the QOS refuses the job now; it may be taken when others have ended."""
+
+
 class SchedulerUnavailable(QueueError):
     """The scheduler did not answer, or said so; the command may or may not have taken effect."""
 
@@ -154,6 +158,7 @@ class Queue(Protocol):
 
         Raises:
             SubmitRejected: for good.
+            QuotaReached: for now.
             SchedulerUnavailable: look with `find` before submitting again.
         """
 

@@ -21,10 +21,10 @@ from ..wire.messages import (
     Event,
     Hello,
     JobScript,
-    Problem,
     Refused,
     Request,
     Submit,
+    Tell,
     Watch,
     Welcome,
 )
@@ -32,7 +32,8 @@ from . import queues
 from .base import QueueError
 from .preview import preview
 from .pysqa_config import PysqaConfigError
-from .service import Polling, Service, Superseded
+from .service import Service
+from .submitter import Jobs
 
 _FINISH_S = 60.0
 """For how long; what is then left is submitted when a client comes back."""
@@ -64,8 +65,6 @@ def run(inbox: Inbox, emit: Emit, root: str, scheduler: str, command: tuple[str,
     try:
         discard = _serve(service, inbox, emit)
         _finish_submitting(service)
-    except Superseded as exc:
-        emit(Problem(str(exc)), b"")
     finally:
         service.close(discard)
     emit(Closed(), b"")
@@ -95,7 +94,7 @@ def _serve(service: Service, inbox: Inbox, emit: Emit) -> bool:
                     return request.discard
                 case JobScript():
                     emit(preview(service.queue, service.session, service.command, request), b"")
-                case Submit() | Cancel() | Watch():
+                case Submit() | Cancel() | Watch() | Tell():
                     for event in service.handle(request, data):
                         emit(event, b"")
                 case _:
@@ -118,8 +117,8 @@ def _open(hello: Hello, root: str, scheduler: str, command: tuple[str, ...]) -> 
     try:
         path = open_root(root)
         session = Session.create(path, hello.session, hello.session_key)
-        batch = queues.connect(scheduler, path, hello.pysqa_config_directory)
-        service = Service(session, batch, scheduler, command, Polling(hello.poll_s, hello.grace_s))
+        batch = queues.connect(scheduler, path, hello.terms.pysqa_config_directory)
+        service = Service(session, batch, Jobs(command, scheduler, hello.terms), hello.client)
     except UnsafeRootError as exc:
         return Refused("UnsafeRoot", str(exc))
     except PysqaConfigError as exc:
@@ -128,7 +127,7 @@ def _open(hello: Hello, root: str, scheduler: str, command: tuple[str, ...]) -> 
         return Refused("StoreError", str(exc))
     except (QueueError, ValueError) as exc:
         return Refused("SchedulerUnavailable", str(exc))
-    welcome = Welcome(__version__, header.PYTHON, socket.gethostname(), str(path), batch.name)
+    welcome = Welcome(__version__, header.PYTHON, socket.gethostname(), str(path), batch.name, session.key.hex())
     return service, welcome
 
 

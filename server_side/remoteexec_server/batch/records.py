@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..store.session import StoreError, checked
 from ..wire import header
 from ..wire.messages import BurstId, Entry, Submit, TaskKey
-from ..wire.resources import ResourceError
+from ..wire.resources import ResourceError, Resources
 from .base import JobRef
 
 
@@ -19,6 +19,7 @@ class Task:
 
     entry: Entry
     burst: BurstId
+    resources: Resources
     ref: JobRef | None = None
     job_name: str = ""
     index: int = 0
@@ -34,17 +35,26 @@ class Burst:
     """A burst on its way into the queue.
 
     Attributes:
+        own: it is of the service's own client, which waits for `Accepted` and `Rejected`.
         groups: jobs still to be submitted; None before the burst was cut into jobs.
         accepted: every job was submitted, or refused.
+        followed: another service submits it.
         attempt: questions for the longest array that got no answer.
         due_at: not before.
     """
 
     submit: Submit
+    own: bool = True
     groups: deque[Group] | None = None
     accepted: bool = False
+    followed: bool = False
     attempt: int = 0
     due_at: float = 0.0
+
+    @property
+    def next_at(self) -> float:
+        """When its next job is to be submitted."""
+        return self.groups[0].due_at if self.groups else self.due_at
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
     <root>/sessions/<session>/
         key                        the session's key, 64 hex digits
-        owner                      which service submits for the session: the last one that was started
         bursts/<burst>.h5 .json    bundle, and the `Submit` it came with
+        bursts/<burst>.owner       which service submits it
+        services/<service>         written again and again while it has something to submit or to wait for
         jobs/<job name>/           job.json, run_queue.sh, <index>.log
         outcomes/<task>.running    claim of the runner that has the task
         outcomes/<task>.h5         how the task ended
@@ -20,6 +21,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import time
@@ -32,6 +34,8 @@ from ..wire import messages
 from ..wire.messages import BurstId, Loss, Submit, TaskKey
 from ..wire.resources import Resources
 
+SILENT_S = 120.0
+"""A service that has not been heard of for so long is gone; NFS may hide a change for 60."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 """What sessions, bursts and tasks may be called: they become file names."""
 
@@ -96,20 +100,18 @@ class Session:
 
     @classmethod
     def create(cls, root: Path, name: str, key_hex: str) -> Session:
-        """Make the session, or open the one that is there; its key stays what it was.
+        """Make the session, or open the one that is there, whose key stays what it was.
 
         Raises:
-            StoreError: the name or the key is not one, or another key is there.
+            StoreError: the name or the key is not one.
         """
         if not re.fullmatch(r"[0-9a-f]{64}", key_hex):
             raise StoreError("a session key is 64 hexadecimal digits")
         session = cls(root / "sessions" / checked(name))
-        for part in ("bursts", "jobs", "outcomes", "journal"):
+        for part in ("bursts", "jobs", "outcomes", "journal", "services"):
             (session.path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
         if "key" not in os.listdir(session.path):
-            publish(session.path / "key", key_hex.encode())
-        elif session.key.hex() != key_hex:
-            raise StoreError(f"session {name!r} exists with another key: choose another name")
+            _publish_once(session.path / "key", key_hex.encode())
         return session
 
     @property
@@ -208,13 +210,37 @@ class Session:
         except (OSError, ValueError):
             return None
 
-    def take_over(self, owner: str) -> None:
-        """From now on this service submits for the session, and an older one stops when it sees that."""
-        publish(self.path / "owner", owner.encode())
+    def own(self, burst: BurstId, owner: str) -> None:
+        """From now on this service submits the burst, and an older one stops when it sees that."""
+        publish(self.bundle(burst).with_suffix(".owner"), owner.encode())
 
-    def owned_by(self, owner: str) -> bool:
-        """Whether no other service has taken over."""
-        return (self.path / "owner").read_text() == owner
+    def owner(self, burst: BurstId) -> str:
+        """Which service submits the burst; "" before one has said so."""
+        try:
+            return self.bundle(burst).with_suffix(".owner").read_text()
+        except FileNotFoundError:
+            return ""
+
+    def beat(self, service: str) -> None:
+        """A service is alive, and has something to submit or to wait for."""
+        publish(self.path / "services" / checked(service), b"")
+
+    def end_beat(self, service: str) -> None:
+        """A service ends."""
+        (self.path / "services" / checked(service)).unlink(missing_ok=True)
+
+    def alive(self, service: str | None = None) -> bool:
+        """Whether a service, or any, has said so in the last `SILENT_S`. By the clock of the file system, the only one
+        that all hosts share, so something is written for it."""
+        beats = self.path / "services"
+        clock = beats / f".now.{socket.gethostname()}.{os.getpid()}"
+        try:
+            publish(clock, b"")
+            now = clock.stat().st_mtime
+        finally:
+            clock.unlink(missing_ok=True)
+        names = [service] if service is not None else [name for name in os.listdir(beats) if not name.startswith(".")]
+        return any(now - _changed_at(beats / checked(name)) < SILENT_S for name in names)
 
     def remove(self) -> None:
         """Remove all files of the session."""
@@ -244,6 +270,29 @@ def publish(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        handle = os.open(path, os.O_RDONLY)  # opened, not asked: NFS then looks
+    except FileNotFoundError:
+        return 0.0
+    try:
+        return os.fstat(handle).st_mtime
+    finally:
+        os.close(handle)
+
+
+def _publish_once(path: Path, data: bytes) -> None:
+    """The same, unless somebody else was first."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    publish(partial, data)
+    try:
+        os.link(partial, path)  # fails if the other was first, where a rename would replace its file
+    except FileExistsError:
+        pass
+    finally:
+        partial.unlink()
 
 
 class Journal:

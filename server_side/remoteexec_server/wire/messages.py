@@ -26,27 +26,45 @@ class MessageError(ValueError):
 
 
 @dataclass(frozen=True)
+class Terms:
+    """How jobs are submitted and asked about.
+
+    Attributes:
+        poll_s: seconds between questions to the scheduler, for all jobs at once.
+        grace_s: seconds after a job's end before a missing outcome counts as lost; NFS may hide a file for 60.
+        submits_per_minute: submissions, on average.
+        jobs_at_once: jobs and elements of arrays that may run or wait in the queue at the same time; None: no limit.
+        cores_at_once: the same, in CPUs.
+        pysqa_config_directory: on the service's side, with the site's templates and limits.
+    """
+
+    poll_s: float = 30.0
+    grace_s: float = 90.0
+    submits_per_minute: float = 60.0
+    jobs_at_once: int | None = None
+    cores_at_once: int | None = None
+    pysqa_config_directory: str | None = None
+
+
+@dataclass(frozen=True)
 class Hello:
     """First request: who speaks, and which session.
 
     Attributes:
         protocol: `header.PROTOCOL` of the client.
         python: its minor version, "3.11".
+        client: begins the ids of its bursts; the same after a reconnection.
         session: name of the session; made if missing.
-        session_key: 64 hex digits, the key of the session's file digests; the service keeps the one it has.
-        poll_s: seconds between questions to the scheduler.
-        grace_s: seconds after a job's end before a missing outcome counts as lost.
-        pysqa_config_directory: on the service's side, with the site's templates and limits.
+        session_key: 64 hex digits, the key of the digests of the session's files if it is made now.
     """
 
     protocol: int
     python: str
     version: str
+    client: str
     session: str
     session_key: str
-    poll_s: float = 30.0
-    grace_s: float = 90.0
-    pysqa_config_directory: str | None = None
+    terms: Terms = Terms()
 
 
 @dataclass(frozen=True)
@@ -56,11 +74,13 @@ class Entry:
     Attributes:
         resources: position in `Submit.resources`.
         upstream: tasks whose outcomes the arguments refer to.
+        name: of the function.
     """
 
     key: TaskKey
     resources: int = 0
     upstream: tuple[TaskKey, ...] = ()
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,9 +102,14 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Watch:
-    """The client still waits for these tasks (said after a reconnection)."""
+    """The client waits for these tasks: still, after a reconnection, or though another client submitted them."""
 
     keys: tuple[TaskKey, ...]
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Which tasks has the session?"""
 
 
 @dataclass(frozen=True)
@@ -108,18 +133,19 @@ class Close:
     discard: bool
 
 
-Request = Hello | Submit | Cancel | Watch | JobScript | Ping | Close
+Request = Hello | Submit | Cancel | Watch | Tell | JobScript | Ping | Close
 
 
 @dataclass(frozen=True)
 class Welcome:
-    """Answer to `Hello`."""
+    """Answer to `Hello`. `session_key` is the one that holds."""
 
     version: str
     python: str
     host: str
     root: str
     scheduler: str
+    session_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +154,14 @@ class Refused:
 
     kind: str
     message: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """Answer to `Tell`: all tasks that were ever submitted, in that order, and their jobs as in `Accepted`."""
+
+    tasks: tuple[Entry, ...]
+    jobs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -223,7 +257,9 @@ class Closed:
     """Answer to `Close`: the service has ended."""
 
 
-Event = Welcome | Refused | Accepted | Rejected | Started | OutcomeReady | Lost | Problem | Script | Pong | Closed
+Event = (
+    Welcome | Refused | Known | Accepted | Rejected | Started | OutcomeReady | Lost | Problem | Script | Pong | Closed
+)
 Message = Request | Event
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in typing.get_args(Message)}

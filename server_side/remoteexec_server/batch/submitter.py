@@ -1,0 +1,292 @@
+"""Gets bursts into the queue, job by job: each once, in order, no faster and no more at once than was agreed.
+
+    add ─▶ waiting bursts ─ step ─▶ intent in the store ─▶ queue.submit ─▶ journal, book
+
+A job is submitted once: its name is written to the store before, and looked up by that name whenever an answer is
+missing, after a crash of this process too. What a quota refuses, and what is more than may run at once, waits in the
+store. A burst belongs to the service that has written its name beside it last; another leaves it alone then.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ..store.session import Job, JobTask, Journal
+from ..wire.messages import Accepted, BurstId, Entry, Loss, Rejected, TaskKey, Terms
+from .base import JobId, JobSpec, Queue, QuotaReached, SchedulerUnavailable, SubmitRejected
+from .book import Book
+from .records import Burst, Group, Task, cut
+
+_RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Pauses between attempts to submit while the scheduler does not answer; the last one for ever."""
+_AT_A_STRETCH = 60
+"""Submissions that may follow each other at once after a pause; then `Terms.submits_per_minute` holds."""
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """What all jobs of a service have in common.
+
+    Attributes:
+        command: how the runner is started, without the job directory and the index.
+        scheduler: the queue's name in the configuration, for runners that have to ask it.
+        terms: what was agreed with the client.
+    """
+
+    command: tuple[str, ...]
+    scheduler: str
+    terms: Terms
+
+
+class Pace:
+    """Sites ask for few submissions a minute, and a few at once harm nobody.
+
+    Args:
+        interval_s: between two submissions, on average.
+
+    Attributes:
+        due_at: when the next one is, or was, allowed.
+    """
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._paid_at = 0.0  # when all submissions until now will have had their time
+        self.due_at = 0.0
+
+    def count(self, now: float) -> None:
+        """One submission."""
+        self._paid_at = max(self._paid_at, now) + self._interval_s
+        self.due_at = self._paid_at - (_AT_A_STRETCH - 1) * self._interval_s
+
+
+class Submitter:
+    """The bursts of one service that are not in the queue yet.
+
+    Args:
+        owner: name of the service.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, book: Book, queue: Queue, jobs: Jobs, owner: str, clock: Callable[[], float]) -> None:
+        self._book, self._queue, self._jobs, self._owner, self._clock = book, queue, jobs, owner, clock
+        self._session = book.session
+        self._journal = Journal(self._session)
+        self._waiting: dict[BurstId, Burst] = {}
+        self._pace = Pace(60.0 / jobs.terms.submits_per_minute)
+
+    @property
+    def busy(self) -> bool:
+        """Something is not in the queue yet."""
+        return bool(self._waiting)
+
+    def due_at(self) -> float | None:
+        """When there is something to do, by the clock; None: nothing waits."""
+        if not self._waiting:
+            return None
+        return max(min(burst.next_at for burst in self._waiting.values()), self._pace.due_at)
+
+    def add(self, burst: Burst) -> None:
+        """A burst that this service is to submit."""
+        self._session.own(burst.submit.burst, self._owner)
+        burst.followed = False
+        self._waiting[burst.submit.burst] = burst
+        self._queue.prewarm()
+
+    def step(self) -> None:
+        """Submit one job of the first burst that is due, if any; the burst is accepted when its last job is."""
+        now = self._clock()
+        if self._pace.due_at > now:
+            return
+        burst = next((burst for burst in self._waiting.values() if burst.next_at <= now), None)
+        if burst is None:
+            return
+        if self._session.owner(burst.submit.burst) != self._owner:
+            del self._waiting[burst.submit.burst]
+            burst.followed = True
+            return
+        if burst.groups is None and not self._cut(burst):
+            return
+        assert burst.groups is not None
+        if burst.groups and not self._submit(burst, burst.groups[0]):
+            return
+        if burst.groups:
+            burst.groups.popleft()
+        if not burst.groups:
+            self._accept(burst)
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._journal.close()
+
+    def notes(self) -> tuple[dict[str, JobId], dict[BurstId, int]]:
+        """What all services of the session have written down: job numbers by name, longest arrays by burst."""
+        jobs: dict[str, JobId] = {}
+        most: dict[BurstId, int] = {}
+        for note in self._journal.notes():
+            if "name" in note:
+                jobs[note["name"]] = JobId(note["job"])
+            else:
+                most.setdefault(BurstId(note["burst"]), note["most"])
+        return jobs, most
+
+    # ---- one burst ----
+
+    def _cut(self, burst: Burst) -> bool:
+        """Cut a burst into jobs. Noted before the first is submitted: whoever goes on has to cut it in the same way."""
+        try:
+            most = self._queue.max_array()
+            self._journal.append({"burst": burst.submit.burst, "most": most})
+            burst.groups = cut(burst.submit, most)
+        except SchedulerUnavailable as exc:
+            self._put_off(burst, exc)
+            return False
+        except OSError as exc:
+            burst.groups = deque()
+            self._lose_unwritten(burst, burst.submit.tasks, exc)
+        return True
+
+    def _submit(self, burst: Burst, group: Group) -> bool:
+        """Submit one job, unless its tasks have ended; False: it has to wait."""
+        entries = [burst.submit.tasks[position] for position in group.positions]
+        failed = next((key for key in entries[0].upstream if self._book.has_failed(key)), None)
+        if failed is not None:
+            for entry in entries:
+                self._book.inherit(entry.key, failed)
+            return True
+        if all(self._book.tasks[entry.key].over for entry in entries):  # cancelled meanwhile
+            return True
+        at_once = self._room(burst, group)
+        if at_once == 0:
+            group.due_at = self._clock() + _RETRY_S[0]
+            return False
+        try:
+            self._place(group, entries, self._submitted(burst, group, at_once))
+        except SubmitRejected as exc:
+            self._refuse(burst, self._left(entries), Loss("rejected", str(exc)))
+        except QuotaReached as exc:
+            group.due_at = self._clock() + self._jobs.terms.poll_s
+            self._book.say(f"{exc}; {len(entries)} tasks wait in the store until there is room")
+            return False
+        except SchedulerUnavailable as exc:
+            self._put_off(group, exc)
+            return False
+        except OSError as exc:
+            self._lose_unwritten(burst, self._left(entries), exc)
+        return True
+
+    def _refuse(self, burst: Burst, left: Sequence[Entry], loss: Loss) -> None:
+        if burst.own:
+            self._book.lose(left, loss)
+            keys = tuple(entry.key for entry in left)
+            self._book.events.append(Rejected(burst.submit.burst, keys, "SubmitRejected", loss.message))
+            return
+        for entry in left:
+            self._book.publish_loss(self._book.tasks[entry.key], loss)
+
+    def _left(self, entries: Sequence[Entry]) -> list[Entry]:
+        return [entry for entry in entries if not self._book.tasks[entry.key].over]
+
+    def _room(self, burst: Burst, group: Group) -> int | None:
+        """How many of a group's tasks may run now; None: all."""
+        terms = self._jobs.terms
+        if terms.jobs_at_once is None and terms.cores_at_once is None:
+            return None
+        resources = burst.submit.resources[burst.submit.tasks[group.positions[0]].resources]
+        mine = [task for task in map(self._book.tasks.__getitem__, self._book.open) if task.ref is not None]
+        room = len(group.positions)
+        if terms.jobs_at_once is not None:
+            room = min(room, terms.jobs_at_once - len(mine))
+        if terms.cores_at_once is not None:
+            taken = sum(task.resources.cpus for task in mine)
+            room = min(room, (terms.cores_at_once - taken) // resources.cpus)
+        return max(room, 0)
+
+    def _put_off(self, what: Burst | Group, exc: SchedulerUnavailable) -> None:
+        pause = _RETRY_S[min(what.attempt, len(_RETRY_S) - 1)]
+        what.attempt += 1
+        what.due_at = self._clock() + pause
+        self._book.say(f"{exc}; submitting again in {pause:.0f} s")
+
+    def _accept(self, burst: Burst) -> None:
+        del self._waiting[burst.submit.burst]
+        burst.accepted = True
+        if burst.own:
+            self._book.events.append(accepted(burst, self._book))
+
+    def _lose_unwritten(self, burst: Burst, entries: Sequence[Entry], exc: OSError) -> None:
+        message = f"the store on the cluster cannot be written: {exc}"
+        keys = tuple(entry.key for entry in entries)
+        if burst.own:
+            self._book.events.append(Rejected(burst.submit.burst, keys, "StoreError", message))
+        try:
+            for key in keys:
+                self._session.publish_loss(key, Loss("store", message))
+        except OSError:
+            pass  # a service that takes over finds no loss, and runs what nobody waits for
+        for key in keys:
+            self._book.tasks[key].wanted = False
+            self._book.over(self._book.tasks[key], failed=True)
+
+    def _submitted(self, burst: Burst, group: Group, at_once: int | None) -> JobId:
+        """The scheduler's number of a group's job, submitted only if it is not there yet."""
+        submit = burst.submit
+        entries = [submit.tasks[position] for position in group.positions]
+        upstream = {key: self._book.tasks[key] for key in entries[0].upstream if key in self._book.tasks}
+        after = [task.ref for task in upstream.values() if task.ref is not None and not task.over]
+        directory = self._session.job_directory(group.name)
+        if group.attempt or directory.exists():  # an attempt that got no answer, or one before a crash
+            found = self._queue.find(group.name)
+            if found is not None:
+                return found
+        job = self._description(burst, group, upstream)
+        self._session.add_job(job)
+        spec = JobSpec(
+            name=group.name,
+            directory=directory,
+            command=(*self._jobs.command, str(directory)),
+            count=len(group.positions),
+            resources=job.resources,
+            after=self._book.whole_arrays(after),
+            at_once=at_once,
+        )
+        self._pace.count(self._clock())
+        try:
+            return self._queue.submit(spec)
+        except SubmitRejected as exc:
+            if not exc.dependency or not after:
+                raise
+        facts = self._queue.states(after)  # it has forgotten a job that ended: the runner finds the outcome by itself
+        alive = [ref for ref in after if not facts[ref].state.ended]
+        return self._queue.submit(replace(spec, after=self._book.whole_arrays(alive)))
+
+    def _description(self, burst: Burst, group: Group, upstream: dict[TaskKey, Task]) -> Job:
+        submit = burst.submit
+        return Job(
+            name=group.name,
+            burst=submit.burst,
+            tasks=tuple(JobTask(p, submit.tasks[p].key) for p in group.positions),
+            resources=submit.resources[submit.tasks[group.positions[0]].resources],
+            upstream={key: str(task.ref) for key, task in upstream.items() if task.ref is not None},
+            scheduler=self._jobs.scheduler,
+            grace_s=self._jobs.terms.grace_s,
+        )
+
+    def _place(self, group: Group, entries: Sequence[Entry], job: JobId) -> None:
+        """Remember which job runs these tasks, here and in the journal."""
+        try:
+            self._journal.append({"job": job, "name": group.name, "tasks": len(entries)})
+        except OSError as exc:  # the job can still be found by its name
+            self._book.say(f"the journal cannot be written: {exc}")
+        self._book.assign(group.name, [entry.key for entry in entries], job)
+
+    def orphaned(self, burst: Burst) -> bool:
+        """Whether the service that was to submit a burst is gone."""
+        return not self._session.alive(self._session.owner(burst.submit.burst) or self._owner)
+
+
+def accepted(burst: Burst, book: Book) -> Accepted:
+    """Which job runs each task of a burst."""
+    tasks = (book.tasks[entry.key] for entry in burst.submit.tasks)
+    return Accepted(burst.submit.burst, tuple(str(task.ref or "") for task in tasks))
