@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from remoteexec.demo.slurm import SlurmOptions, missing_packages
 from tests.clusters.accounts import NoClusterPython
 from tests.clusters.embedded import EmbeddedTestCluster
 from tests.clusters.embedded import embedded_cluster as start_embedded_cluster
+from tests.clusters.flux import FluxInstance
+from tests.clusters.flux import flux_instance as start_flux_instance
 from tests.clusters.netcluster import NetCluster, obstacle
 from tests.clusters.netcluster import net_cluster as start_net_cluster
 from tests.clusters.rootless import SlurmCluster
@@ -42,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slurm")
         if "net_cluster" in used:
             item.add_marker("netcluster")
+        if "flux_instance" in used:
+            item.add_marker("flux")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -107,10 +112,20 @@ def net_cluster() -> Iterator[NetCluster]:
         skip_for_want_of("netcluster", str(exc))
 
 
+@pytest.fixture(scope="session")
+def flux_instance() -> Iterator[FluxInstance]:
+    """A Flux instance of two nodes with four cores each, which `flux` and our queue find through FLUX_URI."""
+    if shutil.which("flux") is None:
+        skip_for_want_of("flux", "no `flux` on PATH: flux-core is not installed")
+    with start_flux_instance() as instance, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLUX_URI", instance.uri)
+        yield instance
+
+
 @pytest.fixture(autouse=True)
 def _recovered(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test on a cluster: no jobs left, every daemon and node up, options as at first."""
-    fixtures = {*SLURM_FIXTURES, "embedded_cluster", "net_cluster"}
+    fixtures = {*SLURM_FIXTURES, "embedded_cluster", "flux_instance", "net_cluster"}
     used = [request.getfixturevalue(name) for name in sorted(fixtures & set(request.fixturenames))]
     yield
     for cluster in used:

@@ -38,7 +38,7 @@ def add_cluster(
     python: Annotated[str | None, typer.Option(help="Python there.  [default: ROOT/env/bin/python]")] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(help="slurm, pbs, torque, lsf, sge, moab, or local for no scheduler.  [default: slurm]"),
+        typer.Option(help="slurm, flux, pbs, torque, lsf, sge, moab, or local for no scheduler.  [default: slurm]"),
     ] = None,
     pysqa_config_directory: Annotated[
         str | None, typer.Option(help="The site's pysqa configuration there: queue.yaml and templates.")

@@ -14,7 +14,7 @@ from ..ssh.base import SshSettings
 
 __all__ = ["SCHEDULERS", "ClusterConfig", "check_name", "to_table"]
 
-SCHEDULERS = ("slurm", "pbs", "torque", "lsf", "sge", "moab", "local")
+SCHEDULERS = ("slurm", "flux", "pbs", "torque", "lsf", "sge", "moab", "local")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ROOT = re.compile(r"(/|~(/|$)|\$[A-Za-z_][A-Za-z0-9_]*(/|$)|\$\{[A-Za-z_][A-Za-z0-9_]*\}(/|$))")

@@ -18,7 +18,7 @@ from ..resources import with_defaults
 from ..views.views import Views
 from .batch import BatchExecutor, Options
 
-__all__ = ["LoginNodeExecutor", "SlurmClusterExecutor", "TestClusterExecutor"]
+__all__ = ["FluxClusterExecutor", "LoginNodeExecutor", "SlurmClusterExecutor", "TestClusterExecutor"]
 
 
 class LoginNodeExecutor(BatchExecutor):
@@ -104,6 +104,15 @@ class SlurmClusterExecutor(LoginNodeExecutor):
     """Each call is a SLURM job, submitted from this machine, which is a login node. See LoginNodeExecutor."""
 
     SCHEDULER = "slurm"
+
+
+class FluxClusterExecutor(LoginNodeExecutor):
+    """Each call is a job of the Flux instance that `flux` talks to here: the system's, or the one that FLUX_URI names.
+
+    See LoginNodeExecutor.
+    """
+
+    SCHEDULER = "flux"
 
 
 class TestClusterExecutor(LoginNodeExecutor):

@@ -30,8 +30,8 @@ class Facts:
 
     Attributes:
         root: absolute; as it was given, if it has a `root_problem`.
-        scheduler: as the queue calls itself: "slurm 22.05.8", "local"; None where it does not answer.
-        partitions: of SLURM, the usable ones, the default first.
+        scheduler: as the queue calls itself: "slurm 22.05.8", "flux 0.88.0", "local"; None where it does not answer.
+        partitions: of SLURM, the usable ones, the default first; Flux's queues.
         problem: everything else that will keep tasks from running.
     """
 
@@ -95,7 +95,7 @@ def _look_at_scheduler(facts: Facts, scheduler: str, problems: list[str]) -> Non
     if scheduler not in queues.NAMES:
         problems.append(f"scheduler {scheduler!r}: must be one of {', '.join(queues.NAMES)}")
         return
-    asked: dict[str, Callable[[Facts], None]] = {"slurm": _ask_slurm, "local": _ask_local}
+    asked: dict[str, Callable[[Facts], None]] = {"slurm": _ask_slurm, "flux": _ask_flux, "local": _ask_local}
     try:
         asked.get(scheduler, functools.partial(_ask_dialect, scheduler))(facts)
     except SchedulerUnavailable as exc:
@@ -109,6 +109,14 @@ def _ask_slurm(facts: Facts) -> None:
     facts.scheduler = f"slurm {queue.config().version}".strip()
     usable = sorted((p for p in queue.partitions() if p.available), key=lambda p: not p.default)
     facts.partitions = tuple(partition.name for partition in usable)
+
+
+def _ask_flux(facts: Facts) -> None:
+    from .batch.flux_queue import FluxQueue
+
+    queue = FluxQueue()
+    facts.scheduler = f"flux {queue.version()}"
+    facts.partitions = tuple(queue.queues())
 
 
 def _ask_dialect(scheduler: str, facts: Facts) -> None:

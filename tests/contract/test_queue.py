@@ -1,4 +1,4 @@
-"""What every queue promises (`batch.base`), asked of the embedded scheduler and of a real SLURM."""
+"""What every queue promises (`batch.base`), asked of the embedded scheduler, of a real SLURM and of a real Flux."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ from remoteexec_server.batch.base import (
     SchedulerUnavailable,
     SubmitRejected,
 )
+from remoteexec_server.batch.flux_queue import FluxQueue
 from remoteexec_server.batch.local_queue import LocalQueue, LocalSettings
 from remoteexec_server.batch.local_spool import Spool
 from remoteexec_server.wire.evidence import Usage
 from remoteexec_server.wire.resources import Resources
+from tests.clusters.flux import FluxInstance
 from tests.clusters.rootless import SlurmCluster
 from tests.contract.served_queue import ServedQueue
 
@@ -140,7 +142,32 @@ def slurm(slurm_cluster: SlurmCluster, slurm_queue: ServedQueue) -> Iterator[Pla
     slurm_cluster.cancel_all()
 
 
-@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
+@pytest.fixture(scope="module")
+def flux_queue(flux_instance: FluxInstance) -> Iterator[FluxQueue]:
+    """One for all tests, so that pysqa is imported once."""
+    queue = FluxQueue()
+    yield queue
+    queue.close()
+
+
+@pytest.fixture
+def flux(flux_instance: FluxInstance, flux_queue: FluxQueue) -> Place:
+    def time_out(ref: JobRef) -> None:
+        """Jobs of these tests that reach their limit have a short one."""
+
+    def make_directory(name: str) -> Path:
+        return flux_instance.make_directory(f"queue-{next(_numbers)}/{name}")
+
+    return Place("flux", flux_queue, make_directory, FluxQueue, time_out)
+
+
+@pytest.fixture(
+    params=[
+        "local",
+        pytest.param("slurm", marks=pytest.mark.slurm),
+        pytest.param("flux", marks=pytest.mark.flux),
+    ]
+)
 def place(request: pytest.FixtureRequest) -> Place:
     found: Place = request.getfixturevalue(request.param)
     return found
@@ -276,7 +303,7 @@ def test_any_name_of_a_job_directory_will_do(place: Place, name: str) -> None:
 @pytest.mark.timeout(90)
 def test_a_job_beyond_its_time_limit_is_ended(place: Place) -> None:
     """SLURM looks at limits every 30 s."""
-    refs = place.submit("sleep 60; true", run_time_max_s=0.5 if place.kind == "local" else 60)
+    refs = place.submit("sleep 60; true", run_time_max_s=60 if place.kind == "slurm" else 0.5)
     place.wait_for_start(refs)
     place.time_out(refs[0])
     [facts] = place.wait(refs, deadline_s=60)

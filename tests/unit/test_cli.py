@@ -106,7 +106,7 @@ def test_files_are_named_from_the_root_of_this_machine(
         ),
         (
             ("config", "add-cluster", "two", "--host", "h", "--scheduler", "abacus", "--no-test"),
-            "scheduler = 'abacus' of cluster 'two': must be one of slurm, pbs, torque, lsf, sge, moab, local.",
+            "scheduler = 'abacus' of cluster 'two': must be one of slurm, flux, pbs, torque, lsf, sge, moab, local.",
         ),
         (
             ("config", "remove-cluster", "one"),

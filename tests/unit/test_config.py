@@ -106,7 +106,7 @@ def test_a_variable_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         (
             "[mycluster]\nhost = 'h'\nscheduler = 'abacus'\n",
             "{file}: scheduler = 'abacus' of cluster 'mycluster': must be one of "
-            "slurm, pbs, torque, lsf, sge, moab, local.\n{remedy}",
+            "slurm, flux, pbs, torque, lsf, sge, moab, local.\n{remedy}",
         ),
         (
             "[mycluster]\nhost = '-oProxyCommand=x'\n",

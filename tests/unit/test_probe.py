@@ -44,4 +44,4 @@ def test_no_slurm(capsys: pytest.CaptureFixture[str], tmp_root: Path, monkeypatc
 
 def test_an_unknown_scheduler(capsys: pytest.CaptureFixture[str], tmp_root: Path) -> None:
     facts = ask(capsys, str(tmp_root), "abacus")
-    assert facts["problem"] == "scheduler 'abacus': must be one of slurm, pbs, torque, lsf, sge, moab, local"
+    assert facts["problem"] == "scheduler 'abacus': must be one of slurm, flux, pbs, torque, lsf, sge, moab, local"

@@ -13,6 +13,7 @@ is done (so that a request to a process that was about to end can safely be made
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 IDLE_S = 10.0
@@ -49,6 +51,17 @@ class _LatePandas(types.ModuleType):
         del sys.modules["pandas"]
         self.__dict__.update(vars(importlib.import_module("pandas")))
         return getattr(sys.modules["pandas"], name)
+
+
+def _stand_in_for_flux() -> None:
+    """Let pysqa import its part for Flux where Flux's own Python package, made for one Python of the system, is not.
+
+    It takes one class from there, for the numbers of jobs, which we read ourselves.
+    """
+    package, job = types.ModuleType("flux"), types.ModuleType("flux.job")
+    job.JobID = str  # type: ignore[attr-defined]
+    sys.modules.setdefault("flux", package)
+    sys.modules.setdefault("flux.job", job)
 
 
 def _stand_in_for_defusedxml() -> None:
@@ -84,6 +97,8 @@ def main(argv: list[str]) -> int:
         request = json.loads(line)
         if request["queue_type"] == "SGE":
             _stand_in_for_defusedxml()
+        if request["queue_type"] == "FLUX":
+            _stand_in_for_flux()
         answer(id=request["id"], taken=True)
         try:
             adapter = QueueAdapter(queue_type=request["queue_type"], execute_command=_executor(request))
@@ -138,11 +153,33 @@ def _executor(request: dict[str, Any]) -> Callable[..., None]:
             _run(request, [*commands[:-1], *commands[-1].split()])
             return
         *command, script = commands
+        if "argv" in request:  # None stands for the script
+            kept = _kept(script)
+            request["report"] = _run(request, [kept if part is None else part for part in request["argv"]])
+            return
         by_stdin = request.get("by_stdin", False)
         last = [] if by_stdin else [script]
         request["report"] = _run(request, [*command, *request["options"], *last], script if by_stdin else os.devnull)
 
     return execute
+
+
+def _kept(script: str) -> str:
+    """A copy of the script under a name that is never written again.
+
+    Flux's jobs read it when they start, and not when they are submitted: one that starts while pysqa writes it once
+    more, for others of the same array, would find an empty file, and end well without having done anything.
+    """
+    text = Path(script).read_bytes()
+    kept = Path(script).with_suffix(f".{hashlib.sha256(text).hexdigest()[:8]}.sh")
+    if not kept.exists():
+        being_written = kept.with_suffix(".tmp")
+        with being_written.open("wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        being_written.rename(kept)
+    return f"./{kept}"
 
 
 def _run(request: Mapping[str, Any], argv: list[str], stdin: str = os.devnull) -> dict[str, Any]:

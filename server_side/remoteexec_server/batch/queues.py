@@ -7,7 +7,7 @@ from pathlib import Path
 from .base import Queue
 from .dialects.base import Dialect
 
-NAMES = ("slurm", "pbs", "torque", "lsf", "sge", "moab", "local")
+NAMES = ("slurm", "flux", "pbs", "torque", "lsf", "sge", "moab", "local")
 
 
 def connect(name: str, root: Path, pysqa_config_directory: str | None = None) -> Queue:
@@ -32,6 +32,10 @@ def connect(name: str, root: Path, pysqa_config_directory: str | None = None) ->
         from .pysqa_queue import SlurmQueue
 
         return SlurmQueue()
+    if name == "flux":
+        from .flux_queue import FluxQueue
+
+        return FluxQueue()
     if name == "local":
         from .local_queue import LocalQueue
 
