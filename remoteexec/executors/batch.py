@@ -17,7 +17,7 @@ from ..engine.caching import CachedCall, Caching
 from ..engine.client import ServiceClient
 from ..engine.driver import Driver
 from ..futures import TaskFuture
-from ..resources import ResourceError, read_resources, resource_names
+from ..resources import read_resources, resource_names
 from .base import BaseExecutor, finish_at_exit, leave_first, refuse_own_parameter
 
 R = TypeVar("R")
@@ -45,7 +45,7 @@ class BatchExecutor(BaseExecutor):
         super().__init__(wait)
         self._caching = caching or Caching(None)
         resource_dict = self._caching.take_defaults(resource_dict)
-        self._defaults = _one_rank(read_resources(resource_dict))
+        self._defaults = read_resources(resource_dict)
         session_key = secrets.token_bytes(32)
         name = secrets.token_hex(4)
         hello = Hello(header.PROTOCOL, header.PYTHON, __version__, f"s-{name}", session_key.hex(), poll_s)
@@ -67,7 +67,7 @@ class BatchExecutor(BaseExecutor):
         resource_dict, wish = self._caching.split(resource_dict)
         resources = self._defaults
         if resource_dict is not None:
-            resources = _one_rank(read_resources(resource_dict, self._defaults))
+            resources = read_resources(resource_dict, self._defaults)
         self.reach()
         if wish is not None:
             call = CachedCall(fn, args, kwargs, resource_names(resources))
@@ -105,15 +105,6 @@ class BatchExecutor(BaseExecutor):
     def __len__(self) -> int:
         """Calls that have not ended."""
         return self._driver.pending
-
-
-def _one_rank(resources: Resources) -> Resources:
-    if resources.cores > 1:
-        raise ResourceError(
-            f"cores={resources.cores}: functions that run on several MPI ranks are not supported on clusters yet; "
-            "use threads_per_core for threads"
-        )
-    return resources
 
 
 class _Mapped(concurrent.futures.Executor):

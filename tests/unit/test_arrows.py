@@ -33,8 +33,13 @@ CLIENT = {
 SERVER = {
     "__main__": set(),
     "gateway": {"batch", "wire"},
-    "probe": {"batch", "store", "wire"},
-    "runner": {"batch", "failure", "store", "wire"},
+    "probe": {"batch", "mpi_facts", "store", "wire"},
+    "runner": {"batch", "failure", "job_ranks", "store", "wire"},
+    "job_ranks": {"batch", "failure", "job_rank", "mpi", "mpi_facts", "runner", "store", "sweeper", "wire"},
+    "job_rank": {"aborts", "failure", "rank_exchange", "runner", "store", "wire"},  # a rank is a runner among others
+    "rank_exchange": {"wire"},
+    "mpi_facts": {"wire"},
+    "aborts": set(),
     "zygote": {"growing", "worker", "wire"},
     "worker": {"failure", "growing", "mpi", "wire"},
     "growing": {"failure", "worker", "wire"},  # a task talks through the worker it runs in
@@ -136,7 +141,9 @@ def test_the_cluster_side_needs_four_libraries_and_what_pysqa_brings() -> None:
     } - set(sys.stdlib_module_names)
 
     assert foreign <= {"remoteexec_server", "cloudpickle", "h5py", "numpy", "pysqa", "jinja2", "mpi4py"}
-    assert {module for module in MODULES if "mpi4py" in imported(module)} <= {"remoteexec_server.mpi_rank"}
+    assert {module for module in MODULES if "mpi4py" in imported(module)} <= {
+        f"remoteexec_server.{name}" for name in ("mpi_rank", "job_rank", "mpi_facts")
+    }
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
