@@ -39,6 +39,8 @@ _FINALIZE_S = 10
 """For MPI to finalise after the result is published; a function may have left it in a state in which it never does."""
 _OVER = b"\0"
 """In what the rank tells its watch: from here on its end says nothing about the task."""
+HIDDEN = "REMOTEEXEC_HIDDEN"
+"""Variable with variables (JSON) that mpiexec must not see, and the function does."""
 _NUMBERS = ("SLURM_PROCID", "FLUX_TASK_RANK", "PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
 
 
@@ -263,6 +265,7 @@ class Rank:
             return None
         tell_aborts(MPI, lambda code: self._teller.aborts(rank, code))
         self._own = world.Dup()  # what the function sends and does not receive must not reach us
+        os.environ.update(json.loads(os.environ.pop(HIDDEN, "{}")))
         os.write(self._tell, b"%d\n" % rank)
         self._own.Barrier()
         if rank == 0:

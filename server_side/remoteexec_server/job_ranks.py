@@ -15,6 +15,7 @@ Where ranks do not start in the way that should fit, the next is tried (`mpi_fac
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -95,7 +96,7 @@ class _Launcher:
 
     def run(self) -> int:
         facts = self._facts()
-        ways = mpi_facts.ways(facts, self._job.scheduler, self._job.resources)
+        ways = mpi_facts.ways(facts, self._job.scheduler, self._job.resources, _nodes(self._job.scheduler))
         tried: list[str] = []
         for way in ways if not facts.problem else ():
             try:
@@ -238,7 +239,9 @@ def _not_started(facts: MpiFacts, job: Job, tried: list[str]) -> hdf5.Outcome:
     if facts.problem:
         text = f"{facts.problem}, on {host}; install mpi4py there: `remoteexec install NAME --with mpi4py`"
     elif not tried:
-        text = f"{host} has nothing that starts MPI ranks: neither srun with a PMI of {facts.library} nor an mpiexec"
+        text = f"there is nothing on {host} that starts ranks of {facts.library}"
+        text += "" if facts.srun or job.scheduler != "slurm" else ", and no srun in PATH"
+        text += "" if facts.mpiexec else ", nor an mpiexec: name it in REMOTEEXEC_MPIEXEC"
     else:
         text = "\n".join(tried) + f"\nmpi4py uses {facts.library} ({facts.path or 'path unknown'})"
     if facts.srun:
@@ -304,6 +307,12 @@ def _environment(job: Job) -> dict[str, str]:
     return {**kept, **_own(job)}
 
 
+def _nodes(scheduler: str) -> int:
+    """Of the job; 0 where that cannot be told."""
+    number = os.environ.get("SLURM_JOB_NUM_NODES", "") if scheduler == "slurm" else ""
+    return int(number) if number.isdigit() else 0
+
+
 def _own(job: Job) -> dict[str, str]:
     return {**runner.variables(job), "REMOTEEXEC_JOB_ID": runner.job_id()}
 
@@ -324,7 +333,9 @@ class _Swept:
         self._sweeper = Sweeper()
         mark = secrets.token_hex(16)
         self._sweeper.note_mark(f"{_MARK}={mark}")
-        return {**mpi._environment(self._sweeper.directory, oversubscribe), **_own(self._job), _MARK: mark}
+        hidden = {name: value for name, value in seen.items() if name.startswith("SLURM")}
+        told = mpi._environment(self._sweeper.directory, oversubscribe)
+        return {**told, **_own(self._job), job_rank.HIDDEN: json.dumps(hidden), _MARK: mark}
 
     def __exit__(self, *exc: object) -> None:
         if self._sweeper is not None:

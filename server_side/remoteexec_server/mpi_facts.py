@@ -194,10 +194,12 @@ def from_json(data: bytes) -> MpiFacts:
     return MpiFacts(**{**values, "mpiexec": tuple(values["mpiexec"]), "pmi": tuple(values["pmi"])})
 
 
-def ways(facts: MpiFacts, scheduler: str, resources: Resources) -> list[Way]:
+def ways(facts: MpiFacts, scheduler: str, resources: Resources, nodes: int = 1) -> list[Way]:
     """How to start the ranks, what fits best first; empty where nothing does.
 
-    `resources.pmi_mode` leaves one.
+    Args:
+        resources: their `pmi_mode` leaves one way.
+        nodes: of the job. On a single one mpiexec is kept from asking the batch system.
     """
     if scheduler == "slurm" and facts.srun:
         found = [_srun(pmi, resources) for pmi in _pmi_of_slurm(facts, resources.pmi_mode)]
@@ -205,9 +207,11 @@ def ways(facts: MpiFacts, scheduler: str, resources: Resources) -> list[Way]:
         found = [_flux(pmi, resources) for pmi in _pmi_of_flux(facts, resources.pmi_mode)]
     else:
         found = []
-    if facts.mpiexec and not (found and resources.pmi_mode):
+    alone = scheduler == "local" or nodes == 1
+    reaches = alone or facts.srun or scheduler != "slurm"  # other nodes: mpiexec uses srun itself
+    if facts.mpiexec and reaches and not (found and resources.pmi_mode):
         argv = (*facts.mpiexec, "-n", str(resources.cores))
-        found.append(Way(shlex.join(facts.mpiexec), argv, scheduler == "local", _UNBOUND if facts.srun else {}))
+        found.append(Way(shlex.join(facts.mpiexec), argv, alone, _UNBOUND))
     return sorted(found, key=lambda way: way.name != facts.fits)
 
 
