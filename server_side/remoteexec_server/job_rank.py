@@ -28,6 +28,7 @@ from . import failure, runner
 from .aborts import tell_aborts
 from .rank_exchange import Exchange, NotOurs
 from .store.session import Job, Session, read_job
+from .sweeper import shared_memory
 from .wire.messages import Loss, Submit, TaskKey, from_json
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 EX_TOLD = 70
 _FINALIZE_S = 10
 """For MPI to finalise after the result is published; a function may have left it in a state in which it never does."""
-_OVER = b"\0"
-"""In what the rank tells its watch: from here on its end says nothing about the task."""
+_OVER, _FILE = b"over", b"file "
+"""What a rank tells its watch: that from here on its end says nothing about the task; a file of MPI in its memory."""
 HIDDEN = "REMOTEEXEC_HIDDEN"
 """Variable with variables (JSON) that mpiexec must not see, and the function does."""
 _NUMBERS = ("SLURM_PROCID", "FLUX_TASK_RANK", "PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
@@ -115,6 +116,10 @@ def _watch(child: int, told: int, teller: _Teller) -> int:
         said = file.read().split(b"\n")
     if _OVER in said:
         return 0
+    for line in said:  # MPI removes them when it finalises
+        if line.startswith(_FILE):
+            with contextlib.suppress(OSError):
+                os.unlink(line.removeprefix(_FILE))
     exit_code = code if code > 0 else 128 - code if code else 1
     if terminated or code in (-signal.SIGTERM, EX_TOLD, runner.EX_IOERR):  # who sends SIGTERM knows why
         return exit_code
@@ -204,7 +209,7 @@ class Rank:
     """One rank, in a process of its own.
 
     Args:
-        tell: pipe to the watch: the rank's number once MPI is there, and `_OVER`.
+        tell: pipe to the watch: the rank's number once MPI is there, and what `_OVER` and `_FILE` mean.
     """
 
     def __init__(self, session: Session, job: Job, index: int, attempt: int, tell: int) -> None:
@@ -268,6 +273,8 @@ class Rank:
         os.environ.update(json.loads(os.environ.pop(HIDDEN, "{}")))
         os.write(self._tell, b"%d\n" % rank)
         self._own.Barrier()
+        for path in shared_memory(os.getpid()):
+            os.write(self._tell, _FILE + os.fsencode(path) + b"\n")
         if rank == 0:
             publish_first(self._started, b"")
         return Exchange(self._own, MPI, self._session.key, self._task.key)

@@ -36,7 +36,7 @@ SERVER = {
     "probe": {"batch", "mpi_facts", "store", "wire"},
     "runner": {"batch", "failure", "job_ranks", "store", "wire"},
     "job_ranks": {"batch", "failure", "job_rank", "mpi", "mpi_facts", "runner", "store", "sweeper", "wire"},
-    "job_rank": {"aborts", "failure", "rank_exchange", "runner", "store", "wire"},  # a rank is a runner among others
+    "job_rank": {"aborts", "failure", "rank_exchange", "runner", "store", "sweeper", "wire"},
     "rank_exchange": {"wire"},
     "mpi_facts": {"wire"},
     "aborts": set(),
