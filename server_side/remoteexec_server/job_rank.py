@@ -40,6 +40,8 @@ _FINALIZE_S = 10
 """For MPI to finalise after the result is published; a function may have left it in a state in which it never does."""
 _OVER, _FILE = b"over", b"file "
 """What a rank tells its watch: that from here on its end says nothing about the task; a file of MPI in its memory."""
+FAILED = b"remoteexec: an MPI rank has failed"
+"""In the log, and seen there by the launcher."""
 HIDDEN = "REMOTEEXEC_HIDDEN"
 """Variable with variables (JSON) that mpiexec must not see, and the function does."""
 _NUMBERS = ("SLURM_PROCID", "FLUX_TASK_RANK", "PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
@@ -165,7 +167,10 @@ class _Teller:
         if not outcome.ok and self._path.exists():
             return  # another rank was first; importing, packing and writing would be for nothing
         outcome = hdf5.Outcome(outcome.ok, outcome.value, {**outcome.facts, **runner.facts(self._began)})
-        publish_first(self._path, hdf5.write_outcome(self._task, outcome, self._session.key))
+        data = hdf5.write_outcome(self._task, outcome, self._session.key)
+        if publish_first(self._path, data) and not outcome.ok:
+            with contextlib.suppress(OSError):
+                os.write(2, FAILED + b"; all of them are ended\n")
 
     def failed(self, outcome: Outcome, rank: int) -> None:
         """A rank has no result."""

@@ -43,6 +43,12 @@ _START_S = 120.0
 """For all interpreters to start and initialise MPI; picked, not measured: 0.5 s here, many on a slow disk take long."""
 _WAIT_S = 5.0
 """For the scheduler to end this process, too, when it has ended the ranks."""
+_LOOK_S = 30.0
+"""Between two looks for what the ranks have told, where their words do not come through the launcher."""
+_FAIL_S = 5.0
+"""For a launcher to end all ranks and itself after one has failed; 1 s to 2 s were seen."""
+_FINISH_S = 20.0
+"""The same after the result of all is published: longer than the ranks have to finalise MPI."""
 _TAIL = 8192
 _MARK = "REMOTEEXEC_RANKS"
 _FOREIGN = ("PMI_", "PMIX_", "OMPI_COMM_WORLD_", "HYDI_", "HYDRA_LAUNCHER_")
@@ -141,11 +147,11 @@ class _Launcher:
                 raise _NotStarted(f"{argv[0]} cannot be started: {exc}") from exc
             said = _Said(process)
             ready = job_rank.started(self._session, self._job, self._index, attempt)
-            has_started = _wait_for_start(process, ready)
-            if not has_started and process.poll() is None:
-                process.terminate()
+            has_started = _wait_for_start(process, said, ready)
+            if not has_started and not said.failed and process.poll() is None:
+                _end(process, 0.0)
                 raise _NotStarted(f"after {_START_S:.0f} s not all ranks had initialised MPI", final=True)
-            code = process.wait()
+            code = _wait_for_end(process, said, job_rank.published(self._session, self._job, self._index, attempt))
         return self._ended(attempt, code, said.text(), has_started)
 
     def _ended(self, attempt: int, code: int, said: str, has_started: bool) -> int:
@@ -250,7 +256,7 @@ def _not_started(facts: MpiFacts, job: Job, tried: list[str]) -> hdf5.Outcome:
     return hdf5.Outcome(False, None, {**failure.facts(exc, "ranks_not_started"), "traceback": ""})
 
 
-def _wait_for_start(process: subprocess.Popen[bytes], ready: Path) -> bool:
+def _wait_for_start(process: subprocess.Popen[bytes], said: _Said, ready: Path) -> bool:
     """Whether all ranks have initialised MPI, before their end or `_START_S`.
 
     Rank 0, which says so, runs on this node: what it writes is seen at once, on NFS too.
@@ -260,12 +266,38 @@ def _wait_for_start(process: subprocess.Popen[bytes], ready: Path) -> bool:
         ended = process.poll() is not None
         if ready.name in os.listdir(ready.parent):
             return True
-        if ended:
+        if ended or said.failed:
             return False
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(pause)
         pause = min(pause * 1.5, 1.0)
     return False
+
+
+def _wait_for_end(process: subprocess.Popen[bytes], said: _Said, published: Path) -> int:
+    """Its exit code; a launcher that does not end once the ranks have told their outcome is ended.
+
+    MPICH's mpiexec, started by SLURM on several nodes, does not notice that a rank on another one has ended.
+    """
+
+    def wake() -> None:
+        process.wait()
+        said.news.set()
+
+    threading.Thread(target=wake, name="remoteexec-ranks-end", daemon=True).start()
+    while not said.news.wait(_LOOK_S) and published.name not in os.listdir(published.parent):
+        pass
+    return _end(process, _FAIL_S if said.failed else _FINISH_S)
+
+
+def _end(process: subprocess.Popen[bytes], patience_s: float) -> int:
+    """The exit code of a launcher, which is ended if it does not end by itself in this time."""
+    for most_s, end in ((patience_s, process.terminate), (_FAIL_S, process.kill)):
+        try:
+            return process.wait(most_s)
+        except subprocess.TimeoutExpired:
+            end()
+    return process.wait()
 
 
 def _leave_to_the_scheduler() -> NoReturn:
@@ -346,11 +378,16 @@ class _Said:
     """Shows what the launcher and the ranks write to stderr, and remembers the end of it.
 
     A thread reads it, since nobody else is free to: who writes would wait.
+
+    Attributes:
+        news: set when a rank says that it has failed; whoever waits for the launcher's end sets it then, too.
+        failed: a rank has said so.
     """
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stderr is not None
         self._file, self._data, self._launchers = process.stderr, b"", b""
+        self.news, self.failed = threading.Event(), False
         self._thread = threading.Thread(target=self._copy, name="remoteexec-ranks-stderr", daemon=True)
         self._thread.start()
 
@@ -361,6 +398,9 @@ class _Said:
                 os.write(2, piece)
             self._data = (self._data + piece)[-_TAIL:]
             *lines, rest = (rest + piece)[-_TAIL:].split(b"\n")
+            if any(job_rank.FAILED in line for line in lines):
+                self.failed = True
+                self.news.set()
             own = [line for line in lines if line.startswith((b"srun: ", b"slurmstepd: "))]
             self._launchers = b"\n".join([self._launchers, *own])[:_TAIL]  # the first says who began
 

@@ -5,7 +5,7 @@ once, or each believes that it is alone. So what fits is looked up: the library 
 it offers. What was found out is a guess nonetheless, made with what is known of each MPI; `job_ranks` tries the next
 where ranks do not start.
 
-Source: https://slurm.schedmd.com/mpi_guide.html; flux-run(1); tried with SLURM 22.05, MPICH 5.0 and Open MPI 4.1.
+Source: https://slurm.schedmd.com/mpi_guide.html; flux-run(1); tried with SLURM 22.05, Flux 0.88, MPICH 5.0 and Open MPI 4.1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .wire.resources import Resources
 __all__ = ["MpiFacts", "Way", "digest", "from_json", "look", "main", "offered", "ways"]
 
 _PACKAGE = str(Path(__file__).parent)
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 30.0
 """For a Python on a slow disk to load an MPI library; picked, not measured: 0.2 s here."""
 _SEEN_BY_MPI = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "MPI4PY_MPIABI", "MPI4PY_LIBMPI", "REMOTEEXEC_MPIEXEC")
 _MPIEXEC = "REMOTEEXEC_MPIEXEC"
@@ -227,7 +227,7 @@ def _pmi_of_flux(facts: MpiFacts, asked: str | None) -> list[str | None]:
     """Values of -o pmi=; None is what the instance has by default."""
     if asked is not None:
         return [_FLUX_PMI[asked]]
-    return ["pmix", None] if facts.family == "openmpi" else [None]
+    return [None, "pmix"] if facts.family == "openmpi" else [None]
 
 
 def _srun(pmi: str, resources: Resources) -> Way:
@@ -255,6 +255,8 @@ def _srun(pmi: str, resources: Resources) -> Way:
 def _flux(pmi: str | None, resources: Resources) -> Way:
     argv = ["flux", "run", f"--ntasks={resources.cores}", f"--cores-per-task={resources.threads_per_core}"]
     argv.append("--setopt=exit-on-error")
+    if resources.num_nodes is not None:
+        argv.append(f"--nodes={resources.num_nodes}")
     if resources.gpus_per_core:
         argv.append(f"--gpus-per-task={resources.gpus_per_core}")
     name = "flux run"

@@ -83,6 +83,13 @@ def local(root: Path, resources: dict[str, Any]) -> Iterator[Any]:
         yield exe
 
 
+def open_mpi() -> dict[str, str]:
+    """Variables by which mpi4py takes the system's Open MPI."""
+    if OPEN_MPI is None:
+        skip_for_want_of("mpi", "not installed: libopenmpi3")
+    return {"MPI4PY_LIBMPI": str(OPEN_MPI), "OMPI_MCA_btl": "self,tcp"}
+
+
 KINDS = [
     "local",
     pytest.param("SLURM, MPICH", marks=pytest.mark.slurm),
@@ -110,9 +117,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         config: ClusterConfig = request.getfixturevalue("slurm_config")
         resources = dict(TWO_NODES)
         if request.param == "SLURM, Open MPI":
-            if OPEN_MPI is None:
-                skip_for_want_of("mpi", "not installed: libopenmpi3")
-            resources["environment"] = {"MPI4PY_LIBMPI": str(OPEN_MPI), "OMPI_MCA_btl": "self,tcp"}
+            resources["environment"] = open_mpi()
         directory = cluster.make_directory(f"mpi-{uuid.uuid4().hex}")
         one = Place(lambda res: running(config, resource_dict=res), resources, 2, directory, cluster)
     yield one
@@ -368,6 +373,26 @@ def test_where_srun_is_missing_mpiexec_starts_the_ranks_of_one_node(
 def test_more_ranks_than_there_are_cores_are_refused_in_the_schedulers_words(tmp_path: Path) -> None:
     with local(tmp_path / "root", {"cores": 10_000}) as exe, pytest.raises(errors.SubmitRejected, match="10000 cores"):
         exe.submit(rank_and_sum, 1).result(PROMPT_S)
+
+
+@pytest.mark.parametrize("library", ["MPICH", "Open MPI"])
+def test_where_no_pmi_of_srun_fits_mpiexec_starts_the_ranks_on_all_nodes(
+    net_cluster: NetCluster, net_config: ClusterConfig, library: str
+) -> None:
+    there = net_cluster.make_directory(f"bin-{uuid.uuid4().hex}")
+    script = '#!/bin/sh\n[ "$1" = --mpi=list ] && exec echo none\nexec /usr/bin/srun "$@"\n'
+    net_cluster.run(["sh", "-c", f"cat >{there}/srun && chmod +x {there}/srun"], input=script)
+    environment = {"PATH": f"{there}:{net_cluster.environment['PATH']}"}
+    if library == "Open MPI":
+        environment |= open_mpi()
+    exe: Any
+    with running(net_config, resource_dict={"cores": 4, "num_nodes": 2, "environment": environment}) as exe:
+        assert exe.submit(rank_and_sum, 1).result(60) == [(0, 10), (1, 10), (2, 10), (3, 10)]
+        assert len({node for node, _, _ in exe.submit(where).result(60)}) == 2
+        exc = exe.submit(misbehave, "kill", 3).exception(PROMPT_S)
+
+    assert isinstance(exc, errors.TaskKilled)
+    assert (exc.mpi_rank, exc.signal) == (3, signal.SIGKILL)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("how", ["result", "kill"])
