@@ -56,13 +56,10 @@ _FOREIGN = ("PMI_", "PMIX_", "OMPI_COMM_WORLD_", "HYDI_", "HYDRA_LAUNCHER_")
 _OVERSUBSCRIBE = {"OMPI_MCA_rmaps_base_oversubscribe": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":OVERSUBSCRIBE"}
 
 _ALL_AT_ONCE = re.compile(
-    r"DUE TO (TIME LIMIT|PREEMPTION|NODE FAILURE|JOB REQUEUE|SIGNAL)|\*\*\* JOB \S+ ON \S+ CANCELLED|"
-    r"Node failure on|Force Terminated|job step aborted: Waiting",
-    re.IGNORECASE,
+    r"DUE TO (TIME LIMIT|PREEMPTION|NODE FAILURE|JOB REQUEUE)|\*\*\* JOB \S+ ON \S+ CANCELLED|Node failure on"
 )
-_BY_ITSELF = re.compile(
-    r"^srun: (?:error: )?.*(?:task \d+|tasks [\d,-]+): (?:Killed|Exited|Aborted|Segm|Bus|Floating)", re.M
-)
+_ENDS_OTHERS = re.compile(r"Job step aborted|Terminating StepId")
+"""srun ends all ranks; those that it says ended before have ended by themselves."""
 
 
 def run(session: Session, job: Job, task: JobTask) -> int:
@@ -309,14 +306,13 @@ def _leave_to_the_scheduler() -> NoReturn:
 
 
 def ended_all_at_once(said: str) -> bool:
-    """Whether a launcher says that the scheduler, or a dead node, has ended all ranks."""
-    return bool(_ALL_AT_ONCE.search(said)) and not _BY_ITSELF.search(said)
+    """Whether srun says that the scheduler, or a dead node, has ended all ranks."""
+    return bool(_ALL_AT_ONCE.search(said))
 
 
 def rank_named_in(said: str) -> int | None:
     """The rank that srun, Open MPI or MPICH hold to be the first that ended; None if they name none, or several."""
     for pattern in (
-        r"^srun: error: \S+: task (\d+): (?!Terminated)",
         r"MPI_ABORT was invoked on rank (\d+) in communicator MPI_COMM_WORLD",
         r"noticed that process rank (\d+)",
         r"due to process rank (\d+)",
@@ -324,7 +320,8 @@ def rank_named_in(said: str) -> int | None:
     ):
         if found := re.search(pattern, said, re.MULTILINE):
             return int(found[1])
-    return None
+    found = re.search(r"^srun: error: \S+: task (\d+): ", _ENDS_OTHERS.split(said)[0], re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def _last_lines(said: str) -> str:
@@ -401,7 +398,7 @@ class _Said:
             if any(job_rank.FAILED in line for line in lines):
                 self.failed = True
                 self.news.set()
-            own = [line for line in lines if line.startswith((b"srun: ", b"slurmstepd: "))]
+            own = [line for line in lines if line.startswith((b"srun: ", b"slurmstepd"))]
             self._launchers = b"\n".join([self._launchers, *own])[:_TAIL]  # the first says who began
 
     def text(self) -> str:

@@ -5,7 +5,8 @@ once, or each believes that it is alone. So what fits is looked up: the library 
 it offers. What was found out is a guess nonetheless, made with what is known of each MPI; `job_ranks` tries the next
 where ranks do not start.
 
-Source: https://slurm.schedmd.com/mpi_guide.html; flux-run(1); tried with SLURM 22.05, Flux 0.88, MPICH 5.0 and Open MPI 4.1.
+Source: https://slurm.schedmd.com/mpi_guide.html; flux-run(1). Tried with SLURM 22.05, MPICH 5.0 and Open MPI 4.1; of
+Flux (0.88) the commands alone.
 """
 
 from __future__ import annotations
