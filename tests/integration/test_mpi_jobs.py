@@ -371,6 +371,28 @@ def test_where_srun_is_missing_mpiexec_starts_the_ranks_of_one_node(
     assert "and no srun in PATH, nor an mpiexec" in str(none)
 
 
+def fill_memory() -> None:
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.rank == 1:
+        block = b"x" * (1 << 30)
+        time.sleep(100 + len(block) * 0)
+    MPI.COMM_WORLD.Barrier()
+
+
+def test_a_rank_without_memory_is_told_so(net_cluster: NetCluster, net_config: ClusterConfig) -> None:
+    with running(net_config, resource_dict={"cores": 2, "num_nodes": 1, "memory_max": 0.3}) as exe:
+        exc = exe.submit(fill_memory).exception(PROMPT_S)
+
+    assert isinstance(exc, errors.TaskOutOfMemory)
+    assert "memory_max 0.3 GB" in str(exc)
+
+
+def test_calls_of_one_map_are_one_array_and_each_has_its_ranks(place: Place) -> None:
+    with place.executor() as exe:
+        assert list(exe.map(rank_and_sum, [1, 2])) == [[(r, 3 * value + 3) for r in range(3)] for value in (1, 2)]
+
+
 def test_more_ranks_than_there_are_cores_are_refused_in_the_schedulers_words(tmp_path: Path) -> None:
     with local(tmp_path / "root", {"cores": 10_000}) as exe, pytest.raises(errors.SubmitRejected, match="10000 cores"):
         exe.submit(rank_and_sum, 1).result(PROMPT_S)
