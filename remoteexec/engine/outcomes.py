@@ -124,9 +124,12 @@ def _ours(task: TaskKey, facts: Any) -> BaseException:
             return errors.TaskKilled(
                 f"task {task}: {text}",
                 task=task,
+                job=facts.get("job"),
+                node=facts.get("host"),
                 exit_code=facts.get("exit_code"),
                 signal=facts.get("signal"),
                 log_tail=facts.get("log_tail", ""),
+                log_path=facts.get("log_path"),
             )
         case "refused":
             if name.endswith("PythonMismatchError"):

@@ -23,7 +23,7 @@ from ..engine.calls import Call
 from ..engine.client import ServiceClient
 from ..engine.driver import Driver
 from ..futures import TaskFuture, function_name
-from ..resources import ResourceError, read_resources, resource_names
+from ..resources import read_resources, resource_names
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, leave_first, refuse_own_parameter
 
@@ -112,7 +112,7 @@ class BatchExecutor(BaseExecutor):
         super().__init__(self._options.wait)
         self._caching = caching or Caching(None)
         resource_dict = self._caching.take_defaults(resource_dict)
-        self._defaults = _one_rank(read_resources(resource_dict))
+        self._defaults = read_resources(resource_dict)
         self._connect, self._place = connect, place
         self._recorder = self._options.views.recorder()
         self._lock = threading.Lock()  # guards the drivers of other sessions
@@ -143,7 +143,7 @@ class BatchExecutor(BaseExecutor):
         resource_dict, wish = self._caching.split(resource_dict)
         resources = self._defaults
         if resource_dict is not None:
-            resources = _one_rank(read_resources(resource_dict, self._defaults))
+            resources = read_resources(resource_dict, self._defaults)
         seen = self._inspector(fn, args, kwargs)
         if self._options.views.nothing_runs:
             return self._driver.draw(fn, args, kwargs, seen)
@@ -192,9 +192,7 @@ class BatchExecutor(BaseExecutor):
         """
         refuse_own_parameter(fn)
         resource_dict, _ = self._caching.split(resource_dict)
-        resources = (
-            self._defaults if resource_dict is None else _one_rank(read_resources(resource_dict, self._defaults))
-        )
+        resources = self._defaults if resource_dict is None else read_resources(resource_dict, self._defaults)
         self.reach()
         return self._driver.job_script(resources)
 
@@ -302,15 +300,6 @@ class BatchExecutor(BaseExecutor):
                 driver = self._others[pointer.session]
             driver.start()
         return driver.adopt(TaskKey(pointer.task), name)
-
-
-def _one_rank(resources: Resources) -> Resources:
-    if resources.cores > 1:
-        raise ResourceError(
-            f"cores={resources.cores}: functions that run on several MPI ranks are not supported on clusters yet; "
-            "use threads_per_core for threads"
-        )
-    return resources
 
 
 class _Mapped(concurrent.futures.Executor):

@@ -1,4 +1,4 @@
-"""What `remoteexec check` wants to know of a cluster: `probe --root ROOT --scheduler NAME [--sentinel HEX]`.
+"""What `remoteexec check` wants to know of a cluster: `probe --root ROOT --scheduler NAME [--sentinel HEX] [--mpi]`.
 
 Prints one JSON object in one line and exits with 0 whatever it finds: each finding is a fact or the text of what is
 wrong. The sentinel comes back in it, so that the line is known from whatever a noisy login shell prints.
@@ -11,15 +11,17 @@ import functools
 import importlib
 import importlib.metadata
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import __version__
+from . import __version__, mpi_facts
 from .store.root import UnsafeRootError, open_root
 from .wire.header import PROTOCOL
+from .wire.resources import Resources
 
 __all__ = ["Facts", "main"]
 
@@ -32,6 +34,7 @@ class Facts:
         root: absolute; as it was given, if it has a `root_problem`.
         scheduler: as the queue calls itself: "slurm 22.05.8", "flux 0.88.0", "local"; None where it does not answer.
         partitions: of SLURM, the usable ones, the default first; Flux's queues.
+        mpi: if asked for: which MPI functions on several ranks would use, and by what, or why there is none.
         problem: everything else that will keep tasks from running.
     """
 
@@ -46,6 +49,7 @@ class Facts:
     cloudpickle: str | None = None
     scheduler: str | None = None
     partitions: tuple[str, ...] = ()
+    mpi: str = ""
     problem: str | None = None
 
 
@@ -55,12 +59,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--root", required=True)
     parser.add_argument("--scheduler", default="slurm")
     parser.add_argument("--sentinel", default="")
+    parser.add_argument("--mpi", action="store_true")
     options = parser.parse_args(argv)
     facts = Facts(options.sentinel)
     problems: list[str] = []
     _look_at_root(facts, options.root)
     _look_at_packages(facts, options.scheduler, problems)
     _look_at_scheduler(facts, options.scheduler, problems)
+    if options.mpi:
+        facts.mpi = _mpi(options.scheduler)
     facts.problem = "; ".join(problems) or None
     print(json.dumps(asdict(facts)), flush=True)
     return 0
@@ -100,6 +107,15 @@ def _look_at_scheduler(facts: Facts, scheduler: str, problems: list[str]) -> Non
         asked.get(scheduler, functools.partial(_ask_dialect, scheduler))(facts)
     except SchedulerUnavailable as exc:
         problems.append(str(exc))
+
+
+def _mpi(scheduler: str) -> str:
+    """Of this machine: the compute nodes may differ, and are looked at again by the jobs that need it."""
+    found = mpi_facts.look(scheduler, os.environ)
+    if found.problem:
+        return f"none: {found.problem}"
+    ways = mpi_facts.ways(found, scheduler, Resources(cores=2))
+    return f"{found.library}, mpi4py {found.mpi4py}, {ways[0].name if ways else 'nothing that starts its ranks'}"
 
 
 def _ask_slurm(facts: Facts) -> None:

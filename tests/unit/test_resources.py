@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from remoteexec import TestClusterExecutor
 from remoteexec.resources import ResourceError, Resources, read_resources
 
 
@@ -129,13 +128,6 @@ def test_an_unknown_key_or_value_that_a_template_may_not_see_is_refused(key: Any
 def test_resources_made_by_hand_are_checked_as_well() -> None:
     with pytest.raises(ResourceError, match="slurm_cmd_args"):
         read_resources(Resources(slurm_cmd_args=["-v"]))  # type: ignore[arg-type]
-
-
-def test_several_ranks_are_refused_by_executors_whose_tasks_are_jobs() -> None:
-    with pytest.raises(ResourceError, match="cores=2: functions that run on several MPI ranks"):
-        TestClusterExecutor(resource_dict={"cores": 2})
-    with pytest.raises(ResourceError, match="cores=2: functions that run on several MPI ranks"):
-        TestClusterExecutor().submit(len, [], resource_dict={"cores": 2})
 
 
 def test_equal_resources_are_one_key_of_a_dict() -> None:
