@@ -1,43 +1,20 @@
-"""`resource_dict` as users write it, read into the frozen `Resources` that travel."""
+"""`resource_dict` as users write it, and parameters of executors that mean the same: see `wire.asked`."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from remoteexec_server.wire.asked import FIELDS, RENAMED, read_resources
 from remoteexec_server.wire.resources import ResourceError, Resources
 
 __all__ = ["ResourceError", "Resources", "read_resources"]
 
-_RENAMED = {"run_time_max": "run_time_max_s", "memory_max": "memory_max_gb", "queue": "partition"}
-_FIELDS = {field.name for field in fields(Resources)} - {"extra"}
-
-
-def read_resources(given: Mapping[str, Any] | Resources | None, defaults: Resources | None = None) -> Resources:
-    """What one call asks for.
-
-    Args:
-        given: keys as in executorlib (`run_time_max` in seconds, `memory_max` in GB, `queue` for `partition`), or a
-            `Resources`, which replaces the defaults as a whole. Keys that are none of ours reach the submission
-            template.
-        defaults: what holds where `given` says nothing.
-
-    Raises:
-        ResourceError: names key, value and rule; a ValueError.
-    """
-    if isinstance(given, Resources):
-        resources = given
-    else:
-        resources = _merge(given or {}, defaults or Resources())
-    resources.validate()
-    return resources
-
 
 def resource_names(resources: Resources) -> dict[str, Any]:
     """Resources under the keys that `read_resources` takes."""
-    names = {new: old for old, new in _RENAMED.items() if old != "queue"}
+    names = {new: old for old, new in RENAMED.items() if old != "queue"}
     plain = {names.get(f.name, f.name): getattr(resources, f.name) for f in fields(resources) if f.name != "extra"}
     return {**plain, **resources.extra}
 
@@ -66,23 +43,5 @@ def check_names(given: Mapping[str, Any]) -> None:
         ResourceError: names the key.
     """
     for key in given:
-        if _RENAMED.get(key, key) not in _FIELDS:
+        if RENAMED.get(key, key) not in FIELDS:
             raise ResourceError(f"resource_dict[{key!r}] is no resource remoteexec knows")
-
-
-def _merge(given: Mapping[str, Any], defaults: Resources) -> Resources:
-    values: dict[str, Any] = {}
-    extra = dict(defaults.extra)
-    for key, value in given.items():
-        name = _RENAMED.get(key, key)
-        if name not in _FIELDS:
-            warnings.warn(
-                f"resource_dict[{key!r}] is no resource remoteexec knows; only a submission_template can use it",
-                stacklevel=4,
-            )
-            extra[key] = value
-        elif name == "slurm_cmd_args":
-            values[name] = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
-        else:
-            values[name] = value
-    return replace(defaults, **values, extra=extra)

@@ -77,14 +77,15 @@ class Options:
             )
         self.views.check(self.disable_dependencies)
 
-    def terms(self) -> Terms:
-        """The same for the service."""
+    def terms(self, defaults: Resources) -> Terms:
+        """The same for the service; `defaults` is what calls ask for where they say nothing."""
         return Terms(
             poll_s=self.poll_s,
             submits_per_minute=self.submits_per_minute,
             jobs_at_once=self.max_workers,
             cores_at_once=self.max_cores,
             pysqa_config_directory=self.pysqa_config_directory,
+            defaults=defaults,
         )
 
 
@@ -124,7 +125,9 @@ class BatchExecutor(BaseExecutor):
 
     def _make_driver(self, name: str, session: str, keep: bool = False) -> Driver:
         key = secrets.token_hex(32)
-        hello = Hello(header.PROTOCOL, header.PYTHON, __version__, name, session, key, self._options.terms())
+        hello = Hello(
+            header.PROTOCOL, header.PYTHON, __version__, name, session, key, self._options.terms(self._defaults)
+        )
         driver = Driver(self._connect(hello), name, keep)
         weakref.finalize(self, driver.stop).atexit = False  # an executor nobody holds takes no more calls
         finish_at_exit(driver)

@@ -22,7 +22,7 @@ from .batch import loop
 from .wire import frames
 from .wire.messages import Event, MessageError, Ping, Pong
 
-_IDLE_S = 120.0
+_SILENCE_S = 120.0
 """A client says something every 15 s; one that sends no byte for this long is gone, whatever its TCP says."""
 _LEAVE_S = 120.0
 """How long the loop may take to end: it submits what it was given, or is stuck writing to who reads no more."""
@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--root", required=True)
     parser.add_argument("--scheduler", required=True)
     parser.add_argument("--sentinel", required=True, help="printed before the first frame")
+    parser.add_argument("--silence", type=float, default=_SILENCE_S, help="seconds; 0: a pipe, whose end is seen")
     options = parser.parse_args(argv)
     os.umask(0o077)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -50,7 +51,8 @@ def main(argv: list[str]) -> int:
             for frame in frames.encode(event, data):
                 _write(frames_out, frame)
 
-    threading.Thread(target=_receive, args=(frames_in, inbox, emit), name="reader", daemon=True).start()
+    receive = (frames_in, options.silence or None, inbox, emit)
+    threading.Thread(target=_receive, args=receive, name="reader", daemon=True).start()
     try:
         loop.run(inbox, emit, options.root, options.scheduler, loop.runner_command(sys.executable))
     except (BrokenPipeError, ConnectionError):
@@ -58,10 +60,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _receive(handle: int, inbox: loop.Inbox, emit: loop.Emit) -> None:
+def _receive(handle: int, silence_s: float | None, inbox: loop.Inbox, emit: loop.Emit) -> None:
     """The reader thread: until the channel closes, falls silent, or carries something else than frames."""
     try:
-        for message, data in frames.decode(lambda n: _read(handle, n)):
+        for message, data in frames.decode(lambda n: _read(handle, n, silence_s)):
             if isinstance(message, Ping):
                 emit(Pong(), b"")  # here: the loop may be waiting for a slow scheduler, which is no reason to hang up
             else:
@@ -74,9 +76,9 @@ def _receive(handle: int, inbox: loop.Inbox, emit: loop.Emit) -> None:
         os._exit(1)  # like any crash: the next gateway rebuilds all from the store
 
 
-def _read(handle: int, n: int) -> bytes:
-    if not select.select([handle], [], [], _IDLE_S)[0]:
-        raise TimeoutError(f"the client has been silent for {_IDLE_S:.0f} s")
+def _read(handle: int, n: int, silence_s: float | None) -> bytes:
+    if not select.select([handle], [], [], silence_s)[0]:
+        raise TimeoutError(f"the client has been silent for {silence_s:.0f} s")
     return os.read(handle, n)
 
 

@@ -1,4 +1,5 @@
-"""Calls that a task submits to the executor it runs in, through its worker's socket.
+"""Calls that a task submits to the executor it runs in, through its worker's socket. For tasks of jobs see
+`growing_jobs`, which makes the same futures.
 
     task ─ submit ─▶ ChildFuture ─ "submit" ──▶ pool: a task like all others, before those that nobody waits for
     reader thread ◀─ news: how children ended ─ pool
@@ -22,10 +23,11 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from . import failure
+from . import failure, running
 from .wire import payload, pooled
 
 if TYPE_CHECKING:
+    from .growing_jobs import JobGrowth
     from .worker import Worker
 
 R = TypeVar("R")
@@ -41,7 +43,7 @@ def current_executor() -> ParentExecutor:
     run all the same.
 
     Raises:
-        RuntimeError: this is no task of a SingleNodeExecutor.
+        RuntimeError: this is no task, or one that cannot submit others: an MPI rank.
     """
     caller = in_caller.get()
     if caller is not None:
@@ -49,10 +51,16 @@ def current_executor() -> ParentExecutor:
     from . import worker  # which imports this module only when it has to
 
     found = worker.current()
-    if found is None:
-        raise RuntimeError("current_executor() is for tasks of a SingleNodeExecutor; no such task runs here")
-    growth = found.growth()
-    return ParentExecutor(growth, growth.task)
+    if found is not None:
+        in_pool = found.growth()
+        return ParentExecutor(in_pool, in_pool.task)
+    if running.task is not None:
+        from . import growing_jobs
+
+        in_job = growing_jobs.growth()
+        if in_job is not None:
+            return ParentExecutor(in_job, in_job.task)
+    raise RuntimeError("current_executor() is for tasks of executors; no such task runs here")
 
 
 class ChildLost(RuntimeError):
@@ -70,13 +78,14 @@ class ChildFuture(concurrent.futures.Future[R]):
     """A task that this one has submitted.
 
     Attributes:
+        growth: of the process that has submitted it.
         task: that has submitted it, and alone can pass it on.
         number: what the pool calls it.
     """
 
-    def __init__(self, growth: Growth, task: int, number: int) -> None:
+    def __init__(self, growth: Growth | JobGrowth, task: int, number: int) -> None:
         super().__init__()
-        self._growth, self.task, self.number = growth, task, number
+        self.growth, self.task, self.number = growth, task, number
         self._waiters = self.waiters()
 
     def result(self, timeout: float | None = None) -> R:
@@ -101,17 +110,17 @@ class ChildFuture(concurrent.futures.Future[R]):
 
     def resting(self) -> AbstractContextManager[None]:
         """What whoever waits for it, or for what is made of it, has to enter; see Growth.resting."""
-        return self._growth.resting()
+        return self.growth.resting()
 
     def waiters(self) -> list[Any]:
         """A list for those who wait in `wait` or `as_completed`, who then rest."""
-        return _Waiters(self._growth)
+        return _Waiters(self.growth)
 
     def cancel(self) -> bool:
         """Cancel it; if it has started, it is ended."""
         if not super().cancel():
             return False
-        self._growth.cancelled(self)
+        self.growth.cancelled(self)
         return True
 
     def __reduce__(self) -> Any:
@@ -121,7 +130,7 @@ class ChildFuture(concurrent.futures.Future[R]):
 class _Waiters(list[Any]):
     """Those who wait in `wait` or `as_completed`; they rest."""
 
-    def __init__(self, growth: Growth) -> None:
+    def __init__(self, growth: Growth | JobGrowth) -> None:
         super().__init__()
         self._growth = growth
 
@@ -133,7 +142,7 @@ class _Waiters(list[Any]):
 
 
 class _RestingEvent(threading.Event):
-    def __init__(self, growth: Growth) -> None:
+    def __init__(self, growth: Growth | JobGrowth) -> None:
         super().__init__()
         self._growth = growth
 
@@ -151,7 +160,7 @@ class ParentExecutor(concurrent.futures.Executor):
         task: that submits.
     """
 
-    def __init__(self, growth: Growth, task: int) -> None:
+    def __init__(self, growth: Growth | JobGrowth, task: int) -> None:
         self._growth, self._task = growth, task
         self._children: list[ChildFuture[Any]] = []
         self._closed = False

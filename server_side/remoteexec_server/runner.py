@@ -24,7 +24,9 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from . import running
 from .exits import Exit
+from .store import links
 from .store.session import Claim, Job, JobTask, Session, log_tail, read_job
 from .wire.evidence import Evidence
 from .wire.messages import Loss, TaskKey
@@ -44,6 +46,14 @@ _THREADS = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+
+
+class BecomesError(Exception):
+    """The task ends as another one does, whose future its function has returned; `key` names that one."""
+
+    def __init__(self, key: TaskKey) -> None:
+        super().__init__(f"ends as task {key}")
+        self.key = key
 
 
 class InputLostError(Exception):
@@ -87,7 +97,7 @@ def supervise(session: Session, job: Job, index: int) -> int:
         names = os.listdir(session.outcomes)
     except FileNotFoundError:
         return 0  # the client has the outcome, and has discarded the session
-    if f"{task.key}.h5" in names or f"{task.key}.lost" in names:
+    if any(f"{task.key}{suffix}" in names for suffix in (".h5", ".lost", ".link")):
         return 0
     if terminated or code in (-signal.SIGKILL, -signal.SIGTERM):  # of one SIGTERM to all, the child's may come first
         _print(str(end))  # diagnose reads it
@@ -156,7 +166,7 @@ def _child(session: Session, job: Job, index: int) -> None:
     """The forked process: never returns."""
     code = 1
     try:
-        code = _run(session, job, job.tasks[index])
+        code = _run(session, job, index)
     except OSError as exc:
         code = EX_IOERR
         _print(f"cannot write to the store: {exc}")
@@ -169,7 +179,13 @@ def _child(session: Session, job: Job, index: int) -> None:
         end_process(code)  # threads and atexit hooks of the user's libraries must not hold the job's cores
 
 
-def _run(session: Session, job: Job, task: JobTask) -> int:
+def _run(session: Session, job: Job, index: int) -> int:
+    task, environment = job.tasks[index], dict(os.environ)
+    if job.upstream:
+        from .batch import again
+
+        if again.put_off(session, job, index, environment):
+            return 0
     started, process = time.time(), os.getpid()
     if not session.claim(task.key, Claim(job_id(), socket.gethostname(), process, started)):
         return 0
@@ -179,14 +195,23 @@ def _run(session: Session, job: Job, task: JobTask) -> int:
         return job_ranks.run(session, job, task)
     from .store import hdf5
 
-    key = session.key
+    key, becomes = session.key, None
+    running.task = running.Running(session, job, environment)
     try:
         outcome = _compute(session, job, task, key)
     except InputLostError as lost:
         session.publish_loss(task.key, Loss("upstream", str(lost), job=job_id(), upstream=lost.key))
         return 0
+    except BecomesError as exc:
+        becomes = exc.key
     if os.getpid() != process:
         return 0  # the user's function has forked, and this is its child: the outcome is the parent's to tell
+    if running.task.growth is not None:
+        running.task.growth.finish()  # first: who hears of the outcome may discard what is not in the store
+    if becomes is not None:
+        links.publish_link(session, task.key, becomes)
+        session.running(task.key).unlink(missing_ok=True)
+        return 0
     outcome = hdf5.Outcome(outcome.ok, outcome.value, {**outcome.facts, **facts(started)})
     session.publish_outcome(task.key, hdf5.write_outcome(task.key, outcome, key))
     session.running(task.key).unlink(missing_ok=True)
@@ -251,10 +276,19 @@ def called(job: Job, function: Pickled, arguments: Pickled, inputs: Callable[[Ta
 
         failure.log(job.resources.error_log_file, fn, args, kwargs, exc)
         return _failed(exc, "raised")
+    becomes = _child_of(result)
+    if becomes is not None:
+        raise BecomesError(becomes)
     try:
         return hdf5.Outcome(True, payload.dumps(result), {})
     except BaseException as exc:
         return _failed(exc, "result_not_picklable", f"{type(result).__module__}.{type(result).__qualname__}")
+
+
+def _child_of(result: Any) -> TaskKey | None:
+    if running.task is None or running.task.growth is None:
+        return None
+    return running.task.growth.key_of(result)
 
 
 def variables(job: Job) -> dict[str, str]:
@@ -304,50 +338,59 @@ class Inputs:
         """One of them, not loaded."""
         from .store import hdf5
 
-        self._wait(key)
-        outcome = hdf5.read_outcome(self._session.outcome(key).read_bytes(), key, self._key)
+        end = self._wait(key)
+        outcome = hdf5.read_outcome(self._session.outcome(end).read_bytes(), end, self._key)
         if not outcome.ok or outcome.value is None:
             raise InputLostError(key)
         return outcome.value
 
-    def _wait(self, key: TaskKey) -> None:
-        """Return when the outcome is there; an input that will never come raises `InputLostError`."""
+    def _wait(self, key: TaskKey) -> TaskKey:
+        """Return whose outcome it is when that is there; an input that will never come raises `InputLostError`."""
         began, ask_at, pause = time.monotonic(), 0.0, 0.05
         ended_at: float | None = None
+        end = key
         while True:
-            names = os.listdir(self._session.outcomes)
-            if f"{key}.h5" in names:
-                return
-            if f"{key}.lost" in names:
+            names = frozenset(os.listdir(self._session.outcomes))
+            before, end = end, links.followed(self._session, key, names)
+            if f"{end}.h5" in names:
+                return end
+            if f"{end}.lost" in names:
                 raise InputLostError(key)
+            if end != before:
+                ask_at, ended_at = 0.0, None
             waited = time.monotonic() - began
             if waited >= ask_at:
-                ended, loss = self._ask(key)
+                ended, loss = self._ask(end, linked=end != key)
                 if loss is not None:
-                    self._session.publish_loss(key, loss)
+                    self._session.publish_loss(end, loss)
                     raise InputLostError(key)
                 ended_at = (ended_at or time.monotonic()) if ended else None
                 ask_at = waited + 30.0
             if ended_at is not None and time.monotonic() - ended_at > self._job.grace_s:
-                self._session.publish_loss(key, Loss("unknown", f"task {key} ended without an outcome"))
+                self._session.publish_loss(end, Loss("unknown", f"task {end} ended without an outcome"))
                 raise InputLostError(key)
             time.sleep(pause)
             pause = min(pause * 1.5, 5.0)
 
-    def _ask(self, key: TaskKey) -> tuple[bool, Loss | None]:
-        """Whether the job of an input has ended, and why it left no outcome if that is known."""
-        from .batch import diagnose, queues
+    def _ask(self, key: TaskKey, linked: bool) -> tuple[bool, Loss | None]:
+        """Whether the job of an input has ended, and why it left no outcome if that is known.
+
+        Args:
+            linked: the input has become this task, which may have no job yet.
+        """
+        from .batch import again, diagnose, queues
         from .batch.base import JobRef, QueueError
 
-        name = self._job.upstream.get(key)
-        if name is None:
-            return True, None
+        ref = again.job_of(self._session, key)
+        if ref is None and key in self._job.upstream:
+            ref = JobRef.parse(self._job.upstream[key])
+        if ref is None:
+            return not linked, None
         try:
             queue = queues.connect(self._job.scheduler, self._session.path.parent.parent)
-            ref = JobRef.parse(name)
             facts = queue.states([ref])[ref]
         except QueueError as exc:
-            _print(f"waiting for task {key} of job {name}: {exc}")
+            _print(f"waiting for task {key} of job {ref}: {exc}")
             return False, None
         found = self._session.find_task(key) if facts.state.ended else None
         if found is None:

@@ -33,8 +33,9 @@ CLIENT = {
 SERVER = {
     "__main__": set(),
     "gateway": {"batch", "wire"},
+    "running": {"growing_jobs", "store"},  # for their types alone
     "probe": {"batch", "mpi_facts", "store", "wire"},
-    "runner": {"batch", "exits", "failure", "job_ranks", "store", "wire"},
+    "runner": {"batch", "exits", "failure", "job_ranks", "running", "store", "wire"},
     "job_ranks": {"batch", "failure", "job_rank", "mpi", "mpi_facts", "runner", "store", "sweeper", "wire"},
     "job_rank": {"aborts", "failure", "rank_exchange", "runner", "store", "sweeper", "wire"},
     "rank_exchange": {"wire"},
@@ -43,7 +44,8 @@ SERVER = {
     "exits": {"wire"},
     "zygote": {"growing", "worker", "wire"},
     "worker": {"failure", "growing", "mpi", "wire"},
-    "growing": {"failure", "worker", "wire"},  # a task talks through the worker it runs in
+    "growing": {"failure", "growing_jobs", "running", "worker", "wire"},  # a task talks through what it runs in
+    "growing_jobs": {"growing", "running", "store", "wire"},
     "mpi": {"failure", "mpi_rank", "mpi_watch", "sweeper", "wire"},
     "mpi_rank": {"mpi_watch", "sweeper", "worker", "wire"},
     "mpi_watch": set(),

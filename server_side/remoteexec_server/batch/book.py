@@ -56,6 +56,12 @@ class Book:
             else:  # cancelled while the scheduler was asked
                 self.doomed.append(task.ref)
 
+    def job_of(self, task: Task) -> JobRef | None:
+        """What has to end before the task does; None if no job is known yet."""
+        while task.follows is not None and task.follows in self.tasks:
+            task = self.tasks[task.follows]
+        return task.ref
+
     def whole_arrays(self, refs: Sequence[JobRef]) -> tuple[JobRef, ...]:
         """The same jobs, an array that is waited for in all its elements named once."""
         length: dict[JobId, int] = {}

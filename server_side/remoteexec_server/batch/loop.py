@@ -6,6 +6,7 @@ user's own process on the login node.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from collections.abc import Callable
@@ -64,17 +65,19 @@ def run(inbox: Inbox, emit: Emit, root: str, scheduler: str, command: tuple[str,
     discard = False
     try:
         discard = _serve(service, inbox, emit)
-        _finish_submitting(service)
+        _finish_submitting(service, emit)
     finally:
         service.close(discard)
     emit(Closed(), b"")
 
 
-def _finish_submitting(service: Service) -> None:
-    """What was taken from a client that is gone is submitted all the same."""
+def _finish_submitting(service: Service, emit: Emit) -> None:
+    """What was taken from a client that is gone, or is about to go, is submitted all the same."""
     deadline = service.clock() + _FINISH_S
     while service.submitting and service.clock() < deadline:
-        service.step()
+        for event in service.step():
+            with contextlib.suppress(OSError):
+                emit(event, b"")
         time.sleep(max(0.01, min(service.wait_s() or 0.0, 1.0)))  # outcomes to be told would make it 0
 
 
@@ -118,7 +121,7 @@ def _open(hello: Hello, root: str, scheduler: str, command: tuple[str, ...]) -> 
         path = open_root(root)
         session = Session.create(path, hello.session, hello.session_key)
         batch = queues.connect(scheduler, path, hello.terms.pysqa_config_directory)
-        service = Service(session, batch, Jobs(command, scheduler, hello.terms), hello.client)
+        service = Service(session, batch, Jobs(command, scheduler, hello.terms, hello.alone), hello.client)
     except UnsafeRootError as exc:
         return Refused("UnsafeRoot", str(exc))
     except PysqaConfigError as exc:

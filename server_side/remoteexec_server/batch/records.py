@@ -28,6 +28,7 @@ class Task:
     failed: bool = False  # and it is an error or a loss
     ended_at: float | None = None  # when the scheduler first said that the job has ended
     wanted: bool = True  # the client has not been told how it ended
+    follows: TaskKey | None = None  # it ends as that one, whose future it has returned
 
 
 @dataclass

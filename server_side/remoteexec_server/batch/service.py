@@ -38,6 +38,7 @@ from ..wire.messages import (
 from . import diagnose
 from .base import JobFacts, JobId, JobRef, Queue, SchedulerUnavailable
 from .book import Book
+from .following import Followers, client_of
 from .records import Burst, Task, cut, refusal
 from .submitter import Jobs, Submitter, accepted
 from .unheeded import Notices
@@ -72,8 +73,10 @@ class Service:
         self.session, self.queue, self._client, self.clock = session, queue, client, clock
         self._terms, self.command = jobs.terms, jobs.command
         self._notices = Notices(queue)
+        self._clients = {client} if jobs.alone else None  # whose bursts are looked at
         self._bursts: dict[str, Burst] = {}
         self._book = Book(session)
+        self._followers = Followers(session, self._book)
         self._watcher = Watcher(session.outcomes, clock)
         self._name = secrets.token_hex(8)
         self._submitter = Submitter(self._book, queue, jobs, self._name, clock)
@@ -161,6 +164,9 @@ class Service:
         self._submitter.close()
         self.queue.close()
         self.session.end_beat(self._name)
+        if discard and self._unknown_bursts():  # of tasks that have ended, and whose own tasks may run
+            self._learn()
+            self._look()
         followed = any(burst.followed and not burst.accepted for burst in self._bursts.values())
         if discard and not (self._book.open or self._submitter.busy or followed or self.session.alive()):
             self.session.remove()
@@ -244,10 +250,14 @@ class Service:
 
     # ---- what the store says ----
 
-    def _learn(self) -> None:
-        """Bursts and jobs that the store knows and we do not; those of our client are ours to submit."""
+    def _unknown_bursts(self) -> bool:
+        """Whether tasks have submitted some, too, that nobody has told us about."""
+        return len(self.session.manifests(self._clients)) > len(self._bursts)
+
+    def _learn(self, clients: set[str] | None = None) -> None:
+        """Bursts and jobs that the store knows and we do not, of these clients; those of our own are ours to submit."""
         jobs, most = self._submitter.notes()
-        for submit in self.session.bursts():
+        for submit in self.session.bursts(clients or self._clients):
             burst = self._bursts.get(submit.burst)
             if burst is not None and not burst.followed:
                 continue
@@ -256,6 +266,7 @@ class Service:
                 burst.followed = not burst.own
                 for entry in submit.tasks:
                     self._book.tasks[entry.key].wanted = False  # until the client says that it waits for it
+                    self._watcher.forget(f"{entry.key}.{suffix}" for suffix in ("running", "h5", "link", "lost"))
             if submit.burst in most:  # else nothing of it was submitted
                 self._learn_jobs(burst, most[submit.burst], jobs)
             if not burst.accepted and (not burst.followed or self._submitter.orphaned(burst)):
@@ -279,7 +290,9 @@ class Service:
         except OSError as exc:
             self._book.say(f"the store cannot be listed: {exc}")
             return
-        self._read(names)
+        while names:
+            self._read(names)
+            names = self._followers.settle()
 
     def _look_at_all(self) -> None:
         """The same for what was seen before, too."""
@@ -287,7 +300,7 @@ class Service:
         self._look()
 
     def _read(self, names: Iterable[str]) -> None:
-        for name in sorted(names):  # .h5 before .lost
+        for name in sorted(names):  # .h5 before .link before .lost
             stem, _, suffix = name.rpartition(".")
             task = self._book.tasks.get(TaskKey(stem))
             if task is None or name.startswith("."):
@@ -296,6 +309,8 @@ class Service:
                 self._note_start(task)
             elif suffix == "h5" and not task.over:
                 self._note_outcome(task)
+            elif suffix == "link" and not task.over:
+                self._note_link(task)
             elif suffix == "lost" and not task.over:
                 self._note_loss(task)
 
@@ -329,6 +344,25 @@ class Service:
         self._book.unread(key, exc)
         self._watcher.forget([f"{key}.h5"])
 
+    def _note_link(self, task: Task) -> None:
+        """It ends as one of its own tasks does, which is looked for from now on."""
+        key = task.entry.key
+        try:
+            child = self._followers.add(task)
+            if child not in self._book.tasks:
+                if self._clients is not None:
+                    self._clients.add(client_of(child))
+                self._learn({client_of(child)})
+        except (OSError, ValueError) as exc:
+            self._book.say(f"whose future task {key} has returned cannot be read: {exc}")
+            self._watcher.forget([f"{key}.link"])
+            return
+        if child not in self._book.tasks:
+            self._watcher.forget([f"{key}.link"])
+        elif not self._book.tasks[child].over:
+            self._book.open[child] = None
+            self._watcher.hurry()
+
     def _note_loss(self, task: Task) -> None:
         key = task.entry.key
         try:
@@ -353,9 +387,9 @@ class Service:
     def _ask(self) -> None:
         """Ask once for all jobs; a job that ended without an outcome is explained, or waited for."""
         self._ask_at = self.clock() + self._terms.poll_s
-        if any(burst.followed for burst in self._bursts.values()):
+        if any(burst.followed for burst in self._bursts.values()) or self._unknown_bursts():
             self._learn()
-        open_tasks = [self._book.tasks[key] for key in self._book.open]
+        open_tasks = [self._book.tasks[key] for key in self._book.open if self._book.tasks[key].follows is None]
         refs = {task.ref: task for task in open_tasks if task.ref is not None}
         if not refs:
             return
@@ -369,9 +403,19 @@ class Service:
         ended = [ref for ref in refs if facts[ref].state.ended]
         if ended:
             self._look_at_all()
+            self._follow_jobs([refs[ref] for ref in ended])
         for ref in ended:
-            if not refs[ref].over:
+            if not refs[ref].over and refs[ref].follows is None and refs[ref].ref == ref:
                 self._explain(refs[ref], ref, facts[ref])
+
+    def _follow_jobs(self, tasks: Sequence[Task]) -> None:
+        """Tasks whose runners have submitted them again are in another job now."""
+        unexplained = [task for task in tasks if not task.over]
+        moved = self._submitter.moved() if unexplained else {}
+        for task in unexplained:
+            if task.entry.key in moved:
+                name, job = moved[task.entry.key]
+                self._book.assign(name, [task.entry.key], job)
 
     def _explain(self, task: Task, ref: JobRef, facts: JobFacts) -> None:
         """The task's job has ended, and there is no outcome."""

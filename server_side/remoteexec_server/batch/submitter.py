@@ -9,6 +9,7 @@ store. A burst belongs to the service that has written its name beside it last; 
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,12 @@ from .records import Burst, Group, Task, cut
 
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses between attempts to submit while the scheduler does not answer; the last one for ever."""
+_NOBODY = "nobody"
+"""Owner of bursts that whoever can is to submit."""
+_GIVE_UP = 4
+"""Attempts after which a task's host is taken for one that cannot submit."""
+_NOT_HERE = re.compile(r"permission denied|not (allowed|permitted|authorized)|submit host", re.IGNORECASE)
+"""Words of schedulers that let nobody submit from a compute node."""
 _AT_A_STRETCH = 60
 """Submissions that may follow each other at once after a pause; then `Terms.submits_per_minute` holds."""
 
@@ -33,11 +40,14 @@ class Jobs:
         command: how the runner is started, without the job directory and the index.
         scheduler: the queue's name in the configuration, for runners that have to ask it.
         terms: what was agreed with the client.
+        alone: the client is a task. Nobody may be there to submit anything after its end, so a limit on how many run at
+            once may hold back elements of arrays, but no job; and where its host may not submit, another has to.
     """
 
     command: tuple[str, ...]
     scheduler: str
     terms: Terms
+    alone: bool = False
 
 
 class Pace:
@@ -131,6 +141,11 @@ class Submitter:
                 most.setdefault(BurstId(note["burst"]), note["most"])
         return jobs, most
 
+    def moved(self) -> dict[TaskKey, tuple[str, JobId]]:
+        """Tasks whose runners have submitted them again, with their jobs' names and numbers; see `again`."""
+        notes = [note for note in self._journal.notes() if "again" in note]
+        return {TaskKey(note["again"]): (note["name"], JobId(note["job"])) for note in notes}
+
     # ---- one burst ----
 
     def _cut(self, burst: Burst) -> bool:
@@ -140,7 +155,10 @@ class Submitter:
             self._journal.append({"burst": burst.submit.burst, "most": most})
             burst.groups = cut(burst.submit, most)
         except SchedulerUnavailable as exc:
-            self._put_off(burst, exc)
+            if self._jobs.alone and burst.attempt >= _GIVE_UP:
+                self._leave(burst, exc)
+            else:
+                self._put_off(burst, exc)
             return False
         except OSError as exc:
             burst.groups = deque()
@@ -164,13 +182,19 @@ class Submitter:
         try:
             self._place(group, entries, self._submitted(burst, group, at_once))
         except SubmitRejected as exc:
+            if self._jobs.alone and _NOT_HERE.search(str(exc)):
+                self._leave(burst, exc)
+                return False
             self._refuse(burst, self._left(entries), Loss("rejected", str(exc)))
         except QuotaReached as exc:
             group.due_at = self._clock() + self._jobs.terms.poll_s
             self._book.say(f"{exc}; {len(entries)} tasks wait in the store until there is room")
             return False
         except SchedulerUnavailable as exc:
-            self._put_off(group, exc)
+            if self._jobs.alone and group.attempt >= _GIVE_UP:
+                self._leave(burst, exc)
+            else:
+                self._put_off(group, exc)
             return False
         except OSError as exc:
             self._lose_unwritten(burst, self._left(entries), exc)
@@ -201,13 +225,21 @@ class Submitter:
         if terms.cores_at_once is not None:
             taken = sum(task.resources.cpus for task in mine)
             room = min(room, (terms.cores_at_once - taken) // resources.cpus)
-        return max(room, 0)
+        return max(room, 1 if self._jobs.alone else 0)
 
     def _put_off(self, what: Burst | Group, exc: SchedulerUnavailable) -> None:
         pause = _RETRY_S[min(what.attempt, len(_RETRY_S) - 1)]
         what.attempt += 1
         what.due_at = self._clock() + pause
         self._book.say(f"{exc}; submitting again in {pause:.0f} s")
+
+    def _leave(self, burst: Burst, exc: Exception) -> None:
+        """To a service on a host that may submit; this one tries again, too, as long as it is there."""
+        del self._waiting[burst.submit.burst]
+        burst.followed = True
+        self._session.own(burst.submit.burst, _NOBODY)
+        left = len(self._left(burst.submit.tasks))
+        self._book.say(f"{exc}; {left} tasks wait in the store until a service of the session can submit them")
 
     def _accept(self, burst: Burst) -> None:
         del self._waiting[burst.submit.burst]
@@ -234,7 +266,8 @@ class Submitter:
         submit = burst.submit
         entries = [submit.tasks[position] for position in group.positions]
         upstream = {key: self._book.tasks[key] for key in entries[0].upstream if key in self._book.tasks}
-        after = [task.ref for task in upstream.values() if task.ref is not None and not task.over]
+        jobs = [self._book.job_of(task) for task in upstream.values() if not task.over]
+        after = [ref for ref in jobs if ref is not None]
         directory = self._session.job_directory(group.name)
         if group.attempt or directory.exists():  # an attempt that got no answer, or one before a crash
             found = self._queue.find(group.name)
@@ -271,6 +304,8 @@ class Submitter:
             upstream={key: str(task.ref) for key, task in upstream.items() if task.ref is not None},
             scheduler=self._jobs.scheduler,
             grace_s=self._jobs.terms.grace_s,
+            command=self._jobs.command,
+            terms=self._jobs.terms,
         )
 
     def _place(self, group: Group, entries: Sequence[Entry], job: JobId) -> None:

@@ -9,6 +9,7 @@
         outcomes/<task>.running    claim of the runner that has the task
         outcomes/<task>.h5         how the task ended
         outcomes/<task>.lost       why there will be no outcome (JSON `Loss`)
+        outcomes/<task>.link       whose outcome will be the task's; see `links`
         journal/<writer>.jsonl     one writer a file: appends of two writers are not safe on NFS
 
 A file is published by writing a temporary name beside it, flushing, and renaming: its final name means it is whole.
@@ -25,13 +26,13 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..wire import messages
-from ..wire.messages import BurstId, Loss, Submit, TaskKey
+from ..wire.messages import BurstId, Loss, Submit, TaskKey, Terms
 from ..wire.resources import Resources
 
 SILENT_S = 120.0
@@ -80,7 +81,9 @@ class Job:
     Attributes:
         upstream: the scheduler's names of the jobs that compute the inputs, by task key.
         scheduler: name of the queue to ask about them.
-        grace_s: see `messages.Hello`.
+        grace_s: see `messages.Terms`.
+        command: starts a runner, without its arguments: for what the task submits.
+        terms: for the same.
     """
 
     name: str
@@ -90,6 +93,8 @@ class Job:
     upstream: Mapping[str, str] = field(default_factory=dict)
     scheduler: str = ""
     grace_s: float = 90.0
+    command: tuple[str, ...] = ()
+    terms: Terms = field(default_factory=Terms)
 
 
 @dataclass(frozen=True)
@@ -149,10 +154,14 @@ class Session:
         publish(self.bundle(submit.burst), bundle)
         publish(self.bundle(submit.burst).with_suffix(".json"), messages.to_json(submit).encode())
 
-    def bursts(self) -> Iterator[Submit]:
-        """Every burst that was kept, oldest first."""
-        manifests = (self.path / "bursts").glob("*.json")
-        for path in sorted(manifests, key=lambda path: (path.stat().st_mtime_ns, path.name)):
+    def manifests(self, clients: Collection[str] | None = None) -> list[Path]:
+        """Of every burst that was kept, or of those of some clients."""
+        prefixes = [""] if clients is None else [f"{client}-" for client in clients]
+        return [path for prefix in prefixes for path in (self.path / "bursts").glob(f"{prefix}*.json")]
+
+    def bursts(self, clients: Collection[str] | None = None) -> Iterator[Submit]:
+        """Every burst that was kept, or those of some clients, oldest first."""
+        for path in sorted(self.manifests(clients), key=lambda path: (path.stat().st_mtime_ns, path.name)):
             manifest = messages.from_json(path.read_bytes())
             if isinstance(manifest, Submit):
                 yield manifest
@@ -194,7 +203,7 @@ class Session:
         with os.fdopen(handle, "w") as file:
             file.write(messages.to_json(claim))
         names = os.listdir(self.outcomes)
-        if f"{key}.h5" in names or f"{key}.lost" in names:
+        if any(f"{key}{suffix}" in names for suffix in (".h5", ".lost", ".link")):
             self.running(key).unlink(missing_ok=True)
             return False
         return True

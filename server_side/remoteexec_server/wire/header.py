@@ -93,6 +93,19 @@ def check(data: bytes | memoryview, key: bytes, kind: str, subject: str) -> Head
     return header
 
 
+def renamed(data: bytes, key: bytes, kind: str, subject: str, other: str) -> bytes:
+    """The same file, about another subject; the interpreter that made it may be another than this.
+
+    Raises:
+        HeaderError: see `check`.
+    """
+    header, mac = _parse(data)
+    body = memoryview(data)[BLOCK:]
+    if (header.kind, header.subject) != (kind, subject) or not hmac.compare_digest(mac, _digest(header, body, key)):
+        raise HeaderError(f"{kind} {subject!r}: damaged, or not of this session")
+    return seal(dataclasses.replace(header, subject=other), body, key) + body
+
+
 def agree(header: Header) -> None:
     """Refuse what this interpreter must not unpickle.
 

@@ -11,7 +11,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NewType, Union
 
 from .evidence import NOTHING, Evidence
@@ -37,6 +37,7 @@ class Terms:
         jobs_at_once: jobs and elements of arrays that may run or wait in the queue at the same time; None: no limit.
         cores_at_once: the same, in CPUs.
         pysqa_config_directory: on the service's side, with the site's templates and limits.
+        defaults: what calls that tasks submit ask for where they say nothing.
     """
 
     poll_s: float = 30.0
@@ -45,6 +46,7 @@ class Terms:
     jobs_at_once: int | None = None
     cores_at_once: int | None = None
     pysqa_config_directory: str | None = None
+    defaults: Resources = field(default_factory=Resources)
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Hello:
         client: begins the ids of its bursts; the same after a reconnection.
         session: name of the session; made if missing.
         session_key: 64 hex digits, the key of the digests of the session's files if it is made now.
+        alone: it is a task of the session, and sees to nothing but what it submits itself.
     """
 
     protocol: int
@@ -66,6 +69,7 @@ class Hello:
     session: str
     session_key: str
     terms: Terms = Terms()
+    alone: bool = False
 
 
 @dataclass(frozen=True)
