@@ -1,0 +1,409 @@
+"""Graphs that grow on clusters: tasks that are jobs submit jobs, and return their futures, with nobody logged in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, as_completed, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remoteexec import (
+    TestClusterExecutor,
+    current_executor,
+    errors,
+    get_item_from_future,
+    split_future,
+)
+from remoteexec.config.model import ClusterConfig
+from remoteexec.executors.batch import BatchExecutor
+from remoteexec_server.store import hdf5, links
+from remoteexec_server.store.session import Session
+from remoteexec_server.wire import payload
+from remoteexec_server.wire.messages import TaskKey
+from tests.clusters.rootless import SlurmCluster
+from tests.integration.running import running
+
+pytestmark = pytest.mark.timeout(180)
+CHECKOUT = Path(__file__).parent.parent.parent
+WAIT_S = 90.0
+
+
+@pytest.fixture(scope="module", params=["local", pytest.param("SLURM", marks=pytest.mark.slurm)])
+def exe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BatchExecutor]:
+    """The embedded scheduler, and a real SLURM behind SSH."""
+    if request.param == "local":
+        root = tmp_path_factory.mktemp("growing") / "root"
+        with TestClusterExecutor(cache_directory=str(root)) as executor:
+            yield executor
+        return
+    config: ClusterConfig = request.getfixturevalue("slurm_config")
+    with running(config) as far:
+        yield far
+
+
+def near(directory: Path, resources: dict[str, Any] | None = None) -> TestClusterExecutor:
+    directory.chmod(0o700)
+    return TestClusterExecutor(cache_directory=str(directory / "root"), resource_dict=resources, poll_s=0.5)
+
+
+def add(a: Any, b: Any) -> Any:
+    return a + b
+
+
+def fib(n: int) -> Any:
+    """Waits for nothing: needs no more than one place."""
+    if n < 2:
+        return n
+    exe = current_executor()
+    return exe.submit(add, exe.submit(fib, n - 1), exe.submit(fib, n - 2))
+
+
+def test_a_recursion_by_futures(exe: BatchExecutor) -> None:
+    future = exe.submit(fib, 4)
+    after = exe.submit(add, future, 100)
+    assert (future.result(WAIT_S), after.result(WAIT_S)) == (3, 103)
+
+
+def total(count: int) -> Any:
+    exe = current_executor()
+    return exe.submit(sum, [exe.submit(add, n, n) for n in range(count)])
+
+
+def test_a_task_maps_and_returns_the_future_of_the_sum(exe: BatchExecutor) -> None:
+    assert exe.submit(total, 5).result(WAIT_S) == 20
+
+
+def down(n: int) -> Any:
+    return current_executor().submit(down, n - 1) if n else "down"
+
+
+def test_links_of_links_lead_to_the_end(exe: BatchExecutor) -> None:
+    assert exe.submit(add, exe.submit(down, 3), "!").result(WAIT_S) == "down!"
+
+
+def waited() -> tuple[list[int], int, int, int]:
+    exe = current_executor()
+    mapped = list(exe.map(add, range(3), range(3)))
+    futures = [exe.submit(add, n, n) for n in range(3)]
+    done, _ = wait(futures[:2], timeout=60)
+    quotient, rest = split_future(exe.submit(divmod, 7, 2), 2)
+    both = exe.submit(add, quotient, get_item_from_future(exe.submit(dict, x=6), "x"))
+    return mapped, len(done), sum(future.result() for future in as_completed(futures)), both.result() + rest.result()
+
+
+def test_children_are_mapped_waited_for_and_selected_from(tmp_path: Path) -> None:
+    with near(tmp_path) as exe:
+        assert exe.submit(waited).result(WAIT_S) == ([0, 2, 4], 2, 6, 10)
+
+
+def large(count: int) -> float:
+    exe = current_executor()
+    ones = np.ones(count)
+    child: Future[Any] = exe.submit(add, exe.submit(np.ones, count), ones)
+    ones[:] = 7  # what was submitted is what counts
+    return float(exe.submit(np.sum, child).result())
+
+
+def test_large_arrays_go_to_children_and_back(exe: BatchExecutor) -> None:
+    assert exe.submit(large, 100_000).result(WAIT_S) == 200_000.0
+
+
+class Odd(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def odd() -> None:
+    raise Odd(1, 2)
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def lock() -> Any:
+    import threading
+
+    return threading.Lock()
+
+
+def caught() -> list[tuple[str, str, bool]]:
+    exe = current_executor()
+    child: Future[Any] = exe.submit(odd)
+    found = []
+    for future in (child, exe.submit(add, child, 1), exe.submit(kill), exe.submit(lock)):
+        try:
+            future.result()
+        except Exception as exc:
+            found.append((type(exc).__name__, str(exc), "in odd" in str(exc.__cause__)))
+    return found
+
+
+def test_a_task_catches_what_its_children_raise(exe: BatchExecutor) -> None:
+    one, two, killed, unpicklable = exe.submit(caught).result(WAIT_S)
+    assert (one, two) == (("Odd", "1 2", True), ("Odd", "1 2", True))
+    assert (killed[0], "SIGSEGV" in killed[1]) == ("ChildLost", True)
+    assert (unpicklable[0], "cannot pickle" in unpicklable[1]) == ("ChildLost", True)
+
+
+def returned(what: str) -> Any:
+    exe = current_executor()
+    child: Future[Any] = exe.submit({"odd": odd, "kill": kill}[what])
+    return exe.submit(add, child, 1)
+
+
+def test_a_task_fails_like_the_child_whose_future_it_returned(exe: BatchExecutor) -> None:
+    failing, killed = exe.submit(returned, "odd"), exe.submit(returned, "kill")
+    after = exe.submit(add, failing, 1)
+    with pytest.raises(Odd, match="1 2") as caught:
+        failing.result(WAIT_S)
+    assert "in odd" in str(caught.value.__cause__)
+    with pytest.raises(Odd, match="1 2"):
+        after.result(WAIT_S)
+    with pytest.raises(errors.TaskKilled, match="SIGSEGV"):
+        killed.result(WAIT_S)
+
+
+def cancelling(path: str) -> tuple[bool, bool]:
+    exe = current_executor()
+    first: Future[Any] = exe.submit(time.sleep, 30)
+    child: Future[Any] = exe.submit(lambda _: Path(path).touch(), first)
+    cancelled = first.cancel()
+    try:
+        first.result(10)
+    except CancelledError:
+        return cancelled, child.exception(60) is not None
+    return cancelled, False
+
+
+def test_a_task_cancels_its_child(exe: BatchExecutor, tmp_path: Path) -> None:
+    assert exe.submit(cancelling, str(tmp_path / "touched")).result(WAIT_S) == (True, True)
+    assert not (tmp_path / "touched").exists()
+
+
+def with_resources(resources: dict[str, Any]) -> Any:
+    return current_executor().submit(os.getenv, "OMP_NUM_THREADS", resource_dict=resources)
+
+
+def test_children_have_resources_of_their_own_and_the_executors_where_they_say_nothing(tmp_path: Path) -> None:
+    with near(tmp_path, {"environment": {"OF": "all"}}) as exe:
+        assert exe.submit(with_resources, {"threads_per_core": 2}).result(WAIT_S) == "2"
+        assert exe.submit(submits_getenv, resource_dict={"environment": {"OF": "parent"}}).result(WAIT_S) == "all"
+        with pytest.raises(ValueError, match="threads_per_core=0: must be a whole number"):
+            exe.submit(with_resources_waiting, {"threads_per_core": 0}).result(WAIT_S)
+
+
+def submits_getenv() -> Any:
+    return current_executor().submit(os.getenv, "OF")
+
+
+def with_resources_waiting(resources: dict[str, Any]) -> Any:
+    return current_executor().submit(os.getenv, "OMP_NUM_THREADS", resource_dict=resources).result()
+
+
+def not_waited_for(path: str) -> str:
+    current_executor().submit(late, path)
+    return "gone"
+
+
+def late(path: str) -> None:
+    time.sleep(1.0)
+    Path(path).write_text("written")
+
+
+def test_children_nobody_waits_for_run_and_their_files_stay_until_then(tmp_path: Path) -> None:
+    path = tmp_path / "late"
+    with near(tmp_path) as exe:
+        assert exe.submit(not_waited_for, str(path)).result(WAIT_S) == "gone"
+    assert eventually(lambda: path.exists() and path.read_text() == "written")
+
+
+def eventually(true: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+    """What it returns as soon as that is true, or in the end."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := true()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def test_a_task_that_is_cancelled_before_it_runs_has_no_children(exe: BatchExecutor, tmp_path: Path) -> None:
+    path = tmp_path / "never"
+    first = exe.submit(time.sleep, 1.0)
+    parent = exe.submit(lambda _: not_waited_for(str(path)), first)
+    assert parent.cancel()
+    assert exe.submit(add, first, [0]).exception(WAIT_S) is not None
+    assert not path.exists()
+
+
+def forked() -> str:
+    current_executor().submit(add, 1, 2).result()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            current_executor()
+        except RuntimeError as exc:
+            os._exit("forked" in str(exc))
+        os._exit(2)
+    return str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def test_a_process_that_the_task_has_forked_cannot_submit(tmp_path: Path) -> None:
+    with near(tmp_path) as exe:
+        assert exe.submit(forked).result(WAIT_S) == "1"
+
+
+def slow(value: int) -> int:
+    time.sleep(1.0)
+    return value
+
+
+def killed_gateway() -> list[int]:
+    exe = current_executor()
+    first = exe.submit(add, 1, 1)
+    second = exe.submit(add, exe.submit(slow, 3), 1)
+    first.result()
+    growth: Any = first.growth
+    os.kill(growth._process.pid, signal.SIGKILL)
+    third = exe.submit(add, second, 1)
+    return [first.result(), second.result(), third.result()]
+
+
+def test_a_gateway_that_dies_has_a_successor(tmp_path: Path) -> None:
+    with near(tmp_path) as exe:
+        assert exe.submit(killed_gateway).result(WAIT_S) == [2, 4, 5]
+
+
+# ---- with nobody logged in ----
+
+DIES = """
+import os, sys, time
+from remoteexec import {executor}, current_executor
+
+def add(a, b):
+    return a + b
+
+def fib(n):
+    if n < 2:
+        return n
+    exe = current_executor()
+    return exe.submit(add, exe.submit(fib, n - 1), exe.submit(fib, n - 2))
+
+def wait(path):
+    open(path, "w").close()
+    while os.path.exists(path):
+        time.sleep(0.05)
+
+def late(n, path):
+    wait(path)
+    return current_executor().submit(fib, n)
+
+def wrong(path):
+    wait(path)
+    raise KeyError(path)
+
+exe = {executor}(cache_directory=sys.argv[1] + "/root", session="alone")
+if sys.argv[2] == "grows":
+    first = exe.submit(late, 3, sys.argv[1] + "/started")
+    second = exe.submit(add, first, 100)
+    third = exe.submit(add, second, second)
+else:
+    last = exe.submit(wrong, sys.argv[1] + "/started")
+    for _ in range(4):
+        last = exe.submit(add, last, 1)
+exe._driver.wait_sent(30.0)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.fixture(params=["TestClusterExecutor", pytest.param("SlurmClusterExecutor", marks=pytest.mark.slurm)])
+def alone(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Session]:
+    """Starts a process that submits and is killed; then the store is all there is."""
+    code = textwrap.dedent(DIES).replace("{executor}", request.param)
+    if request.param == "TestClusterExecutor":
+        tmp_path.chmod(0o700)
+
+        def near(what: str) -> Session:
+            done = subprocess.run([sys.executable, "-c", code, str(tmp_path), what], timeout=100, check=False)
+            assert done.returncode == -signal.SIGKILL
+            return Session(tmp_path / "root" / "sessions" / "alone")
+
+        return near
+    cluster: SlurmCluster = request.getfixturevalue("slurm_cluster")
+    environment = ["env", "PYTHONDONTWRITEBYTECODE=1", f"PYTHONPATH={CHECKOUT}:{CHECKOUT}/server_side"]
+
+    def far(what: str) -> Session:
+        home = cluster.make_directory(f"alone-{what}")
+        done = cluster.run([*environment, str(cluster.python), "-c", code, str(home), what], check=False, timeout_s=100)
+        assert done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), done.stderr
+        return Session(home / "root" / "sessions" / "alone")
+
+    return far
+
+
+def client(session: Session) -> str:
+    """Whose burst was the first."""
+    return min(session.manifests(), key=lambda path: path.stat().st_mtime_ns).name.split("-")[0]
+
+
+def ends(session: Session) -> dict[str, str]:
+    """How each task of the first client has ended."""
+    prefix = f"{client(session)}-"
+    stems = (name.rpartition(".") for name in os.listdir(session.outcomes) if name.startswith(prefix))
+    return {stem.removeprefix(prefix): suffix for stem, _, suffix in stems if suffix != "running"}
+
+
+def value(session: Session, task: str) -> Any:
+    """The result of a task of the first client, found by following links."""
+    end = links.followed(session, TaskKey(f"{client(session)}-{task}"), os.listdir(session.outcomes))
+    outcome = hdf5.read_outcome(session.outcome(end).read_bytes(), end, session.key)
+    assert outcome.value is not None
+    return payload.loads(outcome.value.data, outcome.value.buffers)
+
+
+def go_on(session: Session) -> None:
+    """Let the first task end, now that its client is gone."""
+    started = session.path.parent.parent.parent / "started"
+    assert eventually(started.exists)
+    started.unlink()
+
+
+def test_a_graph_grows_to_its_end_after_its_client_was_killed(alone: Callable[[str], Session]) -> None:
+    session = alone("grows")
+    go_on(session)
+
+    assert eventually(lambda: ends(session) == {"t1": "link", "t2": "h5", "t3": "h5"}), ends(session)
+    assert (value(session, "t1"), value(session, "t2"), value(session, "t3")) == (2, 102, 204)
+
+
+def test_a_failure_frees_all_dependants_jobs_within_seconds(
+    alone: Callable[[str], Session], request: pytest.FixtureRequest
+) -> None:
+    session = alone("fails")
+    cluster: SlurmCluster | None = None
+    if "SlurmClusterExecutor" in request.node.name:
+        cluster = request.getfixturevalue("slurm_cluster")
+        assert sorted(queue(cluster)) == ["PD Dependency"] * 4 + ["R None"]
+    go_on(session)
+    began = time.monotonic()
+    expected = {"t1": "h5", "t2": "lost", "t3": "lost", "t4": "lost", "t5": "lost"}
+    assert eventually(lambda: ends(session) == expected), ends(session)
+    losses = [session.read_loss(TaskKey(f"{client(session)}-t{n}")) for n in range(2, 6)]
+    assert [(loss.reason, loss.upstream) for loss in losses] == [
+        ("upstream", f"{client(session)}-t{n}") for n in range(1, 5)
+    ]
+    assert cluster is None or eventually(lambda: not queue(cluster))
+    assert time.monotonic() - began < 30
+
+
+def queue(cluster: SlurmCluster) -> list[str]:
+    """State and reason of every job."""
+    return cluster.run(["squeue", "--me", "-h", "-o", "%t %r"]).stdout.splitlines()
