@@ -342,10 +342,10 @@ def _say(message: str) -> None:
 
 
 def _fail_like(child: ChildFuture[Any], source: Future[Any]) -> None:
-    if not child.set_running_or_notify_cancel():
-        return
-    exc = None if source.cancelled() else source.exception()
-    child.set_exception(exc or ChildLost("an input of the child was cancelled"))
+    if source.cancelled():
+        Future.cancel(child)
+    if child.set_running_or_notify_cancel():
+        child.set_exception(source.exception() or ChildLost("an input of the child was lost"))
 
 
 def _loaded(data: bytes, key: TaskKey, session_key: bytes) -> tuple[Any, BaseException | None]:

@@ -63,9 +63,9 @@ class World:
     terms: Terms = field(default_factory=Terms)
     services: list[Service] = field(default_factory=list)
 
-    def service(self, client: str = "b") -> Service:
+    def service(self, client: str = "b", alone: bool = False) -> Service:
         """A new process that takes over, if it is of the same client."""
-        jobs = Jobs(("python", "runner"), "fake", self.terms)
+        jobs = Jobs(("python", "runner"), "fake", self.terms, alone)
         self.services.append(Service(self.session, self.queue, jobs, client, self.clock))
         return self.services[-1]
 

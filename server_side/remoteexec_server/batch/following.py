@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..store import links
-from ..store.session import Session
+from ..store.session import Session, StoreError
 from ..wire.messages import TaskKey
 from .book import Book
 from .records import Task
@@ -39,7 +39,7 @@ class Followers:
                 if not tasks[key].over:
                     try:
                         names.append(links.pass_on(self._session, child, key))
-                    except (OSError, ValueError) as exc:
+                    except (OSError, ValueError, StoreError) as exc:
                         self._book.say(
                             f"the end of task {child}, which is that of task {key}, cannot be passed on: {exc}"
                         )

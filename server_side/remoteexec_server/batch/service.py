@@ -17,7 +17,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ..store.session import Session, log_tail
+from ..store.session import Session, StoreError, log_tail
 from ..store.watching import Watcher
 from ..wire import header
 from ..wire.messages import (
@@ -353,7 +353,7 @@ class Service:
                 if self._clients is not None:
                     self._clients.add(client_of(child))
                 self._learn({client_of(child)})
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, StoreError) as exc:
             self._book.say(f"whose future task {key} has returned cannot be read: {exc}")
             self._watcher.forget([f"{key}.link"])
             return

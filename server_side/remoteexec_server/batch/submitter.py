@@ -113,8 +113,7 @@ class Submitter:
         if burst is None:
             return
         if self._session.owner(burst.submit.burst) != self._owner:
-            del self._waiting[burst.submit.burst]
-            burst.followed = True
+            self._follow(burst)
             return
         if burst.groups is None and not self._cut(burst):
             return
@@ -235,11 +234,17 @@ class Submitter:
 
     def _leave(self, burst: Burst, exc: Exception) -> None:
         """To a service on a host that may submit; this one tries again, too, as long as it is there."""
-        del self._waiting[burst.submit.burst]
-        burst.followed = True
+        self._follow(burst)
         self._session.own(burst.submit.burst, _NOBODY)
         left = len(self._left(burst.submit.tasks))
         self._book.say(f"{exc}; {left} tasks wait in the store until a service of the session can submit them")
+
+    def _follow(self, burst: Burst) -> None:
+        """Another service submits the rest of it."""
+        del self._waiting[burst.submit.burst]
+        burst.followed = True
+        for entry in self._left(burst.submit.tasks):
+            self._book.open[entry.key] = None
 
     def _accept(self, burst: Burst) -> None:
         del self._waiting[burst.submit.burst]

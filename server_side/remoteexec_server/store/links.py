@@ -40,7 +40,7 @@ def read_link(session: Session, key: TaskKey) -> TaskKey:
     """
     try:
         return TaskKey(checked(json.loads(link_file(session, key).read_bytes())["to"]))
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, StoreError) as exc:
         raise StoreError(f"{link_file(session, key)} is no link: {exc}") from exc
 
 
@@ -73,7 +73,7 @@ def pass_on(session: Session, child: TaskKey, key: TaskKey) -> str:
 
     Raises:
         OSError: the store cannot be read or written.
-        ValueError: it holds something else than what we write.
+        ValueError, StoreError: it holds something else than what we write.
     """
     names = frozenset(os.listdir(session.outcomes))
     origin = followed(session, child, names)
