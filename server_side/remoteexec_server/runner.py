@@ -181,7 +181,8 @@ def _child(session: Session, job: Job, index: int) -> None:
 
 def _run(session: Session, job: Job, index: int) -> int:
     task, environment = job.tasks[index], dict(os.environ)
-    if job.upstream:
+    names = frozenset(os.listdir(session.outcomes)) if job.upstream else frozenset()
+    if not all(links.has_end(key, names) for key in map(TaskKey, job.upstream)):
         from .batch import again
 
         if again.put_off(session, job, index, environment):

@@ -18,11 +18,14 @@ from remoteexec import (
     TestClusterExecutor,
     current_executor,
 )
+from remoteexec.config.model import ClusterConfig
+from remoteexec_server.batch import slurm_script
 from remoteexec_server.store import hdf5, links
 from remoteexec_server.store.session import Session
 from remoteexec_server.wire import payload
 from remoteexec_server.wire.messages import TaskKey
 from tests.clusters.rootless import SlurmCluster
+from tests.integration.running import running
 
 pytestmark = pytest.mark.timeout(180)
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -45,13 +48,13 @@ def with_resources(resources: dict[str, Any]) -> Any:
 def test_children_have_resources_of_their_own_and_the_executors_where_they_say_nothing(tmp_path: Path) -> None:
     with near(tmp_path, {"environment": {"OF": "all"}}) as exe:
         assert exe.submit(with_resources, {"threads_per_core": 2}).result(WAIT_S) == "2"
-        assert exe.submit(submits_getenv, resource_dict={"environment": {"OF": "parent"}}).result(WAIT_S) == "all"
+        assert exe.submit(submits_getenv, "OF", resource_dict={"environment": {"OF": "parent"}}).result(WAIT_S) == "all"
         with pytest.raises(ValueError, match="threads_per_core=0: must be a whole number"):
             exe.submit(with_resources_waiting, {"threads_per_core": 0}).result(WAIT_S)
 
 
-def submits_getenv() -> Any:
-    return current_executor().submit(os.getenv, "OF")
+def submits_getenv(name: str) -> Any:
+    return current_executor().submit(os.getenv, name)
 
 
 def with_resources_waiting(resources: dict[str, Any]) -> Any:
@@ -119,6 +122,18 @@ def killed_gateway() -> list[int]:
 def test_a_gateway_that_dies_has_a_successor(tmp_path: Path) -> None:
     with near(tmp_path) as exe:
         assert exe.submit(killed_gateway).result(WAIT_S) == [2, 4, 5]
+
+
+@pytest.mark.slurm
+def test_what_a_compute_node_cannot_submit_a_service_on_the_login_node_does(slurm_config: ClusterConfig) -> None:
+    template = slurm_script.TEMPLATE.replace("exec {{", "export PATH=/nowhere\nexec {{")
+    with running(slurm_config) as exe:
+        parent = exe.submit(submits_getenv, "HOME", resource_dict={"submission_template": template})
+        after = exe.submit(add, parent, "!")
+        assert after.result(WAIT_S) == f"{parent.result(WAIT_S)}!"
+        logs = Path(slurm_config.root, "sessions", exe.session, "jobs").glob("*/*.log")
+        said = "".join(path.read_text() for path in logs)
+    assert "1 tasks wait in the store until a service of the session can submit them" in said
 
 
 # ---- with nobody logged in ----

@@ -24,7 +24,7 @@ _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses between attempts to submit while the scheduler does not answer; the last one for ever."""
 _NOBODY = "nobody"
 """Owner of bursts that whoever can is to submit."""
-_GIVE_UP = 4
+_GIVE_UP = 3
 """Attempts after which a task's host is taken for one that cannot submit."""
 _NOT_HERE = re.compile(r"permission denied|not (allowed|permitted|authorized)|submit host", re.IGNORECASE)
 """Words of schedulers that let nobody submit from a compute node."""
