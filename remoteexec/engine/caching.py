@@ -258,7 +258,7 @@ class Caching:
             directory = self._directory(wish.directory)
             if name is not None:
                 running = self._running.get((directory, name))
-                if running is not None:
+                if running is not None and not running.inner.cancelled():
                     return running.another()
                 hit = directory.find(name)
                 if hit is not None:
