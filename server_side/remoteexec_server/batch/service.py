@@ -3,7 +3,7 @@ a laptop.
 
     request ─ handle ─┐   book: tasks         ┌─ events for the client
                       ├─ submitter: bursts ───┤
-    time ──── step ───┘   watcher: outcomes   └─ Accepted Rejected Started OutcomeReady Lost Problem
+    time ──── step ───┘   outcomes: listings  └─ Accepted Rejected Started OutcomeReady Lost Problem
 
 One thread calls it (`loop`). `handle` never asks the scheduler; `step` does one thing that is due: submit the next
 job, list the outcomes, or ask about all jobs in one command.
@@ -17,8 +17,8 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from ..store.outcomes import Outcomes
 from ..store.session import Session, log_tail
-from ..store.watching import Watcher
 from ..wire import header
 from ..wire.messages import (
     Cancel,
@@ -64,7 +64,7 @@ class Service:
         self._terms = jobs.terms
         self._bursts: dict[str, Burst] = {}
         self._book = Book(session)
-        self._watcher = Watcher(session.outcomes, clock)
+        self._outcomes = Outcomes(session, clock)
         self._submitter = Submitter(self._book, queue, jobs, secrets.token_hex(8), clock)
         self._doom_at = 0.0
         self._ask_at = clock() + self._terms.poll_s
@@ -95,8 +95,8 @@ class Service:
         due_at = self._submitter.due_at()
         if due_at is not None and now >= due_at:
             self._submitter.step()
-            self._watcher.hurry()
-        if self._book.open and now >= self._watcher.due_at:
+            self._outcomes.hurry()
+        if self._book.open and now >= self._outcomes.due_at:
             self._look()
         if self._book.open and now >= self._ask_at:
             self._ask()
@@ -116,7 +116,7 @@ class Service:
         if self._book.doomed:
             due.append(self._doom_at)
         if self._book.open:
-            due += [self._watcher.due_at, self._ask_at]
+            due += [self._outcomes.due_at, self._ask_at]
         return max(0.0, min(due) - self.clock()) if due else None
 
     def next_outcome(self) -> tuple[OutcomeReady, bytes] | None:
@@ -124,7 +124,7 @@ class Service:
         while self._book.pushed:
             key = self._book.pushed.popleft()
             try:
-                data = self.session.outcome(key).read_bytes()
+                data = self._outcomes.outcome(key)
             except OSError as exc:
                 self._unread(key, exc)
                 continue
@@ -144,7 +144,7 @@ class Service:
         if known is not None:
             if known.accepted:
                 self._book.events.append(accepted(known, self._book))
-            self._watcher.hurry()
+            self._outcomes.hurry()
             return
         problem = refusal(submit, bundle, self.session.key, self._book.tasks)
         if problem is None:
@@ -156,7 +156,7 @@ class Service:
         if problem is not None:
             keys = tuple(entry.key for entry in submit.tasks)
             self._book.events.append(Rejected(submit.burst, keys, *problem))
-        self._watcher.hurry()
+        self._outcomes.hurry()
 
     def _adopt(self, submit: Submit) -> Burst:
         """Make records of a burst."""
@@ -222,7 +222,7 @@ class Service:
     def _look(self) -> None:
         """List the outcomes once, for all tasks."""
         try:
-            names = list(self._watcher.look())
+            names = list(self._outcomes.look())
         except OSError as exc:
             self._book.say(f"the store cannot be listed: {exc}")
             return
@@ -230,7 +230,7 @@ class Service:
 
     def _look_at_all(self) -> None:
         """The same for what was seen before, too."""
-        self._watcher.forget_all()
+        self._outcomes.forget_all()
         self._look()
 
     def _read(self, names: Iterable[str]) -> None:
@@ -249,9 +249,9 @@ class Service:
     def _note_start(self, task: Task) -> None:
         if task.started or task.over:
             return
-        claim = self.session.read_claim(task.entry.key)
+        claim = self._outcomes.claim(task.entry.key)
         if claim is None:
-            self._watcher.forget([f"{task.entry.key}.running"])
+            self._outcomes.forget([f"{task.entry.key}.running"])
             return
         task.started = True
         self._book.events.append(Started(task.entry.key, claim.job, claim.host))
@@ -259,8 +259,7 @@ class Service:
     def _note_outcome(self, task: Task) -> None:
         key = task.entry.key
         try:
-            with self.session.outcome(key).open("rb") as file:
-                failed = header.read(file.read(header.BLOCK)).status != "ok"
+            failed = header.read(self._outcomes.outcome(key, header.BLOCK)).status != "ok"
         except header.HeaderError:
             failed = True  # the client says what is wrong with it
         except OSError as exc:
@@ -273,15 +272,15 @@ class Service:
     def _unread(self, key: TaskKey, exc: OSError) -> None:
         """The next look tries again."""
         self._book.unread(key, exc)
-        self._watcher.forget([f"{key}.h5"])
+        self._outcomes.forget([f"{key}.h5"])
 
     def _note_loss(self, task: Task) -> None:
         key = task.entry.key
         try:
-            loss = self.session.read_loss(key)
+            loss = self._outcomes.loss(key)
         except (OSError, ValueError) as exc:
             self._book.say(f"loss of task {key} cannot be read: {exc}")
-            self._watcher.forget([f"{key}.lost"])
+            self._outcomes.forget([f"{key}.lost"])
             return
         self._book.tell_loss(task, loss)
 
