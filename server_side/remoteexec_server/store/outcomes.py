@@ -99,8 +99,10 @@ class Outcomes:
             log, record = found
             length = record.length if most is None else min(most, record.length)
             return log.read(Record(record.kind, record.key, record.offset, length))
+        if most is None:
+            return self._session.outcome(key).read_bytes()
         with self._session.outcome(key).open("rb") as file:
-            return file.read() if most is None else file.read(most)
+            return file.read(most)
 
     def loss(self, key: TaskKey) -> Loss:
         """Why there is no outcome.
