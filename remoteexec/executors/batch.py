@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from remoteexec_server.wire import header
 from remoteexec_server.wire.messages import Hello, Terms
+from remoteexec_server.wire.pilots import check_fits
 from remoteexec_server.wire.resources import Resources
 
 from .._version import __version__
@@ -19,6 +20,7 @@ from ..engine.driver import Driver
 from ..futures import TaskFuture
 from ..resources import ResourceError, read_resources, resource_names
 from .base import BaseExecutor, finish_at_exit, leave_first, refuse_own_parameter
+from .pilots import PilotWish
 
 R = TypeVar("R")
 
@@ -32,6 +34,7 @@ class BatchExecutor(BaseExecutor):
         poll_s: seconds between questions to the scheduler.
         wait: whether leaving the `with` block waits for all tasks.
         caching: what is kept here of the results; see docs/cache.md.
+        pilots: which jobs host workers, if any do.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class BatchExecutor(BaseExecutor):
         poll_s: float = 30.0,
         wait: bool = True,
         caching: Caching | None = None,
+        pilots: PilotWish | None = None,
     ) -> None:
         super().__init__(wait)
         self._caching = caching or Caching(None)
@@ -48,7 +52,8 @@ class BatchExecutor(BaseExecutor):
         self._defaults = _one_rank(read_resources(resource_dict))
         session_key = secrets.token_bytes(32)
         name = secrets.token_hex(4)
-        terms = Terms(poll_s=poll_s)
+        self._pilots = (pilots or PilotWish()).read(self._defaults, name, session_key)
+        terms = Terms(poll_s=poll_s, pilots=self._pilots)
         hello = Hello(header.PROTOCOL, header.PYTHON, __version__, name, f"s-{name}", session_key.hex(), terms)
         self._driver = Driver(client(hello), session_key, name)
         weakref.finalize(self, self._driver.stop).atexit = False  # an executor nobody holds takes no more calls
@@ -69,6 +74,8 @@ class BatchExecutor(BaseExecutor):
         resources = self._defaults
         if resource_dict is not None:
             resources = _one_rank(read_resources(resource_dict, self._defaults))
+            if self._pilots is not None:
+                check_fits(resources, self._pilots)
         self.reach()
         if wish is not None:
             call = CachedCall(fn, args, kwargs, resource_names(resources))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from remoteexec_server.store import root
@@ -11,6 +11,7 @@ from remoteexec_server.wire.resources import Resources
 from ..engine.caching import Caching
 from ..engine.client import InProcess
 from .batch import BatchExecutor
+from .pilots import PilotWish
 
 __all__ = ["SlurmClusterExecutor", "TestClusterExecutor"]
 
@@ -26,6 +27,11 @@ class SlurmClusterExecutor(BatchExecutor):
         cache_errors: keep what calls raised, too.
         poll_s: seconds between two `squeue`, for all jobs at once, asked only while results are missing.
         wait: whether leaving the `with` block waits for all tasks.
+        block_allocation: run tasks in `max_workers` jobs, each of which keeps a worker, instead of one job each.
+        max_workers: see block_allocation.
+        init_function: runs once in each worker; the dictionary it returns fills parameters of later calls that have
+            those names and were not given.
+        idle_time_s: seconds without anything to do after which such a job ends.
     """
 
     def __init__(
@@ -36,10 +42,15 @@ class SlurmClusterExecutor(BatchExecutor):
         cache_errors: bool = False,
         poll_s: float = 30.0,
         wait: bool = True,
+        block_allocation: bool = False,
+        max_workers: int | None = None,
+        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
+        idle_time_s: float = 60.0,
     ) -> None:
         where = cache_directory or root.DEFAULT
         caching = Caching(cache_directory, cache_errors, otherwise=where)
-        super().__init__(lambda hello: InProcess(hello, where, "slurm"), resource_dict, poll_s, wait, caching)
+        pilots = PilotWish(block_allocation, max_workers, init_function, idle_time_s)
+        super().__init__(lambda hello: InProcess(hello, where, "slurm"), resource_dict, poll_s, wait, caching, pilots)
 
 
 class TestClusterExecutor(BatchExecutor):
@@ -58,7 +69,12 @@ class TestClusterExecutor(BatchExecutor):
         cache_errors: bool = False,
         poll_s: float = 1.0,
         wait: bool = True,
+        block_allocation: bool = False,
+        max_workers: int | None = None,
+        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
+        idle_time_s: float = 60.0,
     ) -> None:
         where = cache_directory or root.DEFAULT
         caching = Caching(cache_directory, cache_errors, otherwise=where)
-        super().__init__(lambda hello: InProcess(hello, where, "local"), resource_dict, poll_s, wait, caching)
+        pilots = PilotWish(block_allocation, max_workers, init_function, idle_time_s)
+        super().__init__(lambda hello: InProcess(hello, where, "local"), resource_dict, poll_s, wait, caching, pilots)

@@ -16,6 +16,7 @@ from ..deploy.launch import missing, start_argv
 from ..deploy.package import package_files
 from ..ssh.gateway_client import GatewayClient
 from .batch import BatchExecutor
+from .pilots import PilotWish
 
 __all__ = ["RemoteExecutor"]
 
@@ -32,6 +33,11 @@ class RemoteExecutor(BatchExecutor):
         wait: whether leaving the `with` block waits for all tasks.
         password: called, once, when the cluster refused the keys and takes a password; returns it, or None. It is
             remembered for reconnections as long as the executor lives.
+        block_allocation: run tasks in `max_workers` jobs, each of which keeps a worker, instead of one job each.
+        max_workers: see block_allocation.
+        init_function: runs once in each worker; the dictionary it returns fills parameters of later calls that have
+            those names and were not given.
+        idle_time_s: seconds without anything to do after which such a job ends.
         config_file: instead of clusters.toml in the user's configuration directory.
 
     Raises:
@@ -46,11 +52,18 @@ class RemoteExecutor(BatchExecutor):
         wait: bool = True,
         password: Callable[[], str | None] | None = None,
         config_file: Path | None = None,
+        block_allocation: bool = False,
+        max_workers: int | None = None,
+        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
+        idle_time_s: float = 60.0,
     ) -> None:
         config = cluster if isinstance(cluster, ClusterConfig) else load_cluster(cluster, config_file)
         if not isinstance(resource_dict, Resources):
             resource_dict = {**config.resources, **(resource_dict or {})}
-        super().__init__(lambda hello: _client(config, hello, password), resource_dict, _poll_s(config), wait)
+        pilots = PilotWish(block_allocation, max_workers, init_function, idle_time_s)
+        super().__init__(
+            lambda hello: _client(config, hello, password), resource_dict, _poll_s(config), wait, pilots=pilots
+        )
 
 
 def _poll_s(config: ClusterConfig) -> float:

@@ -35,6 +35,7 @@ SERVER = {
     "gateway": {"batch", "wire"},
     "probe": {"batch", "store", "wire"},
     "runner": {"batch", "failure", "store", "wire"},
+    "pilot": {"batch", "failure", "runner", "store", "wire", "worker"},
     "zygote": {"growing", "worker", "wire"},
     "worker": {"failure", "growing", "mpi", "wire"},
     "growing": {"failure", "worker", "wire"},  # a task talks through the worker it runs in

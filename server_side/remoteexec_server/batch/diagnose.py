@@ -16,7 +16,7 @@ from ..wire.messages import Loss
 from ..wire.resources import Resources
 from .base import JobFacts, JobRef, JobState
 
-__all__ = ["loss", "unexplained"]
+__all__ = ["loss", "names_memory", "unexplained"]
 
 _EX_IOERR = 74
 """The runner's exit code for "neither outcome nor loss could be written"."""
@@ -108,6 +108,11 @@ def unexplained(facts: JobFacts, ref: JobRef, grace_s: float, log_tail: str, log
         log_tail=log_tail,
         log_path=log_path,
     )
+
+
+def names_memory(log_tail: str) -> bool:
+    """Whether the end of a log says that something ran out of memory."""
+    return bool(_OUT_OF_MEMORY.search(log_tail))
 
 
 def _never_starts(facts: JobFacts, lost: Callable[[str, str, str], Loss]) -> Loss | None:

@@ -34,6 +34,7 @@ from ..wire.messages import (
 from . import diagnose
 from .base import JobFacts, JobId, JobRef, Queue, SchedulerUnavailable
 from .book import Book
+from .crews import Crews
 from .records import Burst, Task, cut, refusal
 from .submitter import Jobs, Submitter, accepted
 
@@ -65,7 +66,9 @@ class Service:
         self._bursts: dict[str, Burst] = {}
         self._book = Book(session)
         self._outcomes = Outcomes(session, clock)
-        self._submitter = Submitter(self._book, queue, jobs, secrets.token_hex(8), clock)
+        owner = secrets.token_hex(8)
+        self._submitter = Submitter(self._book, queue, jobs, owner, clock)
+        self._crews = Crews(self._book, queue, jobs, client, owner, clock)
         self._doom_at = 0.0
         self._ask_at = clock() + self._terms.poll_s
         self._learn()
@@ -96,6 +99,9 @@ class Service:
         if due_at is not None and now >= due_at:
             self._submitter.step()
             self._outcomes.hurry()
+        pilots_at = self._crews.due_at()
+        if pilots_at is not None and now >= pilots_at:
+            self._crews.step()
         if self._book.open and now >= self._outcomes.due_at:
             self._look()
         if self._book.open and now >= self._ask_at:
@@ -105,14 +111,13 @@ class Service:
     @property
     def submitting(self) -> bool:
         """The scheduler has not been told yet of something that was asked for: jobs to be run, or to be ended."""
-        return self._submitter.busy or bool(self._book.doomed)
+        return self._submitter.busy or self._crews.busy or bool(self._book.doomed)
 
     def wait_s(self) -> float | None:
         """Seconds until `step` has something to do; None: only after a request."""
         if self._book.pushed:
             return 0.0
-        submit_at = self._submitter.due_at()
-        due = [submit_at] if submit_at is not None else []
+        due = [at for at in (self._submitter.due_at(), self._crews.due_at()) if at is not None]
         if self._book.doomed:
             due.append(self._doom_at)
         if self._book.open:
@@ -135,6 +140,9 @@ class Service:
     def close(self, discard: bool) -> None:
         """End; with `discard`, remove the session's files unless something of it still runs."""
         self._submitter.close()
+        if not self._book.open:
+            self._crews.end()
+        self._crews.close()
         self.queue.close()
         if discard and not self._book.open and not self._submitter.busy:
             self.session.remove()
@@ -150,7 +158,7 @@ class Service:
         if problem is None:
             try:
                 self.session.add_burst(submit, bundle)
-                self._submitter.add(self._adopt(submit))
+                self._add(self._adopt(submit))
             except OSError as exc:
                 problem = ("StoreError", f"the store on the cluster cannot be written: {exc}")
         if problem is not None:
@@ -164,6 +172,15 @@ class Service:
             self._book.add(entry, submit.burst, submit.resources[entry.resources])
         burst = self._bursts[submit.burst] = Burst(submit)
         return burst
+
+    def _add(self, burst: Burst) -> None:
+        """A burst that this service sees to."""
+        crew = self._crews.of(burst.submit.burst)
+        if crew is None:
+            self._submitter.add(burst)
+        else:
+            crew.add(burst)
+            self._book.events.append(accepted(burst, self._book))
 
     def _cancel(self, keys: Sequence[TaskKey]) -> None:
         for key in keys:
@@ -182,12 +199,13 @@ class Service:
             task = self._book.tasks.get(key)
             if task is not None:
                 task.wanted, task.over, task.started = True, False, False
-                if task.ref is not None or self._bursts[task.burst].followed:
+                if task.ref is not None or self._bursts[task.burst].followed or self._crews.of(task.burst):
                     self._book.open[key] = None
         self._look_at_all()
         for key in keys:
             task = self._book.tasks.get(key)
-            if task is not None and not task.over and task.ref is None and self._bursts[task.burst].accepted:
+            unknown = task is not None and not task.over and task.ref is None and not self._crews.of(task.burst)
+            if task is not None and unknown and self._bursts[task.burst].accepted:
                 loss = Loss("store", "its job could not be described: the store was full at that time")
                 self._book.tell_loss(task, loss)
 
@@ -203,6 +221,9 @@ class Service:
             if burst is None:
                 burst = self._adopt(submit)
                 burst.followed = not submit.burst.startswith(f"{self._client}-")
+            if self._crews.of(submit.burst):
+                self._crews.learn(burst)
+                continue
             if submit.burst in most:  # else nothing of it was submitted
                 self._learn_jobs(burst, most[submit.burst], jobs)
             if not burst.accepted and (not burst.followed or self._submitter.orphaned(burst)):
@@ -302,18 +323,20 @@ class Service:
             self._learn()
         open_tasks = [self._book.tasks[key] for key in self._book.open]
         refs = {task.ref: task for task in open_tasks if task.ref is not None}
-        if not refs:
+        pilots = self._crews.refs()
+        if not refs and not pilots:
             return
         try:
-            facts = self.queue.states(list(refs))
+            facts = self.queue.states([*refs, *pilots])
         except SchedulerUnavailable as exc:
             self._book.say(f"{exc}; asking again in {self._terms.poll_s:.0f} s")
             return
         self._book.no_problem()
         self._refuse_stuck(refs, facts)
         ended = [ref for ref in refs if facts[ref].state.ended]
-        if ended:
+        if ended or any(facts[ref].state.ended for ref in pilots):
             self._look_at_all()
+        self._crews.heard(facts, self._outcomes)
         for ref in ended:
             if not refs[ref].over:
                 self._explain(refs[ref], ref, facts[ref])

@@ -26,13 +26,16 @@ class Outcomes:
 
     Args:
         clock: seconds, monotonic.
+        without: logs of writers whose names begin so are passed over.
 
     Attributes:
         damaged: logs that cannot be read to their end, by writer.
     """
 
-    def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic) -> None:
-        self._session, self._clock = session, clock
+    def __init__(
+        self, session: Session, clock: Callable[[], float] = time.monotonic, without: str | None = None
+    ) -> None:
+        self._session, self._clock, self._without = session, clock, without
         self._watcher = Watcher(session.outcomes, clock)
         self._logs: dict[str, LogReader] = {}
         self._records: dict[str, tuple[LogReader, Record]] = {}
@@ -61,6 +64,8 @@ class Outcomes:
         found = {name for name in new if not name.endswith(SUFFIX)}
         self._files |= found
         for name in new - found:
+            if self._without is not None and name.startswith(self._without):
+                continue
             self._logs.setdefault(name, LogReader(self._session.outcomes / name))
         logged = {told for name, log in self._logs.items() for told in self._scan(name, log)}
         again, self._again = self._again & self._records.keys(), set()
@@ -132,6 +137,10 @@ class Outcomes:
             for log, record in self._records.values()
             if record.kind is Kind.STARTED and log.name.startswith(prefix) and not self.ended(record.key)
         }
+
+    def has_writer(self, prefix: str) -> bool:
+        """Whether somebody whose name begins so has written something."""
+        return any(log.name.startswith(prefix) and log.used for log in self._logs.values())
 
     def _scan(self, name: str, log: LogReader) -> Iterable[str]:
         """What is new in one log; a log that cannot be read now is looked at again."""

@@ -89,6 +89,10 @@ class LogWriter:
             raise
         self._end += len(data)
 
+    def catch_up(self) -> None:
+        """Go on behind what another process has appended through the same open file, which has ended."""
+        self._end = os.fstat(self.handle).st_size
+
     def sync(self) -> None:
         """Let every host see what was appended."""
         os.fsync(self.handle)
@@ -111,6 +115,11 @@ class LogReader:
         self._at = 0
         self._handle: int | None = None
         self.damage: DamagedLog | None = None
+
+    @property
+    def used(self) -> bool:
+        """Whether a record was found in it."""
+        return self._at > 0
 
     def look(self) -> list[Record]:
         """Records that were not whole at the last look.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NewType, Union
 
 from .names import TaskKey as TaskKey
+from .pilots import Pilots as Pilots
 from .resources import Resources
 
 BurstId = NewType("BurstId", str)
@@ -35,6 +36,7 @@ class Terms:
         submits_per_minute: submissions, on average.
         jobs_at_once: jobs and elements of arrays that may run or wait in the queue at the same time; None: no limit.
         cores_at_once: the same, in CPUs.
+        pilots: run tasks in these; None: each is a job.
     """
 
     poll_s: float = 30.0
@@ -42,6 +44,7 @@ class Terms:
     submits_per_minute: float = 60.0
     jobs_at_once: int | None = None
     cores_at_once: int | None = None
+    pilots: Pilots | None = None
 
 
 @dataclass(frozen=True)
