@@ -208,8 +208,9 @@ class Pilot:
         number = self._pilots.workers + len(self._staff.hired)
         hired = self._staff.hire(wanted, number, False, grant.gpus if gpus(wanted) else None)
         hired.grant = grant
-        if wanted.run_time_max_s is not None:
-            hired.limit_at = now + wanted.run_time_max_s
+        limit_s = self._own_limit_s(wanted)
+        if limit_s is not None:
+            hired.limit_at = now + limit_s
         hired.send(item, now)
         hired.tell_end()
         return True
@@ -380,12 +381,18 @@ class Pilot:
         if any(not self._is_over(key) for key in ticket.outside):
             self._blocked = True
             return False
-        wanted: Resources | None = ticket.resources
-        limit_s = wanted.run_time_max_s if wanted is not None else None
+        wanted = ticket.resources
+        limit_s = self._own_limit_s(wanted)
         now = time.time()
         if self._ending is not None and (now > self._ending.takes_until or not self._ending.allows(now, limit_s)):
             return False
         return wanted is None or self._ledger.has_room(wanted) or not any(h.sent for h in self._staff.hired.values())
+
+    def _own_limit_s(self, wanted: Resources | None) -> float | None:
+        """How long a task may take; None: it says no more than that it runs in a pilot."""
+        if wanted is None or wanted.run_time_max_s == self._worker.run_time_max_s:
+            return None
+        return wanted.run_time_max_s
 
     def _set_hunger(self, hungry: bool) -> None:
         if hungry != self._hungry:
