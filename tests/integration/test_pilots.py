@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import operator
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,14 +15,20 @@ from typing import Any
 
 import pytest
 
-from remoteexec import errors, worker_id
+from remoteexec import TestClusterExecutor, errors, worker_id
 from remoteexec.config.model import ClusterConfig
 from remoteexec.resources import ResourceError
+from remoteexec_server.store import hdf5
+from remoteexec_server.store.outcomes import Outcomes
+from remoteexec_server.store.session import Session
+from remoteexec_server.wire import payload
+from remoteexec_server.wire.messages import TaskKey
 from tests.clusters.rootless import SlurmCluster
 from tests.integration.running import running
 from tests.integration.test_faults_jobs import PROMPT_S, Place, outcome_within, placed
 
 MANY = 2_000
+CHECKOUT = Path(__file__).parent.parent.parent
 
 
 def same(value: Any) -> Any:
@@ -248,34 +256,72 @@ def test_a_damaged_ticket_costs_time_and_nothing_else(slurm_config: ClusterConfi
         assert [future.result(40) for future in futures] == list(range(9))
 
 
-def test_a_pilot_whose_time_is_up_hands_over_to_another(
-    slurm_cluster: SlurmCluster, slurm_config: ClusterConfig
-) -> None:
-    options: dict[str, Any] = {"resource_dict": {"run_time_max": 20}}
+def test_a_pilot_that_is_warned_hands_over_to_another(slurm_cluster: SlurmCluster, slurm_config: ClusterConfig) -> None:
+    options: dict[str, Any] = {"resource_dict": {"run_time_max": 900}}
     with running(slurm_config, block_allocation=True, max_workers=1, **options) as exe:
-        assert exe.submit(same, 1).result(30) == 1
-        ran = session_of(slurm_config)
-        beats = ran.glob("crews/*/pilots/*")
-        (path,) = [path for path in beats if path.name[0] != "."]
-        futures = [exe.submit(who) for _ in range(3)]
-        jobs = {future.result(30)[0] for future in futures}
-        assert jobs == {json.loads(path.read_text())["job"]}
+        futures = [exe.submit(nap_and_say, 0.3) for _ in range(20)]
+        first = futures[0].result(30)
+        slurm_cluster.run(["scancel", "--signal=USR1", "--batch", first])
+        jobs = [future.result(60) for future in futures]
+        assert set(jobs) == {first, jobs[-1]}
+        assert jobs[-1] != first
+        (script,) = session_of(slurm_config).glob("jobs/*-p0/run_queue.sh")
+        assert "--signal=B:USR1@60" in script.read_text()
+
+
+def nap_and_say(seconds: float) -> str:
+    time.sleep(seconds)
+    return os.environ.get("SLURM_JOB_ID") or os.environ["REMOTEEXEC_JOB_ID"]
+
+
+def test_pilots_follow_each_other_before_their_time_is_up_and_nothing_is_lost(tmp_root: Path) -> None:
+    options: dict[str, Any] = {"resource_dict": {"run_time_max": 6}, "block_allocation": True, "max_workers": 1}
+    with TestClusterExecutor(cache_directory=str(tmp_root), **options) as exe:
+        futures = [exe.submit(nap_and_say, 0.5 + n / 1e6) for n in range(24)]  # not the same call
+        jobs = [future.result(60) for future in futures]
+        assert 3 <= len(set(jobs)) <= 6
 
 
 SCRIPT = """
-import sys, time
-sys.path[:0] = {path!r}
+import os, sys, time
 from remoteexec import SlurmClusterExecutor
 
-def nap(seconds, value):
+def nap(n):
     import time
-    time.sleep(seconds)
-    return value
+    time.sleep(0.1)
+    return n
 
-exe = SlurmClusterExecutor(block_allocation=True, max_workers=2, poll_s=1.0, resource_dict={{"run_time_max": 600}})
-futures = [exe.submit(nap, 0.1, n) for n in range(60)]
-last = exe.submit(sum, futures)
+def total(values):
+    return sum(values)
+
+exe = SlurmClusterExecutor(block_allocation=True, max_workers=2, resource_dict={"run_time_max": 600})
+futures = [exe.submit(nap, n) for n in range(100)]
+last = exe.submit(total, futures)
 futures[0].result()
-print("running", flush=True)
-time.sleep(100)
+print(exe._driver._name, last.key, sys.argv[1], flush=True)
+os.kill(os.getpid(), 9)
 """
+
+
+def test_pilots_finish_everything_with_nobody_logged_in(slurm_cluster: SlurmCluster) -> None:
+    client = slurm_cluster.make_directory("lonely")
+    for package in ("remoteexec", "server_side/remoteexec_server"):
+        shutil.copytree(
+            CHECKOUT / package, client / Path(package).name, ignore=shutil.ignore_patterns("__pycache__")
+        )  # the cluster's user may not be able to read the checkout
+    (client / "script.py").write_text(SCRIPT)
+    subprocess.run(["chmod", "-R", "a+rX", client], check=True)
+    argv = ["env", f"PYTHONPATH={client}", str(slurm_cluster.python), str(client / "script.py"), "x"]
+    done = slurm_cluster.run(argv, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    name, last, _ = done.stdout.split()
+    session = Session(slurm_cluster.home / ".remoteexec" / "sessions" / f"s-{name}")
+    outcomes = Outcomes(session)
+    deadline = time.monotonic() + 40
+    while not outcomes.ended(TaskKey(last)):
+        assert time.monotonic() < deadline, "nobody goes on"
+        time.sleep(0.2)
+        outcomes.look()
+    outcome = hdf5.read_outcome(outcomes.outcome(TaskKey(last)), TaskKey(last), session.key)
+    assert outcome.value is not None
+    assert payload.loads(outcome.value.data) == sum(range(100))

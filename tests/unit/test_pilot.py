@@ -93,6 +93,12 @@ def test_the_last_twentieth_of_a_pilots_time_belongs_to_its_ending_but_at_most_a
     assert not ending.allows(ending.gives_at - 10.0, 11.0)
 
 
+def test_the_last_task_is_started_while_there_is_time_for_one_that_takes_longer_than_the_others() -> None:
+    ending = plan.ending(1000.0, 1100.0)
+
+    assert [ending.left_s(1085.0, mean_s) for mean_s in (None, 2.0, 10.0)] == [10.0, 7.0, -5.0]
+
+
 def test_a_pilot_without_a_limit_never_ends() -> None:
     assert plan.ending(1000.0, float("inf")).allows(1e12, 1e6)
 

@@ -487,9 +487,11 @@ class Pilot:
         if self._ending is None:
             ends_at = aside.ends_at(self._worker.run_time_max_s, self._beat.started)
             self._ending = plan.ending(self._beat.started, ends_at)
-        warned = signal.SIGUSR1 in self._signals
-        if (warned or time.time() >= self._ending.gives_at) and not self._winding_down:
+        left_s = self._ending.left_s(time.time(), self._mean_s)
+        if (left_s <= 0 or signal.SIGUSR1 in self._signals) and not self._winding_down:
             self._wind_down()
+        elif left_s > 0:
+            self._tick_at = min(self._tick_at, time.monotonic() + left_s)
 
     def _wind_down(self) -> None:
         """Time is nearly up: what is not started is for others, one of which is to take this one's place."""

@@ -11,6 +11,8 @@ from ..wire.resources import Resources
 _QUICK_S = 0.02
 """Tasks that take less, on average, are sent ahead."""
 _AHEAD = 16
+_LONGER = 1.5
+"""How much longer than the others a task may take that is started last. Picked, not measured."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ class Ending:
     def allows(self, now: float, run_time_s: float | None) -> bool:
         """Whether a task that says it takes so long may still be started."""
         return now + (run_time_s or 0.0) < self.gives_at
+
+    def left_s(self, now: float, mean_s: float | None) -> float:
+        """Seconds until no more tasks are to be started: those that have run so far tell how long one may take."""
+        return self.gives_at - _LONGER * (mean_s or 0.0) - now
 
 
 def ending(began: float, ends_at: float) -> Ending:
