@@ -16,11 +16,14 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from ..store.crew import BadTicket, CrewStore, Spec, crews, owner_of, regroup, without_init
-from ..store.outcomes import Outcomes
+from ..store.outcomes import Outcomes, log_path
+from ..store.segments import Kind, LogWriter
 from ..store.session import Job, Journal, Session, log_tail
 from ..store.tickets import cut
+from ..wire import messages
 from ..wire.messages import BurstId, Loss, TaskKey
 from ..wire.pilots import pilot_resources
 from ..wire.resources import Resources
@@ -76,6 +79,11 @@ def reserve_name(session: Session, client: str, resources: Resources, spec: Spec
             number += 1
     session.add_job(Job(name, BurstId(""), (), resources, scheduler=spec.scheduler, grace_s=spec.grace_s))
     return name
+
+
+def intent(name: str, count: int) -> dict[str, object]:
+    """What is noted before so many pilots are submitted; the number of their job is noted afterwards."""
+    return {"job": "", "name": name, "tasks": count}
 
 
 def submit_pilots(store: CrewStore, spec: Spec, queue: Queue, name: str, count: int) -> JobId:
@@ -138,6 +146,7 @@ class Crew:
         self._journal, self._clock = journal, clock
         self._pilots: dict[str, JobRef] = {}  # whose jobs have not ended, as far as is known
         self._gone: set[str] = set()
+        self._intents: dict[str, int] = {}  # jobs somebody was about to submit, with their numbers of pilots; 0: known
         self._ended_at: dict[str, float] = {}
         self._bursts: dict[BurstId, Burst] = {}
         self._hiring: tuple[str, int] | None = None  # name and number of what is being submitted
@@ -153,7 +162,7 @@ class Crew:
     @property
     def busy(self) -> bool:
         """Pilots that are needed are not in the queue yet."""
-        return self.adopted and (self._hiring is not None or self._due)
+        return self.adopted and bool(self._book.open) and (self._hiring is not None or self._due)
 
     def add(self, burst: Burst) -> None:
         """Let pilots run a burst.
@@ -179,10 +188,16 @@ class Crew:
                 self._book.open[entry.key] = None
 
     def read_notes(self) -> None:
-        """Jobs of pilots that somebody has submitted."""
+        """Jobs of pilots that somebody has submitted, or was about to."""
         for note in self._journal.notes():
-            if str(note.get("name", "")).rpartition("-p")[0] == f"rx-{self.store.client}":
-                self._note(note["name"], JobId(note["job"]), note["tasks"])
+            name = str(note.get("name", ""))
+            if name.rpartition("-p")[0] != f"rx-{self.store.client}":
+                continue
+            if note["job"]:
+                self._note(name, JobId(note["job"]), note["tasks"])
+                self._intents[name] = 0
+            else:
+                self._intents.setdefault(name, note["tasks"])
 
     def _note(self, name: str, job: JobId, count: int) -> None:
         for index in range(count):
@@ -211,6 +226,7 @@ class Crew:
 
     def heard(self, facts: Mapping[JobRef, JobFacts], outcomes: Outcomes) -> None:
         """What the scheduler says of them."""
+        self._find_again()
         for pilot, ref in list(self._pilots.items()):
             if ref in facts and facts[ref].state.ended:
                 self._see_to(pilot, ref, facts[ref], outcomes)
@@ -228,7 +244,24 @@ class Crew:
 
     # ---- as many pilots as there is work for ----
 
+    def _find_intended(self) -> bool:
+        """Look for jobs whose submission was begun, and by whom who knows; False: the scheduler does not answer."""
+        for name, count in self._intents.items():
+            if count:
+                try:
+                    job = self._queue.find(name)
+                except SchedulerUnavailable as exc:
+                    self._book.say(f"{exc}; looking for pilots again in {_AGAIN_S[1]:.0f} s")
+                    return False
+                self._intents[name] = 0
+                if job is not None:
+                    self._note(name, job, count)
+        return True
+
     def _check(self, now: float) -> None:
+        if not self._find_intended():
+            self._check_at = now + _AGAIN_S[1]
+            return
         waiting = len(self.store.tickets())
         for pilot in list(self._pilots):
             beat = self.store.read_beat(pilot) if waiting else None
@@ -246,6 +279,8 @@ class Crew:
             try:
                 resources = self._spec.pilots.resources
                 name = reserve_name(self.store.session, self.store.client, resources, self._spec)
+                self._intents[name] = 0
+                self._journal.append(intent(name, wanted))
             except OSError as exc:
                 self._book.say(f"the store on the cluster cannot be written: {exc}")
                 return
@@ -307,12 +342,20 @@ class Crew:
             message = f"{_BARREN} times in a row pilots ended before they ran a task; the last time: {loss.message}"
             self._lose_all(replace(loss, message=message))
 
+    def _find_again(self) -> None:
+        """A pilot that had said it leaves may have found a ticket at the last moment."""
+        for pilot in self._gone.intersection(self.store.members()):
+            beat = self.store.read_beat(pilot)
+            if beat is not None and not beat.left and beat.job:
+                self._gone.discard(pilot)
+                self._pilots[pilot] = JobRef.parse(beat.job)
+
     def _lose(self, key: TaskKey, loss: Loss) -> None:
         task = self._book.tasks.get(key)
         if task is not None and not task.over:
             self._book.publish_loss(task, loss)
         elif task is None:
-            self.store.session.publish_loss(key, loss)
+            self._book.write_loss(key, loss)
 
     def _lose_all(self, loss: Loss) -> None:
         for name in self.store.tickets():
@@ -390,6 +433,8 @@ class Crews:
         self._journal = Journal(self._session)
         self._crews: dict[str, Crew] = {}
         self._beat_at = clock()
+        self._losses: LogWriter | None = None
+        self._unsynced = False
         if jobs.terms.pilots is not None:
             spec = Spec(
                 without_init(jobs.terms.pilots), pilot_command(jobs.command), jobs.scheduler, jobs.terms.grace_s
@@ -398,15 +443,30 @@ class Crews:
             store.create(spec, base64.b64decode(jobs.terms.pilots.init))
             self._crews[client] = self._made(store, spec)
             self._crews[client].adopted = True
+            self._book.write_loss = self._write_loss
         for name in crews(self._session):
             store = CrewStore(self._session, name)
             found = store.spec()
             if found is not None:
                 self._crews.setdefault(name, self._made(store, found))
+        for crew in self._crews.values():
+            crew.read_notes()
 
     def of(self, burst: BurstId) -> Crew | None:
         """Whose pilots run a burst's tasks; None: they are jobs of their own."""
         return next((crew for name, crew in self._crews.items() if burst.startswith(f"{name}-")), None)
+
+    def add(self, burst: Burst) -> None:
+        """Let pilots run a burst.
+
+        Raises:
+            OSError: the store cannot be written.
+        """
+        crew = self.of(burst.submit.burst)
+        assert crew is not None
+        self._session.beat(self._owner)
+        self._session.own(burst.submit.burst, self._owner)
+        crew.add(burst)
 
     def learn(self, burst: Burst) -> None:
         """A burst of the store that pilots run; what is in no ticket is for us, if its service is gone."""
@@ -426,11 +486,14 @@ class Crews:
 
     def due_at(self) -> float | None:
         """When `step` has something to do; None: nothing, for now."""
+        if self._unsynced:
+            return 0.0
         due = [at for crew in self._crews.values() if (at := crew.due_at()) is not None]
         return min(due) if due else None
 
     def step(self) -> None:
         """Do what is due."""
+        self._sync()
         if self._clock() >= self._beat_at and self._crews:
             self._session.beat(self._owner)
             self._beat_at = self._clock() + _BEAT_S
@@ -461,8 +524,26 @@ class Crews:
                 self._queue.cancel(waiting)
 
     def close(self) -> None:
-        """Close the journal."""
+        """Close journal and log."""
+        self._sync()
         self._journal.close()
+        if self._losses is not None:
+            self._losses.close()
+
+    def _write_loss(self, key: TaskKey, loss: Loss) -> None:
+        """In one log for all: cancelling 10,000 tasks makes no 10,000 files."""
+        if self._losses is None:
+            self._losses = LogWriter(Path(log_path(self._session, f"service-{self._owner}")))
+        self._losses.append(Kind.LOST, key, messages.to_json(loss).encode())
+        self._unsynced = True
+
+    def _sync(self) -> None:
+        if self._unsynced and self._losses is not None:
+            self._unsynced = False
+            try:
+                self._losses.sync()
+            except OSError as exc:
+                self._book.say(f"losses of tasks cannot be written: {exc}")
 
     def _made(self, store: CrewStore, spec: Spec) -> Crew:
         return Crew(store, spec, self._book, self._queue, self._journal, self._clock)

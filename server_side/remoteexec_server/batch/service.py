@@ -175,11 +175,10 @@ class Service:
 
     def _add(self, burst: Burst) -> None:
         """A burst that this service sees to."""
-        crew = self._crews.of(burst.submit.burst)
-        if crew is None:
+        if self._crews.of(burst.submit.burst) is None:
             self._submitter.add(burst)
         else:
-            crew.add(burst)
+            self._crews.add(burst)
             self._book.events.append(accepted(burst, self._book))
 
     def _cancel(self, keys: Sequence[TaskKey]) -> None:

@@ -119,11 +119,13 @@ def _submit(store: CrewStore, spec: Spec, name: str) -> None:
     from ..batch.base import QueueError, SubmitRejected
 
     queue = queues.connect(spec.scheduler, store.session.path.parent.parent)
+    journal = Journal(store.session)
+    journal.append(crews.intent(name, 1))
     for attempt, pause_s in enumerate((*_PAUSES_S, 0.0)):
         try:
             job = queue.find(name) if attempt else None
             job = job or crews.submit_pilots(store, spec, queue, name, 1)
-            Journal(store.session).append({"job": job, "name": name, "tasks": 1})
+            journal.append({"job": job, "name": name, "tasks": 1})
             runner._print(f"job {job} is to take this pilot's place")
             break
         except SubmitRejected as exc:
@@ -132,6 +134,7 @@ def _submit(store: CrewStore, spec: Spec, name: str) -> None:
         except QueueError as exc:
             runner._print(f"no successor yet: {exc}")
             time.sleep(pause_s)
+    journal.close()
     queue.close()
 
 
