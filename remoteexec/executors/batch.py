@@ -8,12 +8,13 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from remoteexec_server.store.session import NAME
 from remoteexec_server.wire import header
 from remoteexec_server.wire.messages import Hello, TaskKey, Terms
+from remoteexec_server.wire.pilots import check_fits
 from remoteexec_server.wire.resources import Resources
 
 from .._version import __version__
@@ -26,6 +27,7 @@ from ..futures import TaskFuture, function_name
 from ..resources import read_resources, resource_names
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, leave_first, refuse_own_parameter
+from .pilots import PilotWish
 
 R = TypeVar("R")
 log = logging.getLogger("remoteexec")
@@ -97,6 +99,7 @@ class BatchExecutor(BaseExecutor):
         options: see Options.
         caching: what is kept here of the results; see docs/cache.md.
         place: names the cluster and our directory on it, so that a task submitted there is looked for there.
+        pilots: which jobs host workers, if any do.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class BatchExecutor(BaseExecutor):
         options: Options | None = None,
         caching: Caching | None = None,
         place: str = "",
+        pilots: PilotWish | None = None,
     ) -> None:
         self._options = options or Options()
         self._options.check()
@@ -118,13 +122,15 @@ class BatchExecutor(BaseExecutor):
         self._lock = threading.Lock()  # guards the drivers of other sessions
         self._others: dict[str, Driver] = {}
         name = secrets.token_hex(4)
+        self._key = secrets.token_hex(32)
+        self._pilots = (pilots or PilotWish()).read(self._defaults, name, bytes.fromhex(self._key))
         self._session = self._options.session or f"s-{name}"
         self._driver = self._make_driver(name, self._session, keep=self._options.session is not None)
         finish_at_exit(self._caching, last=True)
 
     def _make_driver(self, name: str, session: str, keep: bool = False) -> Driver:
-        key = secrets.token_hex(32)
-        hello = Hello(header.PROTOCOL, header.PYTHON, __version__, name, session, key, self._options.terms())
+        terms = replace(self._options.terms(), pilots=self._pilots)
+        hello = Hello(header.PROTOCOL, header.PYTHON, __version__, name, session, self._key, terms)
         driver = Driver(self._connect(hello), name, keep)
         weakref.finalize(self, driver.stop).atexit = False  # an executor nobody holds takes no more calls
         finish_at_exit(driver)
@@ -144,6 +150,8 @@ class BatchExecutor(BaseExecutor):
         resources = self._defaults
         if resource_dict is not None:
             resources = read_resources(resource_dict, self._defaults)
+            if self._pilots is not None:
+                check_fits(resources, self._pilots)
         seen = self._inspector(fn, args, kwargs)
         if self._options.views.nothing_runs:
             return self._driver.draw(fn, args, kwargs, seen)

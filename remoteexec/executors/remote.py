@@ -17,6 +17,7 @@ from ..deploy.package import package_files
 from ..ssh.gateway_client import GatewayClient
 from ..views.views import Views
 from .batch import BatchExecutor, Options
+from .pilots import PilotWish
 
 __all__ = ["RemoteExecutor"]
 
@@ -37,6 +38,10 @@ class RemoteExecutor(BatchExecutor):
         log_obj_size: see Views.
         password: called, once, when the cluster refused the keys and takes a password; returns it, or None. It is
             remembered for reconnections as long as the executor lives.
+        block_allocation: run tasks in `max_workers` jobs, each of which keeps a worker, instead of one job each.
+        init_function: runs once in each worker; the dictionary it returns fills parameters of later calls that have
+            those names and were not given.
+        idle_time_s: seconds without anything to do after which such a job ends.
         config_file: instead of clusters.toml in the user's configuration directory.
 
     Raises:
@@ -60,13 +65,16 @@ class RemoteExecutor(BatchExecutor):
         wait: bool = True,
         password: Callable[[], str | None] | None = None,
         config_file: Path | None = None,
+        block_allocation: bool = False,
+        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
+        idle_time_s: float = 60.0,
     ) -> None:
         config = cluster if isinstance(cluster, ClusterConfig) else load_cluster(cluster, config_file)
         if not isinstance(resource_dict, Resources):
             resource_dict = {**config.resources, **(resource_dict or {})}
         views = Views(plot_dependency_graph, plot_dependency_graph_filename, export_workflow_filename, log_obj_size)
         options = Options(
-            max_workers=max_workers,
+            max_workers=None if block_allocation else max_workers,
             max_cores=max_cores,
             session=session,
             submits_per_minute=submits_per_minute,
@@ -76,8 +84,11 @@ class RemoteExecutor(BatchExecutor):
             views=views,
             wait=wait,
         )
+        pilots = PilotWish(block_allocation, max_workers, init_function, idle_time_s)
         place = f"{config.scheduler} {config.host}:{config.root}"
-        super().__init__(lambda hello: _client(config, hello, password), resource_dict, options, place=place)
+        super().__init__(
+            lambda hello: _client(config, hello, password), resource_dict, options, place=place, pilots=pilots
+        )
 
 
 def _poll_s(config: ClusterConfig) -> float:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .exits import Exit
+from .store.outcomes import Outcomes
 from .store.session import Claim, Job, JobTask, Session, log_tail, read_job
 from .wire.evidence import Evidence
 from .wire.messages import Loss, TaskKey
@@ -291,6 +292,7 @@ class Inputs:
     def __init__(self, session: Session, job: Job, key: bytes) -> None:
         self._session, self._job, self._key = session, job, key
         self._values: dict[TaskKey, Any] = {}
+        self._outcomes = Outcomes(session)
 
     def __call__(self, key: TaskKey) -> Any:
         from .wire import payload
@@ -305,7 +307,7 @@ class Inputs:
         from .store import hdf5
 
         self._wait(key)
-        outcome = hdf5.read_outcome(self._session.outcome(key).read_bytes(), key, self._key)
+        outcome = hdf5.read_outcome(self._outcomes.outcome(key), key, self._key)
         if not outcome.ok or outcome.value is None:
             raise InputLostError(key)
         return outcome.value
@@ -315,10 +317,10 @@ class Inputs:
         began, ask_at, pause = time.monotonic(), 0.0, 0.05
         ended_at: float | None = None
         while True:
-            names = os.listdir(self._session.outcomes)
-            if f"{key}.h5" in names:
+            self._outcomes.look()
+            if self._outcomes.has(key, "h5"):
                 return
-            if f"{key}.lost" in names:
+            if self._outcomes.has(key, "lost"):
                 raise InputLostError(key)
             waited = time.monotonic() - began
             if waited >= ask_at:

@@ -35,8 +35,14 @@ _number: int | None = None
 
 
 def worker_id() -> int | None:
-    """Number of the kept worker this code runs in, from 0; None elsewhere."""
+    """Number of the kept worker this code runs in, from 0; None elsewhere. In pilots: of the worker in its pilot."""
     return _number
+
+
+def take_number(number: int) -> None:
+    """This process is that kept worker from now on."""
+    global _number
+    _number = number
 
 
 _current: Worker | None = None
@@ -64,7 +70,7 @@ class Worker:
         _number = number if tokens is not None else None
         self._sock, self._tokens = sock, tokens
         self._stream = pooled.Stream(sock)
-        self._functions: dict[int, _Function] = {}
+        self._functions: dict[int, Function] = {}
         self._pickled: dict[int, tuple[Any, Sequence[Any]]] = {}
         self._calls: deque[tuple[pooled.Call, Sequence[Any]]] = deque()
         self._measured_at = 0.0
@@ -217,10 +223,10 @@ class Worker:
         except BaseException as exc:  # the process edge: told to every call
             self._broken = failure.packed(exc, "raised")
 
-    def _function(self, number: int) -> _Function:
+    def _function(self, number: int) -> Function:
         pickled = self._pickled.pop(number, None)
         if pickled is not None:
-            self._functions[number] = _Function(payload.loads(*pickled), self._defaults)
+            self._functions[number] = Function(payload.loads(*pickled), self._defaults)
         return self._functions[number]
 
     def _run(self, call: pooled.Call, buffers: Sequence[Any]) -> None:
@@ -329,7 +335,7 @@ def _limit_memory(size: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (size if most < 0 else min(size, most), most))
 
 
-class _Function:
+class Function:
     """A function of the user's, and which of its parameters this worker fills.
 
     Args:

@@ -7,7 +7,7 @@ the scheduler is to end in `doomed`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..store.session import Session
 from ..wire.messages import BurstId, Entry, Event, Loss, Lost, Problem, TaskKey
@@ -24,6 +24,7 @@ class Book:
         open: those with a job, or with somebody else's promise of one, and no end; in order of submission.
         pushed: those that ended with an outcome, to be told.
         doomed: jobs to be ended by the scheduler.
+        write_loss: puts a loss into the store.
         lengths: tasks of each job.
     """
 
@@ -34,6 +35,7 @@ class Book:
         self.pushed: deque[TaskKey] = deque()
         self.events: list[Event] = []
         self.doomed: list[JobRef] = []
+        self.write_loss: Callable[[TaskKey, Loss], None] = session.publish_loss
         self.lengths: dict[JobId, int] = {}
         self._dependants: dict[TaskKey, list[TaskKey]] = {}
         self._problem = ""
@@ -148,6 +150,6 @@ class Book:
 
     def _write_loss(self, task: Task, loss: Loss) -> None:
         try:
-            self.session.publish_loss(task.entry.key, loss)
+            self.write_loss(task.entry.key, loss)
         except OSError as exc:
             self.say(f"loss of task {task.entry.key} cannot be written: {exc}")

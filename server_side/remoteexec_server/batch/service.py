@@ -3,7 +3,7 @@ a laptop.
 
     request ─ handle ─┐   book: tasks         ┌─ events for the client
                       ├─ submitter: bursts ───┤
-    time ──── step ───┘   watcher: outcomes   └─ Accepted Rejected Started OutcomeReady Lost Problem
+    time ──── step ───┘   outcomes: listings  └─ Accepted Rejected Started OutcomeReady Lost Problem
 
 One thread calls it (`loop`). `handle` never asks the scheduler; `step` does one thing that is due: submit the next
 job, list the outcomes, or ask about all jobs in one command.
@@ -17,8 +17,8 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from ..store.outcomes import Outcomes
 from ..store.session import Session, log_tail
-from ..store.watching import Watcher
 from ..wire import header
 from ..wire.messages import (
     Cancel,
@@ -38,6 +38,7 @@ from ..wire.messages import (
 from . import diagnose
 from .base import JobFacts, JobId, JobRef, Queue, SchedulerUnavailable
 from .book import Book
+from .crews import Crews
 from .records import Burst, Task, cut, refusal
 from .submitter import Jobs, Submitter, accepted
 from .unheeded import Notices
@@ -74,9 +75,10 @@ class Service:
         self._notices = Notices(queue)
         self._bursts: dict[str, Burst] = {}
         self._book = Book(session)
-        self._watcher = Watcher(session.outcomes, clock)
+        self._outcomes = Outcomes(session, clock)
         self._name = secrets.token_hex(8)
         self._submitter = Submitter(self._book, queue, jobs, self._name, clock)
+        self._crews = Crews(self._book, queue, jobs, client, self._name, clock)
         self._beat_at = clock()
         self._strangers: dict[TaskKey, float] = {}  # waited for and not known: until when
         self._learn_at = 0.0
@@ -113,10 +115,13 @@ class Service:
         due_at = self._submitter.due_at()
         if due_at is not None and now >= due_at:
             self._submitter.step()
-            self._watcher.hurry()
+            self._outcomes.hurry()
+        pilots_at = self._crews.due_at()
+        if pilots_at is not None and now >= pilots_at:
+            self._crews.step()
         if self._strangers and now >= self._learn_at:
             self._expect(now)
-        if self._book.open and now >= self._watcher.due_at:
+        if self._book.open and now >= self._outcomes.due_at:
             self._look()
         if self._book.open and now >= self._ask_at:
             self._ask()
@@ -125,18 +130,17 @@ class Service:
     @property
     def submitting(self) -> bool:
         """The scheduler has not been told yet of something that was asked for: jobs to be run, or to be ended."""
-        return self._submitter.busy or bool(self._book.doomed)
+        return self._submitter.busy or self._crews.busy or bool(self._book.doomed)
 
     def wait_s(self) -> float | None:
         """Seconds until `step` has something to do; None: only after a request."""
         if self._book.pushed:
             return 0.0
-        submit_at = self._submitter.due_at()
-        due = [submit_at] if submit_at is not None else []
+        due = [at for at in (self._submitter.due_at(), self._crews.due_at()) if at is not None]
         if self._book.doomed:
             due.append(self._doom_at)
         if self._book.open:
-            due += [self._watcher.due_at, self._ask_at]
+            due += [self._outcomes.due_at, self._ask_at]
         if self._strangers:
             due.append(self._learn_at)
         if self._book.open or self._submitter.busy:
@@ -148,7 +152,7 @@ class Service:
         while self._book.pushed:
             key = self._book.pushed.popleft()
             try:
-                data = self.session.outcome(key).read_bytes()
+                data = self._outcomes.outcome(key)
             except OSError as exc:
                 self._unread(key, exc)
                 continue
@@ -159,6 +163,9 @@ class Service:
     def close(self, discard: bool) -> None:
         """End; with `discard`, remove the session's files, unless something of it runs or somebody works for it."""
         self._submitter.close()
+        if not self._book.open:
+            self._crews.end()
+        self._crews.close()
         self.queue.close()
         self.session.end_beat(self._name)
         followed = any(burst.followed and not burst.accepted for burst in self._bursts.values())
@@ -176,21 +183,21 @@ class Service:
         if known is not None:
             if known.accepted:
                 self._book.events.append(accepted(known, self._book))
-            self._watcher.hurry()
+            self._outcomes.hurry()
             return
         problem = refusal(submit, bundle, self.session.key, self._book.tasks)
         if problem is None:
             try:
                 self.session.add_burst(submit, bundle)
                 self._book.events += self._notices.new(submit.resources)
-                self._submitter.add(self._adopt(submit))
+                self._add(self._adopt(submit))
                 self._beat(self.clock())
             except OSError as exc:
                 problem = ("StoreError", f"the store on the cluster cannot be written: {exc}")
         if problem is not None:
             keys = tuple(entry.key for entry in submit.tasks)
             self._book.events.append(Rejected(submit.burst, keys, *problem))
-        self._watcher.hurry()
+        self._outcomes.hurry()
 
     def _adopt(self, submit: Submit) -> Burst:
         """Make records of a burst."""
@@ -198,6 +205,14 @@ class Service:
             self._book.add(entry, submit.burst, submit.resources[entry.resources])
         burst = self._bursts[submit.burst] = Burst(submit, own=submit.burst.startswith(f"{self._client}-"))
         return burst
+
+    def _add(self, burst: Burst) -> None:
+        """A burst that this service sees to."""
+        if self._crews.of(burst.submit.burst) is None:
+            self._submitter.add(burst)
+        else:
+            self._crews.add(burst)
+            self._book.events.append(accepted(burst, self._book))
 
     def _cancel(self, keys: Sequence[TaskKey]) -> None:
         for key in keys:
@@ -216,7 +231,7 @@ class Service:
             task = self._book.tasks.get(key)
             if task is not None:
                 task.wanted, task.over, task.started = True, False, False
-                if task.ref is not None or self._bursts[task.burst].followed:
+                if task.ref is not None or self._bursts[task.burst].followed or self._crews.of(task.burst):
                     self._book.open[key] = None
             else:  # whoever said that there is such a task may be about to submit it
                 self._strangers[key] = self.clock() + _STRANGE_S
@@ -224,7 +239,8 @@ class Service:
         self._look_at_all()
         for key in keys:
             task = self._book.tasks.get(key)
-            if task is not None and not task.over and task.ref is None and self._bursts[task.burst].accepted:
+            unknown = task is not None and not task.over and task.ref is None and not self._crews.of(task.burst)
+            if task is not None and unknown and self._bursts[task.burst].accepted:
                 loss = Loss("store", "its job could not be described: the store was full at that time")
                 self._book.tell_loss(task, loss)
 
@@ -256,6 +272,9 @@ class Service:
                 burst.followed = not burst.own
                 for entry in submit.tasks:
                     self._book.tasks[entry.key].wanted = False  # until the client says that it waits for it
+            if self._crews.of(submit.burst):
+                self._crews.learn(burst)
+                continue
             if submit.burst in most:  # else nothing of it was submitted
                 self._learn_jobs(burst, most[submit.burst], jobs)
             if not burst.accepted and (not burst.followed or self._submitter.orphaned(burst)):
@@ -275,7 +294,7 @@ class Service:
     def _look(self) -> None:
         """List the outcomes once, for all tasks."""
         try:
-            names = list(self._watcher.look())
+            names = list(self._outcomes.look())
         except OSError as exc:
             self._book.say(f"the store cannot be listed: {exc}")
             return
@@ -283,7 +302,7 @@ class Service:
 
     def _look_at_all(self) -> None:
         """The same for what was seen before, too."""
-        self._watcher.forget_all()
+        self._outcomes.forget_all()
         self._look()
 
     def _read(self, names: Iterable[str]) -> None:
@@ -302,9 +321,9 @@ class Service:
     def _note_start(self, task: Task) -> None:
         if task.started or task.over:
             return
-        claim = self.session.read_claim(task.entry.key)
+        claim = self._outcomes.claim(task.entry.key)
         if claim is None:
-            self._watcher.forget([f"{task.entry.key}.running"])
+            self._outcomes.forget([f"{task.entry.key}.running"])
             return
         task.started = True
         if task.wanted:
@@ -313,8 +332,7 @@ class Service:
     def _note_outcome(self, task: Task) -> None:
         key = task.entry.key
         try:
-            with self.session.outcome(key).open("rb") as file:
-                failed = header.read(file.read(header.BLOCK)).status != "ok"
+            failed = header.read(self._outcomes.outcome(key, header.BLOCK)).status != "ok"
         except header.HeaderError:
             failed = True  # the client says what is wrong with it
         except OSError as exc:
@@ -327,15 +345,15 @@ class Service:
     def _unread(self, key: TaskKey, exc: OSError) -> None:
         """The next look tries again."""
         self._book.unread(key, exc)
-        self._watcher.forget([f"{key}.h5"])
+        self._outcomes.forget([f"{key}.h5"])
 
     def _note_loss(self, task: Task) -> None:
         key = task.entry.key
         try:
-            loss = self.session.read_loss(key)
+            loss = self._outcomes.loss(key)
         except (OSError, ValueError) as exc:
             self._book.say(f"loss of task {key} cannot be read: {exc}")
-            self._watcher.forget([f"{key}.lost"])
+            self._outcomes.forget([f"{key}.lost"])
             return
         self._book.tell_loss(task, loss)
 
@@ -357,18 +375,20 @@ class Service:
             self._learn()
         open_tasks = [self._book.tasks[key] for key in self._book.open]
         refs = {task.ref: task for task in open_tasks if task.ref is not None}
-        if not refs:
+        pilots = self._crews.refs()
+        if not refs and not pilots:
             return
         try:
-            facts = self.queue.states(list(refs))
+            facts = self.queue.states([*refs, *pilots])
         except SchedulerUnavailable as exc:
             self._book.say(f"{exc}; asking again in {self._terms.poll_s:.0f} s")
             return
         self._book.no_problem()
         self._refuse_stuck(refs, facts)
         ended = [ref for ref in refs if facts[ref].state.ended]
-        if ended:
+        if ended or any(facts[ref].state.ended for ref in pilots):
             self._look_at_all()
+        self._crews.heard(facts, self._outcomes)
         for ref in ended:
             if not refs[ref].over:
                 self._explain(refs[ref], ref, facts[ref])

@@ -243,8 +243,11 @@ class Session:
         return any(now - _changed_at(beats / checked(name)) < SILENT_S for name in names)
 
     def remove(self) -> None:
-        """Remove all files of the session."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove all files of the session. Whoever still works for it finds nothing under its name from then on."""
+        gone = self.path.with_name(f".{self.path.name}.{time.time_ns()}")
+        with contextlib.suppress(OSError):
+            self.path.rename(gone)
+        shutil.rmtree(gone if gone.exists() else self.path, ignore_errors=True)
 
 
 def read_job(directory: Path) -> tuple[Session, Job]:

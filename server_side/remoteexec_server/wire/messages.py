@@ -16,6 +16,7 @@ from typing import Any, NewType, Union
 
 from .evidence import NOTHING, Evidence
 from .names import TaskKey as TaskKey
+from .pilots import Pilots as Pilots
 from .resources import Resources
 
 BurstId = NewType("BurstId", str)
@@ -37,6 +38,7 @@ class Terms:
         jobs_at_once: jobs and elements of arrays that may run or wait in the queue at the same time; None: no limit.
         cores_at_once: the same, in CPUs.
         pysqa_config_directory: on the service's side, with the site's templates and limits.
+        pilots: run tasks in these; None: each is a job.
     """
 
     poll_s: float = 30.0
@@ -45,6 +47,7 @@ class Terms:
     jobs_at_once: int | None = None
     cores_at_once: int | None = None
     pysqa_config_directory: str | None = None
+    pilots: Pilots | None = None
 
 
 @dataclass(frozen=True)
