@@ -1,9 +1,11 @@
 """Pools of this machine side by side: ours, the standard library's, and others that are installed.
 
-    python benchmarks/local.py [--repeats 5] [--only ours,ProcessPoolExecutor]
+    python benchmarks/local.py [--repeats 5] [--only remoteexec,ProcessPoolExecutor]
 
-Two workers; each figure is the median of the repeats, which alternate between the pools so that what else the machine
-does hits all alike. `pip install loky executorlib distributed` brings the others.
+Two workers. Each figure is the median of the repeats, which alternate between what is compared so that what else the
+machine does hits all alike; each ratio, to ProcessPoolExecutor if nothing else is said, is the median of the ratios
+within one repeat. Behind an arrow stands what is measured beside its target, as in the other benchmarks; the exit code
+is 1 if one was missed. `pip install loky executorlib distributed` brings the others.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
+import json
 import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -23,7 +27,10 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from report import Row
+
 WORKERS = 2
+OURS, THEIRS = "remoteexec", "ProcessPoolExecutor"
 Open = Callable[[], Any]
 Measure = Callable[[Executor], float]
 
@@ -144,69 +151,174 @@ def whole_life(open_pool: Open) -> float:
     return time.perf_counter() - started
 
 
+# ---- in interpreters of their own ----
+
+
+def pending(count: int) -> tuple[float, float, float]:
+    """Bytes for each pending call beyond its arguments, seconds for each `submit`, and CPU seconds of its thread."""
+    from remoteexec import SingleNodeExecutor
+
+    def run() -> tuple[float, float]:
+        gc.collect()
+        started, cpu = time.perf_counter(), time.thread_time()
+        for n in range(count):
+            keep[n] = executor.submit(same, n)
+        return (time.perf_counter() - started) / count, (time.thread_time() - cpu) / count
+
+    keep: list[Any] = [None] * count
+    with SingleNodeExecutor(1, block_allocation=True) as executor:
+        executor.submit(same, 1).result()
+        busy = executor.submit(time.sleep, 60.0 + count * 1e-3)
+        took, cpu = run()
+        executor.shutdown(wait=False, cancel_futures=True)
+        busy.cancel()  # ends it
+    with SingleNodeExecutor(1, block_allocation=True) as executor:
+        executor.submit(same, 1).result()
+        busy = executor.submit(time.sleep, 60.0 + count * 1e-3)
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        run()
+        used = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+        executor.shutdown(wait=False, cancel_futures=True)
+        busy.cancel()  # ends it
+    return used / count, took, cpu
+
+
+def pending_elsewhere(count: int) -> tuple[float, float, float]:
+    """The same in a new interpreter: collections of garbage take as long as there are objects of others."""
+    code = f"import json, local; print(json.dumps(local.pending({count})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(__file__), capture_output=True, check=True)
+    used, took, cpu = json.loads(done.stdout)
+    return used, took, cpu
+
+
+def import_time(statement: str, environment: dict[str, str]) -> float:
+    """Seconds for an import beyond those of an empty interpreter."""
+    code = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    return float(done.stdout)
+
+
 # ---- tables ----
 
 
 def compare(
-    title: str, pools: dict[str, Open], measure: Measure, repeats: int, unit: float, slow: dict[str, Measure]
-) -> None:
-    """One line: every pool's median. Pools are opened for each repeat, and warmed up."""
+    title: str,
+    pools: dict[str, Open],
+    measure: Measure,
+    repeats: int,
+    unit: float,
+    others: dict[str, Measure],
+    targets: dict[str, float],
+) -> list[Row]:
+    """One line: every pool's median. Pools are opened for each repeat, and warmed up.
+
+    Args:
+        others: what is measured with pools where it is not `measure`.
+        targets: by name of another, the most that our time may be of its.
+    """
     values: dict[str, list[float]] = {name: [] for name in pools}
     for _ in range(repeats):
         for name, open_pool in pools.items():
             with open_pool() as executor:
                 for future in [executor.submit(same, n) for n in range(2 * WORKERS)]:
                     future.result()
-                values[name].append(slow.get(name, measure)(executor))
-    show(title, values, unit)
+                values[name].append(others.get(name, measure)(executor))
+    return show(title, values, unit, targets)
 
 
-def show(title: str, values: dict[str, list[float]], unit: float) -> None:
-    medians = {name: statistics.median(found) for name, found in values.items()}
-    reference = medians.get("ProcessPoolExecutor")
+def ratio(values: list[float], reference: list[float]) -> float:
+    """The median of the ratios within one repeat."""
+    return statistics.median(a / b for a, b in zip(values, reference, strict=True))
+
+
+def show(title: str, values: dict[str, list[float]], unit: float, targets: dict[str, float]) -> list[Row]:
+    """One line; see `compare`."""
     parts = []
-    for name, median in medians.items():
-        ratio = f" ({median / reference:.2f}×)" if reference and name != "ProcessPoolExecutor" else ""
-        parts.append(f"{name} {median * unit:,.1f}{ratio}")
-    print(f"{title:<38}" + "   ".join(parts), flush=True)
+    for name, found in values.items():
+        against = f" ({ratio(found, values[THEIRS]):.2f}×)" if THEIRS in values and name != THEIRS else ""
+        parts.append(f"{name} {statistics.median(found) * unit:,.1f}{against}")
+    rows = [
+        Row(f"× {other}", ratio(values[OURS], values[other]), most=most)
+        for other, most in targets.items()
+        if OURS in values and other in values
+    ]
+    return say(title, "   ".join(parts), rows)
 
 
-def pending(count: int) -> tuple[float, float]:
-    """Bytes for each pending call beyond its arguments, and seconds for each `submit`."""
+def say(title: str, figures: str, rows: list[Row]) -> list[Row]:
+    """Print one line, and what of it has a target."""
+    if title:
+        print(f"{title:<42}{figures}", flush=True)
+    for row in rows:
+        what, measured, target, verdict = row.cells()
+        print(f"{'':<42}→ {measured} {what}, {target}: {verdict}", flush=True)
+    return rows
+
+
+def lives(pools: dict[str, Open], repeats: int) -> list[Row]:
+    """The line of executors that give one result."""
+    values: dict[str, list[float]] = {name: [] for name in pools}
+    for _ in range(repeats):
+        for name, open_pool in pools.items():
+            values[name].append(whole_life(open_pool))
+    rows = show("construct, one result, shutdown, ms", values, 1e3, {})
+    if OURS in values:
+        rows += say("", "", [Row("ours", statistics.median(values[OURS]) * 1e3, "ms", 250)])
+    return rows
+
+
+def many_pending(repeats: int) -> list[Row]:
+    """The lines of 1,000 and of 100,000 pending calls, and of the same calls run to their end."""
     from remoteexec import SingleNodeExecutor
 
-    def run() -> float:
-        gc.collect()
-        started = time.perf_counter()
-        for n in range(count):
-            keep[n] = executor.submit(same, n)
-        return (time.perf_counter() - started) / count
-
-    keep: list[Any] = [None] * count
-    with SingleNodeExecutor(1, block_allocation=True) as executor:
-        executor.submit(same, 1).result()
-        executor.submit(time.sleep, 1.0 + count * 40e-6)
-        took = run()
-        executor.shutdown(cancel_futures=True)
-    with SingleNodeExecutor(1, block_allocation=True) as executor:
-        executor.submit(same, 1).result()
-        executor.submit(time.sleep, 2.0 + count * 200e-6)
-        tracemalloc.start()
-        before = tracemalloc.get_traced_memory()[0]
-        run()
-        used = tracemalloc.get_traced_memory()[0] - before
-        tracemalloc.stop()
-        executor.shutdown(cancel_futures=True)
-    return used / count, took
+    few, many, run_few, run_many = [], [], [], []
+    for _ in range(repeats):
+        few.append(pending_elsewhere(1_000))
+        many.append(pending_elsewhere(100_000))
+        with SingleNodeExecutor(WORKERS, block_allocation=True) as executor:
+            calls(1_000)(executor)
+            run_few.append(statistics.median(calls(1_000)(executor) for _ in range(5)))
+            run_many.append(calls(100_000)(executor))
+    used = statistics.median(each[0] for each in many)
+    rows = say("a pending call", "", [Row("beyond its arguments", round(used), "bytes", 1500)])
+    for title, one, other in (
+        ("submit, µs", [each[1] for each in few], [each[1] for each in many]),
+        ("submit, µs of CPU", [each[2] for each in few], [each[2] for each in many]),
+        ("empty call to its end, µs", run_few, run_many),
+    ):
+        figures = f"of 1,000: {statistics.median(one) * 1e6:.1f}   of 100,000: {statistics.median(other) * 1e6:.1f}"
+        rows += say(title, figures, [Row("× that of 1,000", ratio(other, one), most=1.2)])
+    return rows
 
 
-def import_time() -> list[float]:
-    """Seconds for `import remoteexec` beyond those of an empty interpreter, and what of the slow modules it brings."""
-    code = "import time; t = time.perf_counter(); import remoteexec; print(time.perf_counter() - t)"
-    return [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-        for _ in range(9)
-    ]
+def imports(repeats: int) -> list[Row]:
+    """The lines of the import: with our modules compiled, as pip or the first import does it, and not."""
+    rows: list[Row] = []
+    statements = {
+        "import remoteexec": "import remoteexec",
+        "from remoteexec import SingleNodeExecutor": "from remoteexec import SingleNodeExecutor",
+        THEIRS: "from concurrent.futures import ProcessPoolExecutor",
+    }
+    with tempfile.TemporaryDirectory() as cache:
+        plain = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        kinds = {
+            "import, compiled, ms": {**plain, "PYTHONPYCACHEPREFIX": cache},
+            "import, ours not compiled, ms": {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        }
+        for title, environment in kinds.items():
+            values: dict[str, list[float]] = {name: [] for name in statements}
+            for statement in statements.values():
+                import_time(statement, environment)  # compiles, or reads the files once
+            for _ in range(2 * repeats - 1):
+                for name, statement in statements.items():
+                    values[name].append(import_time(statement, environment))
+            show(title, values, 1e3, {})
+            most = max(statistics.median(values[name]) for name in statements if name != THEIRS)
+            if title == "import, compiled, ms":
+                rows += say("", "", [Row("the slower", most * 1e3, "ms", 60)])
+    return rows
 
 
 def main() -> None:
@@ -222,26 +334,26 @@ def main() -> None:
 
     kept, fresh, repeats = of(kept_pools()), of(fresh_pools()), options.repeats
     print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, {WORKERS} workers, medians of {repeats}")
+    rows = imports(repeats)
     slow = {"executorlib": calls(1_000), "Dask": calls(2_000)}
-    compare("20,000 empty calls, µs a call", kept, calls(20_000), repeats, 1e6, slow)
+    targets = {THEIRS: 0.25, "executorlib": 0.1}
+    rows += compare("20,000 empty calls, µs a call", kept, calls(20_000), repeats, 1e6, slow, targets)
     slow = {"executorlib": round_trips(50), "Dask": round_trips(200)}
-    compare("round trip, µs", kept, round_trips(1_000), repeats, 1e6, slow)
-    chained = {name: pool for name, pool in kept.items() if name in ("remoteexec", "executorlib")}
-    compare("link of a chain of 1,000, µs", chained, chain(1_000), repeats, 1e6, {"executorlib": chain(100)})
-    compare("fresh process each, 500 calls, ms", fresh, calls(500), repeats, 1e3, {"executorlib": calls(10)})
-    compare("100 MB array there and back, ms", kept, array_there_and_back, repeats, 1e3, {})
-    show(
-        "construct, one result, shutdown, ms",
-        {name: [whole_life(pool) for _ in range(repeats)] for name, pool in kept.items()},
-        1e3,
+    rows += compare("round trip, µs", kept, round_trips(1_000), repeats, 1e6, slow, {THEIRS: 0.6})
+    chained = {name: pool for name, pool in kept.items() if name in (OURS, THEIRS, "executorlib")}
+    links = {THEIRS: round_trips(1_000), "executorlib": chain(100)}  # the former has no chains
+    rows += compare(
+        "link of 1,000 in a chain; round trip, µs", chained, chain(1_000), repeats, 1e6, links, {THEIRS: 0.6}
     )
-    if not chosen or "remoteexec" in chosen:
-        few, many = pending(1_000), pending(100_000)
-        print(
-            f"pending calls: {many[0]:,.0f} bytes each; submit {few[1] * 1e6:.1f} µs at 1,000, "
-            f"{many[1] * 1e6:.1f} µs at 100,000 ({many[1] / few[1]:.2f}×)"
-        )
-        print(f"import remoteexec: {statistics.median(import_time()) * 1e3:.0f} ms")
+    targets = {THEIRS: 0.4, "executorlib": 1 / 30}
+    rows += compare(
+        "fresh process each, 500 calls, ms", fresh, calls(500), repeats, 1e3, {"executorlib": calls(10)}, targets
+    )
+    rows += compare("100 MB array there and back, ms", kept, array_there_and_back, repeats, 1e3, {}, {THEIRS: 0.75})
+    rows += lives(kept, repeats)
+    if not chosen or OURS in chosen:
+        rows += many_pending(repeats)
+    sys.exit(any(row.missed for row in rows))
 
 
 if __name__ == "__main__":

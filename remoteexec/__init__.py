@@ -17,11 +17,13 @@ from .selections import get_item_from_future, split_future
 
 if TYPE_CHECKING:
     from .engine.cache import get_cache_data, get_future_from_cache
-    from .executors.cluster import SlurmClusterExecutor, TestClusterExecutor
+    from .engine.left_tasks import get_cache_data_queue, terminate_task_in_cache, terminate_tasks_in_cache
+    from .executors.cluster import FluxClusterExecutor, SlurmClusterExecutor, TestClusterExecutor
     from .executors.remote import RemoteExecutor
 
 __all__ = [
     "BaseExecutor",
+    "FluxClusterExecutor",
     "RemoteExecutor",
     "ResourceError",
     "Resources",
@@ -33,18 +35,25 @@ __all__ = [
     "__version__",
     "current_executor",
     "get_cache_data",
+    "get_cache_data_queue",
     "get_future_from_cache",
     "get_item_from_future",
     "split_future",
+    "terminate_task_in_cache",
+    "terminate_tasks_in_cache",
     "worker_id",
 ]
 
 _LATE = {
+    "FluxClusterExecutor": "executors.cluster",
     "RemoteExecutor": "executors.remote",
     "SlurmClusterExecutor": "executors.cluster",
     "TestClusterExecutor": "executors.cluster",
     "get_cache_data": "engine.cache",
+    "get_cache_data_queue": "engine.left_tasks",
     "get_future_from_cache": "engine.cache",
+    "terminate_task_in_cache": "engine.left_tasks",
+    "terminate_tasks_in_cache": "engine.left_tasks",
 }
 """Where names are that are imported when they are first asked for: who has no cluster need not wait for them."""
 

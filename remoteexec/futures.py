@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 class _Condition(RLock):  # type: ignore[misc]  # final for typeshed, and meant to be subclassed (BASETYPE) in CPython
-    """A threading.Condition that is nothing but its lock until somebody waits: 100,000 pending futures are common."""
+    """A threading.Condition that is nothing but its lock until somebody waits."""
 
     __slots__ = ("_waiting",)
     _waiting: list[Any]
@@ -45,6 +45,9 @@ class _Condition(RLock):  # type: ignore[misc]  # final for typeshed, and meant 
             waiting, self._waiting = self._waiting, []
             for waiter in waiting:
                 waiter.release()
+
+
+_making = threading.Lock()  # guards the making of conditions, so that each future has one
 
 
 class Ran(NamedTuple):
@@ -159,25 +162,35 @@ class TaskFuture(AwaitableFuture[R]):
 
     cache_key: str | None = None
     cache_token: str | None = None
+    # A future to which nothing has happened yet: what stands here takes no memory in 100,000 of them.
+    ran = _NOT_YET
+    output: object = None
+    _state = "PENDING"
+    _result: Any = None
+    _exception: BaseException | None = None
+    _made: _Condition | None = None
+    _waiting_for: list[Any] | None = None
+    _callbacks: list[Any] | None = None
+    _shown: bool | None = None  # what `show_running` answered; of the driver thread alone
 
     def __init__(self, key: TaskKey, owner: object, on_cancel: Callable[[TaskKey], None], function: str = "") -> None:
-        # What Future.__init__ does (3.10 to 3.14), with a lighter condition, and lists only when they are needed: half
-        # of a pending task's memory would be there, and every object is looked at by each collection of garbage.
-        self._condition = _Condition()  # type: ignore[assignment]
-        self._state = "PENDING"
-        self._result = self._exception = None
-        self._waiting_for: list[Any] | None = None
-        self._callbacks: list[Any] | None = None
+        # Not what Future.__init__ does (3.10 to 3.14): its condition and its lists are made when they are needed. They
+        # would be half of a pending task's memory, and every collection of garbage would look at each of them.
         self.key = key
         self.owner = owner
         self._on_cancel = on_cancel
-        self._shown: bool | None = None  # what `show_running` answered; of the driver thread alone
         self._function = function
         self._submitted = time.time()
-        self.ran = _NOT_YET
-        self.output: object = None
 
-    if not TYPE_CHECKING:  # to type checkers it is the attribute that `wait` and `as_completed` ask for
+    if not TYPE_CHECKING:  # to type checkers these are the attributes that `wait` and `as_completed` ask for
+
+        @property
+        def _condition(self) -> _Condition:
+            made = self._made
+            if made is None:
+                with _making:
+                    made = self._made = self._made or _Condition()
+            return made
 
         @property
         def _waiters(self) -> list[Any]:
@@ -222,6 +235,19 @@ class TaskFuture(AwaitableFuture[R]):
             self._on_cancel(self.key)
         return True
 
+    def end_cancelled(self) -> bool:
+        """For the executor: a task that has been begun is cancelled; whether it had not ended before."""
+        with self._condition:
+            if self._state != "RUNNING":
+                return False
+            self._state = "CANCELLED_AND_NOTIFIED"
+            for waiter in self._waiting_for or ():
+                waiter.add_cancelled(self)
+            self._condition.notify_all()
+        if self._callbacks is not None:
+            self._invoke_callbacks()  # type: ignore[attr-defined]  # typeshed leaves it out
+        return True
+
     def show_running(self) -> bool:
         """For the driver: the future is running, and may be completed; may be said again.
 
@@ -230,6 +256,10 @@ class TaskFuture(AwaitableFuture[R]):
             the outcome or the cancellation.
         """
         if self._shown is None:
+            with self._condition:
+                if self._state == "PENDING":  # most often: then this is all that set_running_or_notify_cancel does
+                    self._state, self._shown = "RUNNING", True
+                    return True
             self._shown = self.set_running_or_notify_cancel()
         return self._shown
 
@@ -257,3 +287,20 @@ class TaskFuture(AwaitableFuture[R]):
             ran.max_rss_bytes,
             None if self.output is None else str(self.output),
         )
+
+
+class JobFuture(TaskFuture[R]):
+    """The future of a task that is a job: a running one can be cancelled, too."""
+
+    def cancel(self) -> bool:
+        """Cancel the task: one that waits does not start, one that runs is ended with its job."""
+        if self.cancel_waiting():
+            return True
+        if not self.end_cancelled():
+            return False
+        self._on_cancel(self.key)
+        return True
+
+    def cancel_waiting(self) -> bool:
+        """Cancel the task unless it has started."""
+        return super().cancel()

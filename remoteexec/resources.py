@@ -42,6 +42,23 @@ def resource_names(resources: Resources) -> dict[str, Any]:
     return {**plain, **resources.extra}
 
 
+def with_defaults(given: Mapping[str, Any] | Resources | None, **more: Any) -> Mapping[str, Any] | Resources | None:
+    """The same resources, and where they say nothing what parameters of an executor say; None of these says nothing.
+
+    Raises:
+        ValueError: both say something, and not the same.
+    """
+    said = {key: value for key, value in more.items() if value is not None}
+    if not said:
+        return given
+    if isinstance(given, Resources):
+        return replace(given, **said)
+    for key, value in said.items():
+        if given is not None and given.get(key, value) != value:
+            raise ValueError(f"{key}={value!r}, and resource_dict says {given[key]!r}: say it once")
+    return {**(given or {}), **said}
+
+
 def check_names(given: Mapping[str, Any]) -> None:
     """Refuse keys that only a submission template could use.
 

@@ -2,6 +2,7 @@
 
     DIRECTORY/cache/key          32 random bytes, hex: made once, they seal every entry (see `wire.header`)
     DIRECTORY/cache/<name>.h5    result or exception, facts, and the call
+    DIRECTORY/cache/<name>.running    where it runs, while it has no entry (JSON `Pointer`)
 
 The cache directory is the user's alone (0700), and an entry is opened only if its header fits: sealed with this
 directory's key, of this name, of this Python minor version. Whatever else lies there is reported and not loaded. An
@@ -13,11 +14,12 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import importlib
+import json
 import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,22 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheDirectory", "CacheWarning", "CachedInput", "get_cache_data", "get_future_from_cache"]
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@,=-]{0,199}\Z")
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+@,=-]{0,199}"
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Where a call runs whose result is not in the cache yet.
+
+    Attributes:
+        place: cluster and directory.
+        session: there.
+        task: of it.
+    """
+
+    place: str
+    session: str
+    task: str
 
 
 class CacheWarning(UserWarning):
@@ -67,7 +84,7 @@ def checked_name(name: object) -> str:
     Raises:
         ValueError: it cannot be a file name.
     """
-    if not isinstance(name, str) or not _NAME.match(name):
+    if not isinstance(name, str) or not re.fullmatch(_NAME, name):
         raise ValueError(
             f"cache_key={name!r}: letters, digits and _ . + @ , = - only, at most 200, starting with a letter, a digit "
             "or _: it becomes a file name"
@@ -161,6 +178,32 @@ class CacheDirectory:
 
         _publish(self.path(name), hdf5.write_entry(name, outcome, call, self._key))
 
+    def point(self, name: str, pointer: Pointer) -> None:
+        """Say where a call runs; who cannot read that runs it again."""
+        with contextlib.suppress(OSError):
+            _publish(self._path / f"{name}.running", json.dumps(asdict(pointer)).encode())
+
+    def pointer(self, name: str) -> Pointer | None:
+        """Where a call runs, as far as that is known."""
+        try:
+            return Pointer(**json.loads((self._path / f"{name}.running").read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as exc:
+            warnings.warn(f"{self._path / name!s}.running is passed over: {exc}", CacheWarning, stacklevel=4)
+            return None
+
+    def pointers(self) -> Iterator[tuple[str, Pointer]]:
+        """All calls that run, or did when their process ended."""
+        for path in sorted(self._path.glob("*.running")):
+            pointer = self.pointer(path.stem)
+            if pointer is not None:
+                yield path.stem, pointer
+
+    def forget(self, name: str) -> None:
+        """A call has ended: nobody need look for it."""
+        (self._path / f"{name}.running").unlink(missing_ok=True)
+
     def _read(self, name: str, with_call: bool = True) -> tuple[Outcome, Pickled | None] | None:
         try:
             data = self.path(name).read_bytes()
@@ -228,10 +271,7 @@ def get_future_from_cache(cache_directory: str | os.PathLike[str], cache_key: st
 
 def _inside(path: str | os.PathLike[str]) -> Path:
     """Where the entries of a `cache_directory` are; `~` and `$NAME` in it are replaced as in a cluster's root."""
-    text = os.fspath(path)
-    if text == root.DEFAULT:
-        text = str(root.expand(text))
-    return Path(os.path.abspath(os.path.expandvars(os.path.expanduser(text)))) / "cache"
+    return root.absolute(path) / "cache"
 
 
 def _key_of(path: Path) -> bytes:

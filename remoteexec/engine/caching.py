@@ -30,9 +30,9 @@ from remoteexec_server.wire.resources import Resources
 from .. import errors
 from ..futures import TaskFuture, function_name
 from ..selections import Selection
-from .cache import CacheDirectory, CacheWarning, Hit, checked_name
 
 if TYPE_CHECKING:
+    from .cache import CacheDirectory, Hit, Pointer  # late, as the next: few executors keep results
     from .keys import CallKey  # late: it takes a third of the time that `import remoteexec` may take
 
 log = logging.getLogger("remoteexec")
@@ -40,6 +40,10 @@ R = TypeVar("R")
 Before = Callable[[], "Hit | None"]
 Start = Callable[["Before | None"], TaskFuture[Any]]
 """Runs the call. If told to, it asks when the call's inputs are done, just before it would run: a hit is its end."""
+Resume = Callable[["Pointer", str], "TaskFuture[Any] | None"]
+"""The future of a task that another process has submitted, given its function's name; None: it is not to be had."""
+Point = Callable[["TaskFuture[Any]"], "Pointer"]
+"""Where another process finds the task of a future."""
 
 _LARGEST_CALL = 1 << 24
 """Bytes from which the arguments are not kept with the result: they are in the key, and may be the same a hundred
@@ -53,8 +57,7 @@ class Wish(NamedTuple):
     name: str | None = None
 
 
-@dataclass(frozen=True)
-class CachedCall:
+class CachedCall(NamedTuple):
     """A call, as its key and its entry need it.
 
     Attributes:
@@ -69,7 +72,7 @@ class CachedCall:
     beside: tuple[object, ...] = ()
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class _Execution:
     """One execution and the futures that wait for it.
 
@@ -80,6 +83,7 @@ class _Execution:
         call: pickled, for the entry.
         inputs: futures among its arguments.
         found: its entry, if that was found after all.
+        pointed: a file says where it runs.
     """
 
     directory: CacheDirectory
@@ -91,6 +95,7 @@ class _Execution:
     inputs: tuple[concurrent.futures.Future[Any], ...] = ()
     futures: list[CachedFuture[Any]] = field(default_factory=list)
     found: Hit | None = None
+    pointed: bool = False
 
     def another(self) -> CachedFuture[Any]:
         """One more future of it."""
@@ -219,13 +224,20 @@ class Caching:
             directory = given.get("cache_directory") or directory or self._otherwise
             given = {key: value for key, value in given.items() if key not in ("cache_key", "cache_directory")} or None
         if name is not None:
+            from .cache import checked_name
+
             checked_name(name)
             if directory is None:
                 raise ValueError(f"cache_key={name!r} needs a cache_directory, of the executor or of the call")
         return given, Wish(directory, name) if directory is not None else None
 
-    def submit(self, wish: Wish, call: CachedCall, start: Start) -> TaskFuture[Any]:
+    def submit(
+        self, wish: Wish, call: CachedCall, start: Start, resume: Resume | None = None, point: Point | None = None
+    ) -> TaskFuture[Any]:
         """Find a call's end, share its execution, or start it.
+
+        Args:
+            resume, point: for calls that outlive this process.
 
         Raises:
             errors.UnsafeRoot: the directory cannot be used.
@@ -237,6 +249,8 @@ class Caching:
         if name is None and (key is None or not self._asks_late):
             uncached = start(None)  # first: it may say what is wrong with the call
             if why:
+                from .cache import CacheWarning
+
                 text = f"a call of {function_name(call.fn)} is not cached, it has no key: {why}; name it with cache_key"
                 warnings.warn(text, CacheWarning, stacklevel=4)
             return uncached
@@ -244,14 +258,20 @@ class Caching:
             directory = self._directory(wish.directory)
             if name is not None:
                 running = self._running.get((directory, name))
-                if running is not None:
+                if running is not None and not running.inner.cancelled():
                     return running.another()
                 hit = directory.find(name)
                 if hit is not None:
                     return _done(hit, name, token, function_name(call.fn))
             execution = _Execution(directory, name, token, function_name(call.fn))
             late = key if name is None else None
-            execution.inner = start(None if late is None else lambda: _find_late(execution, late))
+            pointer = directory.pointer(name) if resume is not None and name is not None else None
+            resumed = resume(pointer, execution.function) if resume is not None and pointer is not None else None
+            execution.inner = resumed or start(None if late is None else lambda: _find_late(execution, late))
+            if point is not None and name is not None:
+                execution.pointed = True
+                if resumed is None:
+                    directory.point(name, point(execution.inner))
             execution.call, execution.inputs = _pickled_call(call)
             if name is not None:
                 self._running[directory, name] = execution
@@ -276,6 +296,8 @@ class Caching:
             self._idle.wait_for(lambda: not self._ended and not self._busy, timeout_s)
 
     def _directory(self, path: str) -> CacheDirectory:
+        from .cache import CacheDirectory
+
         known = self._directories.get(path)
         if known is None:
             known = self._directories[path] = CacheDirectory(path)
@@ -298,6 +320,8 @@ class Caching:
             except BaseException as exc:  # the thread's edge: the result is there, whatever became of its entry
                 log.warning("the result of %s was not cached: %s: %s", execution.function, type(exc).__name__, exc)
             with self._lock:
+                if execution.name is not None and execution.pointed:
+                    execution.directory.forget(execution.name)
                 if execution.name is not None and self._running.get((execution.directory, execution.name)) is execution:
                     del self._running[execution.directory, execution.name]
             self._tell(execution, pickled)
@@ -376,6 +400,7 @@ def _name_future(future: concurrent.futures.Future[Any]) -> str | None:
 
 def _find_late(execution: _Execution, key: CallKey) -> Hit | None:
     """The inputs are done: now the key is known."""
+    from .cache import CacheWarning
     from .keys import NoContent
 
     if not key.known:

@@ -15,7 +15,7 @@ from remoteexec_server.wire.payload import Pickled
 from remoteexec_server.wire.resources import Resources
 
 from .. import errors
-from ..futures import TaskFuture
+from ..futures import TaskFuture, function_name
 from ..selections import Selection
 
 
@@ -24,6 +24,7 @@ class Call:
     """One call, ready to travel.
 
     Attributes:
+        name: of the function.
         inputs: tasks of the same executor whose results the arguments refer to, by key.
         slots: futures of other executors that the arguments have slots for: see `Pickler.fill`.
         foreign: futures of other executors that have to be done before.
@@ -31,6 +32,7 @@ class Call:
 
     function: Pickled
     arguments: Pickled
+    name: str
     resources: Resources
     inputs: Mapping[TaskKey, TaskFuture[Any]]
     slots: Sequence[concurrent.futures.Future[Any]] = ()
@@ -84,7 +86,7 @@ class Pickler:
         except Exception as exc:  # whatever the user's own pickling raises
             raise self._blame(fn, args, kwargs, exc) from exc
         slots = tuple(references.foreign)
-        return Call(function, arguments, resources, references.inputs, slots, slots)
+        return Call(function, arguments, function_name(fn), resources, references.inputs, slots, slots)
 
     def fill(self, call: Call) -> Call:
         """The call with the results of other executors' futures in their slots; all else is what it was at `submit`.
@@ -111,7 +113,7 @@ class Pickler:
             ) from exc
         if references.foreign:  # futures among the results
             return replace(call, foreign=tuple(references.foreign))
-        return Call(call.function, arguments, call.resources, {**call.inputs, **references.inputs})
+        return Call(call.function, arguments, call.name, call.resources, {**call.inputs, **references.inputs})
 
     def pickle_function(self, fn: Callable[..., Any]) -> Pickled:
         """A function as bytes; the same object for the same bytes.
@@ -165,7 +167,8 @@ def bundle(burst: BurstId, keys: Sequence[TaskKey], calls: Sequence[Call], key: 
             functions[id(call.function)] = len(pickled)
             pickled.append(call.function)
         arguments.append(hdf5.Call(functions[id(call.function)], call.arguments))
-        entries.append(Entry(task, resources.setdefault(call.resources, len(resources)), tuple(call.inputs)))
+        which = resources.setdefault(call.resources, len(resources))
+        entries.append(Entry(task, which, tuple(call.inputs), call.name))
     data = hdf5.write_bundle(burst, pickled, arguments, key)
     return Submit(burst, tuple(entries), tuple(resources), len(data)), data
 

@@ -11,11 +11,13 @@ and put" one step; `_progress` guards the counts that others wait for. Futures a
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import importlib
 import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,27 +29,34 @@ from remoteexec_server.wire.messages import (
     Cancel,
     Close,
     Closed,
+    Entry,
+    Known,
     Lost,
     OutcomeReady,
     Problem,
     Refused,
     Rejected,
+    Script,
     Started,
     Submit,
     TaskKey,
+    Tell,
     Watch,
 )
 from remoteexec_server.wire.payload import Pickled
 from remoteexec_server.wire.resources import Resources
 
 from .. import errors
-from ..futures import Ran, TaskFuture, function_name
+from ..futures import JobFuture, Ran, TaskFuture, function_name
 from . import outcomes
 from .calls import Call, ForeignFailed, Pickler, bundle
 from .client import Failed, Heard, ServiceClient, refusal
+from .inbox import Adopt, Ask, Flush, ForeignDone, New, Stop
+from .scripts import Scripts
 from .tracker import (
     Action,
     Added,
+    Adopted,
     CancelAsked,
     Due,
     Ended,
@@ -68,6 +77,9 @@ from .tracker import (
 
 R = TypeVar("R")
 log = logging.getLogger("remoteexec")
+
+
+Seen = Callable[[TaskFuture[Any], Call], None]
 
 
 @dataclass(frozen=True)
@@ -101,39 +113,9 @@ class _Task:
         inputs: futures of this executor among its arguments.
     """
 
-    future: TaskFuture[Any]
+    future: JobFuture[Any]
     call: Call | None
     inputs: Mapping[TaskKey, TaskFuture[Any]]
-
-
-@dataclass(frozen=True)
-class _New:
-    """A submit, on its way to the driver thread."""
-
-    future: TaskFuture[Any]
-    call: Call
-
-
-@dataclass(frozen=True)
-class _ForeignDone:
-    """A future of another executor that a task waits for is done."""
-
-    key: TaskKey
-
-
-@dataclass(frozen=True)
-class _Flush:
-    """A statement has submitted all its calls: send what was gathered.
-
-    It ends on the driver thread, since the inbox may hold calls of it for longer than a burst is gathered otherwise.
-    """
-
-
-@dataclass(frozen=True)
-class _Stop:
-    """End when every task has ended; `cancel`: first cancel what has not started."""
-
-    cancel: bool
 
 
 class Driver:
@@ -141,14 +123,16 @@ class Driver:
 
     Args:
         client: the service, not yet opened.
-        session_key: key of the session's file digests.
         name: unique; begins the keys of tasks and the ids of bursts.
+        keep: the session has a name, and its files stay.
     """
 
-    def __init__(self, client: ServiceClient, session_key: bytes, name: str) -> None:
-        self._client, self._session_key, self._name = client, session_key, name
+    def __init__(self, client: ServiceClient, name: str, keep: bool = False) -> None:
+        self._client, self._name = client, name
+        self._session_key = b""  # the service says it
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._pickler = Pickler(self)
+        self._scripts = Scripts()
         self._lock = threading.RLock()  # the garbage collector may come to `stop` an executor while it is held
         self._closing: str | None = None
         self._submitted = self._numbered = self._statements = 0
@@ -164,7 +148,8 @@ class Driver:
         self._tasks: dict[TaskKey, _Task] = {}
         self._bundles: dict[BurstId, tuple[Submit, bytes]] = {}  # sent, not accepted
         self._stopping = False
-        self._keep = False  # something was lost: its files may be wanted
+        self._keep = keep  # or something was lost, and its files may be wanted
+        self._asked: deque[concurrent.futures.Future[list[TaskFuture[Any]]]] = deque()  # who waits for `Known`
 
     # ---- any thread ----
 
@@ -177,13 +162,14 @@ class Driver:
         Raises:
             RuntimeError: see `submit`.
         """
+        self._check_open()  # first: where the interpreter exits, an import of h5py crashes it (Python 3.13)
         # imported now, if not before: h5py undoes its hooks in an exit handler, and crashes if it gets none
         importlib.import_module("remoteexec_server.store.hdf5")
         with self._lock:
             self._check_open()
             if self._thread is not None:
                 return False
-            self._client.open(self._inbox.put)
+            self._session_key = bytes.fromhex(self._client.open(self._inbox.put).session_key)
             self._thread = threading.Thread(target=self._run, name=f"remoteexec-{self._name}", daemon=True)
             self._thread.start()
             return True
@@ -194,6 +180,11 @@ class Driver:
         with self._progress:
             return self._submitted - self._taken + self._open
 
+    @property
+    def closing(self) -> bool:
+        """Whether it takes no submit any more."""
+        return self._closing is not None
+
     def submit(
         self,
         fn: Callable[..., R],
@@ -201,11 +192,13 @@ class Driver:
         kwargs: dict[str, Any],
         resources: Resources,
         function: Pickled | None = None,
+        seen: Seen | None = None,
     ) -> TaskFuture[R]:
         """Take a call.
 
         Args:
             function: `fn` as `pickle_function` gave it, where one statement calls it many times.
+            seen: told of the call before it is taken; may refuse it by raising.
 
         Raises:
             errors.CallNotPicklable: something of the call cannot travel.
@@ -215,26 +208,65 @@ class Driver:
             self._check_open()
             self._numbered += 1
             key = TaskKey(f"{self._name}-t{self._numbered}")
-        future: TaskFuture[R] = TaskFuture(
-            key, self, lambda key: self._inbox.put(CancelAsked((key,))), function_name(fn)
-        )
+        future = self._future(key, function_name(fn))
         try:
             call = self._pickler.pickle(fn, args, kwargs, resources, function)
         except ForeignFailed as exc:
             future.set_running_or_notify_cancel()
             future.set_exception(exc.__cause__)
             return future
-
+        if seen is not None:
+            seen(future, call)
         with self._lock:
             self._check_open()
             with self._progress:
                 self._submitted += 1
-            self._inbox.put(_New(future, call))
+            self._inbox.put(New(future, call))
         return future
+
+    def draw(self, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any], seen: Seen) -> TaskFuture[R]:
+        """The same for a call that is not to run: its future has the result None."""
+        with self._lock:
+            self._check_open()
+            self._numbered += 1
+            future = self._future(TaskKey(f"{self._name}-t{self._numbered}"), function_name(fn))
+        seen(future, self._pickler.pickle(fn, args, kwargs, Resources()))
+        future.set_result(None)
+        return future
+
+    def adopt(self, key: TaskKey, name: str) -> TaskFuture[Any]:
+        """The future of a task of the session that another process submitted."""
+        answer: concurrent.futures.Future[list[TaskFuture[Any]]] = concurrent.futures.Future()
+        self._post(Adopt((Entry(key, name=name),), answer))
+        return answer.result()[0]
+
+    def futures(self) -> list[TaskFuture[Any]]:
+        """Of all tasks of the session, in the order of their submission."""
+        answer: concurrent.futures.Future[list[TaskFuture[Any]]] = concurrent.futures.Future()
+        self._post(Ask(answer))
+        return answer.result()
+
+    def _post(self, item: Adopt | Ask) -> None:
+        with self._lock:
+            self._check_open()
+            self._inbox.put(item)
+
+    def _future(self, key: TaskKey, name: str) -> JobFuture[Any]:
+        return JobFuture(key, self, lambda key: self._inbox.put(CancelAsked((key,))), name)
 
     def pickle_function(self, fn: Callable[..., Any]) -> Pickled:
         """See `submit`."""
         return self._pickler.pickle_function(fn)
+
+    def job_script(self, resources: Resources) -> str:
+        """What would be submitted for a task; see BatchExecutor.job_script."""
+        with self._lock:
+            self._check_open()
+            if self._unreachable is not None:
+                raise errors.ConnectionLost(self._unreachable)
+            question, answer = self._scripts.new(resources)
+        self._client.send(question)
+        return answer.result()
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
@@ -244,13 +276,13 @@ class Driver:
         try:
             yield
         finally:
-            self._inbox.put(_Flush())
+            self._inbox.put(Flush())
 
     def stop(self, cancel: bool = False) -> None:
         """Take no submit any more, and end when every task has ended; `cancel`: those that have not started."""
         with self._lock:
             self._closing = "cannot schedule new futures after shutdown"
-        self._inbox.put(_Stop(cancel))
+        self._inbox.put(Stop(cancel))
 
     def leave(self, timeout_s: float) -> None:
         """The interpreter exits: wait for every task, or after a `stop` without `join` only until all are submitted."""
@@ -289,10 +321,11 @@ class Driver:
             self._break(exc)
         finally:
             self._client.close()
+            self._scripts.fail(RuntimeError("the executor has ended"))
 
     def _loop(self) -> None:
         began_at = 0.0  # when the burst that is being gathered began
-        while not (self._stopping and self._submitted == self._received and not self._tracker.open):
+        while not (self._stopping and self._submitted == self._received and not self._tracker.open and not self._asked):
             patience = _STATEMENT if self._statements else _SUBMITS
             gathering = self._tracker.gathering
             due = self._take_next(patience.idle_s if gathering else None)
@@ -313,7 +346,7 @@ class Driver:
         except queue.Empty:
             return True
         self._take(item)
-        return isinstance(item, _Flush)
+        return isinstance(item, Flush)
 
     def _publish_progress(self) -> None:
         with self._progress:
@@ -322,29 +355,42 @@ class Driver:
 
     def _take(self, item: Any) -> None:
         match item:
-            case _New():
+            case New():
                 self._add(item)
-            case _ForeignDone():
+            case ForeignDone():
                 self._fill(item.key)
             case CancelAsked():
                 self._cancel(item.keys)
-            case _Flush():
+            case Adopt():
+                self._adopt(item.entries, item.answer)
+            case Ask():
+                self._asked.append(item.answer)
+                self._client.send(Tell())
+            case Flush():
                 with self._lock:
                     self._statements -= 1
-            case _Stop():
+            case Stop():
                 self._stopping = True
                 if item.cancel:
-                    self._cancel([key for key, task in self._tasks.items() if task.future.cancel()])
+                    self._cancel([key for key, task in self._tasks.items() if task.future.cancel_waiting()])
             case (event, data):
                 self._hear(event, data)
 
-    def _add(self, new: _New) -> None:
+    def _add(self, new: New) -> None:
         key, call = new.future.key, new.call
         self._received += 1
         self._tasks[key] = _Task(new.future, call, call.inputs)
         self._do(Added(key, call.size, tuple(call.inputs), awaits=bool(call.foreign)))
         if call.foreign:
             self._await(key, call.foreign[0])
+
+    def _adopt(self, entries: Sequence[Entry], answer: concurrent.futures.Future[list[TaskFuture[Any]]]) -> None:
+        """Wait for tasks that are not this executor's, or were and have ended."""
+        new = [entry for entry in entries if entry.key not in self._tasks]
+        for entry in new:
+            self._tasks[entry.key] = _Task(self._future(entry.key, entry.name), None, {})
+        answer.set_result([self._tasks[entry.key].future for entry in entries])
+        self._do(Adopted(tuple(entry.key for entry in new)))
 
     def _cancel(self, keys: Sequence[TaskKey]) -> None:
         """The futures are cancelled already; see that nothing runs for them."""
@@ -358,7 +404,7 @@ class Driver:
 
     def _await(self, key: TaskKey, foreign: concurrent.futures.Future[Any]) -> None:
         """Come back when it is done, and see then what else is missing."""
-        foreign.add_done_callback(lambda _: self._inbox.put(_ForeignDone(key)))
+        foreign.add_done_callback(lambda _: self._inbox.put(ForeignDone(key)))
 
     def _fill(self, key: TaskKey) -> None:
         task = self._tasks.get(key)
@@ -394,13 +440,21 @@ class Driver:
                 if key in self._tasks:
                     self._tasks[key].future.ran = Ran(host=host, job=job)
                 self._do(event)
+            case Known():
+                if self._asked:
+                    self._adopt(event.tasks, self._asked.popleft())
             case Linked():
                 self._unreachable = None
+                for _ in self._asked:
+                    self._client.send(Tell())
                 self._do(event)
             case Unlinked():
                 self._unreachable = event.reason
+                self._scripts.fail(errors.ConnectionLost(event.reason))
                 log.warning("%s", event.reason)
                 self._do(event)
+            case Script():
+                self._scripts.answer(event)
             case Problem():
                 log.warning("%s", event.message)
             case Failed():
@@ -435,7 +489,8 @@ class Driver:
         if exc is None:
             del self._tasks[key]
             if future.show_running():
-                future.set_result(result)
+                with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled at this moment
+                    future.set_result(result)
 
     def _do(self, event: TrackerEvent, error: BaseException | None = None) -> None:
         """Let the tracker decide, and act; `error` is what `Fail` means here."""
@@ -491,8 +546,12 @@ class Driver:
                 item = self._inbox.get_nowait()
             except queue.Empty:
                 break
-            if isinstance(item, _New):
+            if isinstance(item, New):
                 _fail(item.future, error)
+            elif isinstance(item, (Adopt, Ask)):
+                item.answer.set_exception(error)
+        for answer in self._asked:
+            answer.set_exception(error)
         with self._progress:
             self._taken, self._open, self._unsent = self._submitted, 0, 0
             self._progress.notify_all()
@@ -514,7 +573,8 @@ class Driver:
 
 def _fail(future: TaskFuture[Any], error: BaseException | None) -> None:
     if future.show_running():
-        future.set_exception(error)
+        with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled at this moment
+            future.set_exception(error)
 
 
 def _exception(upstream: concurrent.futures.Future[Any]) -> BaseException:

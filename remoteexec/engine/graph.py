@@ -18,8 +18,6 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import cloudpickle
-
 from remoteexec_server.wire import payload
 from remoteexec_server.wire.payload import Pickled
 
@@ -165,7 +163,7 @@ def _found_by_name(value: Any) -> bool:
     name, path = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if not isinstance(name, str) or not isinstance(path, str):
         return False
-    if name == "__main__" or name in cloudpickle.list_registry_pickle_by_value():
+    if name == "__main__" or name in payload.sent_by_value():
         return False
     found: Any = sys.modules.get(name)
     for part in path.split("."):

@@ -9,7 +9,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from remoteexec_server.wire import payload
+from remoteexec_server.wire import by_value
 
 
 def is_own(name: str | None) -> bool:
@@ -24,7 +24,7 @@ def is_own(name: str | None) -> bool:
 def _is_own_file(name: str, file: str | None) -> bool:
     module = types.ModuleType(name)
     module.__file__ = file
-    return payload._is_users_own(module)
+    return by_value.is_users_own(module)
 
 
 def module_of(obj: Any) -> str | None:

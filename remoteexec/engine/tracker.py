@@ -63,6 +63,13 @@ class Added:
 
 
 @dataclass(frozen=True)
+class Adopted:
+    """These tasks were submitted by somebody else, or in an earlier process, and are waited for here."""
+
+    keys: tuple[TaskKey, ...]
+
+
+@dataclass(frozen=True)
 class InputReady:
     """The futures of other executors have results, with which `size` and `upstream` are these; see Added."""
 
@@ -119,6 +126,7 @@ class Unlinked:
 
 TrackerEvent = (
     Added
+    | Adopted
     | InputReady
     | InputFailed
     | Due
@@ -289,6 +297,8 @@ class Tracker:
         match event:
             case Added():
                 return self._add(event)
+            case Adopted():
+                return self._adopt(event)
             case InputReady():
                 return self._unblock(event)
             case InputFailed():
@@ -353,6 +363,14 @@ class Tracker:
         record = self._records[event.key] = Record(event.key, State.HELD, event.size, (), int(event.awaits))
         self._open += 1
         return self._connect(record, event.upstream)
+
+    def _adopt(self, event: Adopted) -> list[Action]:
+        known = self._records
+        keys = tuple(key for key in event.keys if key not in known or known[key].state in FINAL)
+        for key in keys:
+            known[key] = Record(key, State.SUBMITTED, 0, (), 0)
+        self._open += len(keys)
+        return [SendWatch(keys)] if keys and self._linked else []
 
     def _unblock(self, event: InputReady) -> list[Action]:
         self._known(event, *event.upstream)

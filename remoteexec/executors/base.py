@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
-import inspect
 import os
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType, TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from remoteexec_server.wire.resources import Resources
 
@@ -20,6 +19,56 @@ from ..resources import resource_names
 
 R = TypeVar("R")
 Self = TypeVar("Self", bound="BaseExecutor")
+
+
+class FutureQueue:
+    """How many calls wait, by the names that a `queue.Queue` has: what there is of executorlib's `future_queue`.
+
+    Calls are in no queue that could be taken from or added to: `submit` adds, and cancelling a future takes away.
+
+    Args:
+        executor: whose calls.
+    """
+
+    def __init__(self, executor: BaseExecutor) -> None:
+        self._executor = executor
+
+    def qsize(self) -> int:
+        """`len` of the executor."""
+        return len(self._executor)
+
+    def empty(self) -> bool:
+        """Whether none waits."""
+        return not len(self._executor)
+
+    def full(self) -> bool:
+        """False: there is no limit."""
+        return False
+
+    def put(self, item: object, block: bool = True, timeout: float | None = None) -> NoReturn:
+        """Refused.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("future_queue only counts calls: submit() adds one, shutdown() ends the executor")
+
+    def get(self, block: bool = True, timeout: float | None = None) -> NoReturn:
+        """Refused.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("future_queue only counts calls: cancel() of its future takes one away")
+
+    def put_nowait(self, item: object) -> NoReturn:
+        """See `put`."""
+        self.put(item)
+
+    def get_nowait(self) -> NoReturn:
+        """See `get`."""
+        self.get()
+
 
 _LEAVE_S = 60.0
 """How long an exiting interpreter waits for its last submits to reach the scheduler."""
@@ -94,6 +143,16 @@ class BaseExecutor(concurrent.futures.Executor):
         self.shutdown(wait=self._wait)
         return None
 
+    @property
+    def future_queue(self) -> FutureQueue | None:
+        """The calls that wait, to be counted; None after `shutdown`."""
+        return FutureQueue(self) if self._takes_calls else None
+
+    @property
+    @abstractmethod
+    def _takes_calls(self) -> bool:
+        """Whether it was not shut down."""
+
     @abstractmethod
     def __len__(self) -> int:
         """Calls that have not ended."""
@@ -109,6 +168,8 @@ def refuse_own_parameter(fn: Callable[..., Any]) -> None:
         code = fn.__code__
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     else:
+        import inspect  # late: most functions are plain ones
+
         try:
             names = tuple(inspect.signature(fn).parameters)
         except Exception:  # a builtin without one; from Python 3.14 on, whatever an annotation raises

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from remoteexec_server.wire.messages import Hello
 from remoteexec_server.wire.resources import Resources
@@ -15,8 +15,8 @@ from ..config.model import ClusterConfig
 from ..deploy.launch import missing, start_argv
 from ..deploy.package import package_files
 from ..ssh.gateway_client import GatewayClient
-from .batch import BatchExecutor
-from .pilots import PilotWish
+from ..views.views import Views
+from .batch import BatchExecutor, Options
 
 __all__ = ["RemoteExecutor"]
 
@@ -30,14 +30,13 @@ class RemoteExecutor(BatchExecutor):
     Args:
         cluster: its name in clusters.toml, or a configuration.
         resource_dict: what every call asks for unless it says otherwise, above the `resources` of the configuration.
-        wait: whether leaving the `with` block waits for all tasks.
+        max_workers: see Options, as everything that is not listed here.
+        plot_dependency_graph: see Views, as the next three.
+        plot_dependency_graph_filename: see Views.
+        export_workflow_filename: see Views.
+        log_obj_size: see Views.
         password: called, once, when the cluster refused the keys and takes a password; returns it, or None. It is
             remembered for reconnections as long as the executor lives.
-        block_allocation: run tasks in `max_workers` jobs, each of which keeps a worker, instead of one job each.
-        max_workers: see block_allocation.
-        init_function: runs once in each worker; the dictionary it returns fills parameters of later calls that have
-            those names and were not given.
-        idle_time_s: seconds without anything to do after which such a job ends.
         config_file: instead of clusters.toml in the user's configuration directory.
 
     Raises:
@@ -49,25 +48,46 @@ class RemoteExecutor(BatchExecutor):
         cluster: str | ClusterConfig,
         resource_dict: Mapping[str, Any] | Resources | None = None,
         *,
+        max_workers: int | None = None,
+        max_cores: int | None = None,
+        session: str | None = None,
+        submits_per_minute: float = 60.0,
+        disable_dependencies: bool = False,
+        plot_dependency_graph: bool | Literal["after"] = False,
+        plot_dependency_graph_filename: str | Path | None = None,
+        export_workflow_filename: str | Path | None = None,
+        log_obj_size: bool = False,
         wait: bool = True,
         password: Callable[[], str | None] | None = None,
         config_file: Path | None = None,
         block_allocation: bool = False,
-        max_workers: int | None = None,
         init_function: Callable[[], Mapping[str, Any] | None] | None = None,
         idle_time_s: float = 60.0,
     ) -> None:
         config = cluster if isinstance(cluster, ClusterConfig) else load_cluster(cluster, config_file)
         if not isinstance(resource_dict, Resources):
             resource_dict = {**config.resources, **(resource_dict or {})}
-        pilots = PilotWish(block_allocation, max_workers, init_function, idle_time_s)
-        super().__init__(
-            lambda hello: _client(config, hello, password), resource_dict, _poll_s(config), wait, pilots=pilots
+        views = Views(plot_dependency_graph, plot_dependency_graph_filename, export_workflow_filename, log_obj_size)
+        options = Options(
+            max_workers=max_workers,
+            max_cores=max_cores,
+            session=session,
+            submits_per_minute=submits_per_minute,
+            poll_s=_poll_s(config),
+            disable_dependencies=disable_dependencies,
+            pysqa_config_directory=config.pysqa_config_directory,
+            views=views,
+            wait=wait,
+            block_allocation=block_allocation,
+            init_function=init_function,
+            idle_time_s=idle_time_s,
         )
+        place = f"{config.scheduler} {config.host}:{config.root}"
+        super().__init__(lambda hello: _client(config, hello, password), resource_dict, options, place=place)
 
 
 def _poll_s(config: ClusterConfig) -> float:
-    return config.poll_s if config.scheduler == "slurm" else min(config.poll_s, 1.0)
+    return config.poll_s if config.scheduler != "local" else min(config.poll_s, 1.0)
 
 
 def _client(config: ClusterConfig, hello: Hello, password: Callable[[], str | None] | None) -> GatewayClient:

@@ -13,9 +13,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from remoteexec_server import failure
 from remoteexec_server.wire import payload, pooled
@@ -28,7 +27,6 @@ from ..engine import outcomes
 from ..engine.caching import Before, CachedCall, Caching, Wish
 from ..engine.graph import Functions, Held, failure_of, inputs_of, pickle_call
 from ..engine.growing import ChildTask, Growth
-from ..engine.in_caller import CallerAsWorker
 from ..futures import Ran, TaskFuture, function_name
 from ..pool import machine, mpi
 from ..pool.fresh import FreshWorkers
@@ -39,6 +37,11 @@ from ..pool.tasks import Answered, Broken, Died, End, Function, PoolFuture, Pool
 from ..resources import check_names, read_resources, resource_names
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, refuse_own_parameter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..engine.in_caller import CallerAsWorker
 
 __all__ = ["SingleNodeExecutor"]
 
@@ -72,7 +75,8 @@ class SingleNodeExecutor(BaseExecutor):
         export_workflow_filename: see Views.
         log_obj_size: see Views.
         openmpi_oversubscribe: as in `resource_dict`, for all calls.
-        debug: run each call in this process, before `submit` returns, so that breakpoints work.
+        debug: run each call in this process, before `submit` returns, so that breakpoints work; one process is one
+            rank, so calls with `cores` above 1 are a ValueError.
         show_output: what tasks print is kept, see TaskInfo, and shown while they run: with the task before each line
             ("prefix"), as it is (True), or not (False). None: it is not kept, and goes where this process's output
             goes.
@@ -129,8 +133,9 @@ class SingleNodeExecutor(BaseExecutor):
         self._no_futures, self._preload = disable_dependencies, tuple(preload)
         self._max_workers, self._max_cores = max_workers, max_cores
         self._recorder = self._views.recorder()
-        self._caller = CallerAsWorker(init_function, block_allocation) if debug else None
-        self._here = debug or self._views.nothing_runs
+        self._debug, self._here = debug, debug or self._views.nothing_runs
+        self._refuse_ranks_here(self._defaults)
+        self._caller = _caller_as_worker(init_function, block_allocation) if debug else None
         self._functions = Functions()
         self._lock = threading.Lock()  # guards all below
         self._pool: FreshWorkers | KeptWorkers | None = None
@@ -262,7 +267,7 @@ class SingleNodeExecutor(BaseExecutor):
             "disable_dependencies": self._no_futures,
             "preload": self._preload,
             **asdict(self._views),
-            "debug": self._caller is not None,
+            "debug": self._debug,
             "show_output": self._output.shown if self._output is not None else None,
         }
 
@@ -282,6 +287,10 @@ class SingleNodeExecutor(BaseExecutor):
             pool = self._pool
         if isinstance(pool, KeptWorkers):
             pool.resize(size)
+
+    @property
+    def _takes_calls(self) -> bool:
+        return not self._closed
 
     def __len__(self) -> int:
         return self._pool.waiting if self._pool is not None else 0
@@ -349,9 +358,17 @@ class SingleNodeExecutor(BaseExecutor):
                 "resource_dict of a call: with block_allocation=True all calls use the executor's resources"
             )
         resources = _read(given, self._defaults)
+        self._refuse_ranks_here(resources)
         need = _need(resources)
         self._ledger.check(need)
         return need, resources
+
+    def _refuse_ranks_here(self, resources: Resources) -> None:
+        if self._debug and resources.cores > 1 and not self._views.nothing_runs:
+            raise ValueError(
+                f"cores={resources.cores} with debug=True: calls run in this process, which is a single MPI rank; "
+                "leave out debug to run all ranks, or cores to debug the function as the only rank"
+            )
 
     def _cores(self) -> int | None:
         if self._max_cores is not None or self._max_workers is not None:
@@ -516,6 +533,12 @@ class SingleNodeExecutor(BaseExecutor):
             self._none_open.notify_all()
         if pool is not None:
             pool.abandon()
+
+
+def _caller_as_worker(init: Callable[[], Mapping[str, Any] | None] | None, kept: bool) -> CallerAsWorker:
+    from ..engine.in_caller import CallerAsWorker  # late: for debugging only
+
+    return CallerAsWorker(init, kept)
 
 
 def _read(given: Mapping[str, Any] | Resources | None, defaults: Resources | None) -> Resources:

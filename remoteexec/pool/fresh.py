@@ -135,6 +135,9 @@ class FreshWorkers(Pool):
     def _written(self, worker: WorkerState) -> None:
         pass
 
+    def _halt(self, worker: WorkerState) -> None:
+        pass
+
     def _lost(self, worker: WorkerState) -> list[PoolTask]:
         self._give_back(worker)
         return list(worker.has.values())

@@ -27,9 +27,9 @@ that take longer than this have one call behind them."""
 _AHEAD_BYTES = 128 * 1024
 """What is sent ahead is to fit the socket: more would be left to the pool thread."""
 _LEAST_S = 1e-6
-_SMALL = 2 * BUFFER
-"""Calls of less may lie in the socket when `submit` returns and are copied; of larger ones the worker has read some
-then, and so has taken the token."""
+_SMALL = 2 * BUFFER + pooled.CHUNK
+"""Calls of less may lie in the socket when `submit` returns, but for what the worker reads before it takes the token,
+and are copied; of larger ones it has read more then, and so has taken the token."""
 
 log = logging.getLogger("remoteexec")
 
@@ -115,7 +115,7 @@ class KeptWorkers(Pool):
                 else:
                     worker = self._idle.popitem()[1]
                     ticket = worker.ticket()
-                    self._give(worker, [task], tell=task.size >= _SMALL)
+                    self._give(worker, [task])
         if self._broken is not None:
             self._refuse(task)
         elif worker is not None:
@@ -177,7 +177,7 @@ class KeptWorkers(Pool):
     def _portion(self, worker: WorkerState) -> list[PoolTask]:
         """Take from the line what this worker is given now; the caller holds the lock, and posts it."""
         tasks: list[PoolTask] = []
-        if not self._line:
+        if not self._line or worker.halted:
             return tasks
         share = len(self._line) // max(1, self._size) + 1
         most = min(share, max(2, min(_AHEAD, int(_AHEAD_S / self._pace_s))) - len(worker.has))
@@ -197,19 +197,14 @@ class KeptWorkers(Pool):
             self._give(worker, tasks)
         return tasks
 
-    def _give(self, worker: WorkerState, tasks: Sequence[PoolTask], tell: bool = True) -> None:
-        """The worker has these tasks from now on; the caller holds the lock, and posts them when it has released it.
-
-        Args:
-            tell: write their tokens now. A worker that waits for a token is woken by it, and would wait again for the
-                call; where that is sure to fit the socket, it is written first.
-        """
+    def _give(self, worker: WorkerState, tasks: Sequence[PoolTask]) -> None:
+        """The worker has these tasks from now on; the caller holds the lock, and posts them when it has released it."""
         for task in tasks:
             worker.has[task.number] = task
             worker.load += task.size
-        worker.untold = tasks
-        if tell:
-            self._tell(worker)
+        handle = worker.endpoint.token_in
+        assert handle is not None  # it is not buried
+        os.write(handle, pooled.TOKENS[len(tasks)].pack(*[task.number for task in tasks]))
         if worker.ready:
             self._watch_time(worker, tasks[0])
 
@@ -233,7 +228,7 @@ class KeptWorkers(Pool):
 
     def _free(self, worker: WorkerState) -> None:
         """It may have nothing to do now: then it is free; the caller holds the lock, and calls `_feed_idle` after."""
-        if worker.has or worker.writer is not None or worker.number not in self._workers:
+        if worker.has or worker.halted or worker.writer is not None or worker.number not in self._workers:
             return
         if worker.retiring:
             self._dismiss_if_done(worker)
@@ -271,7 +266,7 @@ class KeptWorkers(Pool):
                 if self._spares:
                     worker = self._spares.pop()
                     worker.spare = False
-                    self._idle[worker.number] = worker
+                    self._free(worker)
                     continue
                 if not self._line:
                     break
@@ -316,6 +311,9 @@ class KeptWorkers(Pool):
                 self._requeue(self._take_back(worker))
                 self._free(worker)
                 return
+            if worker.halted:
+                self._halt(worker)
+                return
             if worker.has and (not self._line or len(worker.has) > _AHEAD // 2):
                 return
             if not worker.has and not self._line and len(self._idle) < len(self._workers) - 1:
@@ -353,6 +351,10 @@ class KeptWorkers(Pool):
                 ticket = worker.ticket()
             self._post(worker, ticket, tasks)
 
+    def _halt(self, worker: WorkerState) -> None:
+        self._idle.pop(worker.number, None)
+        self._requeue(self._take_back(worker))
+
     def _lost(self, worker: WorkerState) -> list[PoolTask]:
         self._idle.pop(worker.number, None)
         for others in (self._spares, self._resuming):
@@ -360,9 +362,6 @@ class KeptWorkers(Pool):
                 others.remove(worker)
         self._let_go()
         self._requeue(self._take_back(worker))
-        for task in worker.untold:
-            del worker.has[task.number]
-        self._requeue(worker.untold)
         if worker.gpus and all(worker.gpus != other.gpus for other in self._workers.values()):
             self._gpus.insert(0, worker.gpus)
         return list(worker.has.values())

@@ -11,8 +11,7 @@ import bisect
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 PATIENCE = 2
 """Picked, not measured: enough to fill gaps with short tasks, few enough not to starve a large one."""
@@ -22,8 +21,7 @@ _UNLIMITED = 64
 """What counts as the capacity, for PATIENCE, where only GPUs are limited."""
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """What one task takes while it runs.
 
     Attributes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from remoteexec_server.wire import pooled
 from remoteexec_server.wire.resources import Resources
@@ -15,6 +14,7 @@ from . import mpi
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 """What threads_per_core sets."""
 _GIB = 2**30
+_KFD = "/sys/class/kfd/kfd/topology/nodes"
 _CUDA, _ROCR = "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
 
 
@@ -64,13 +64,27 @@ def gpus() -> tuple[list[str], list[str]]:
     if listed:
         found = next((names for names in listed.values() if names), [])
         return found, [name for name, names in listed.items() if names == found]
-    nvidia = sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+    devices = [name.removeprefix("nvidia") for name in _list("/dev") if name.startswith("nvidia")]
+    nvidia = [number for number in devices if number.isdigit()]
     if nvidia:
         return sorted(nvidia, key=int), [_CUDA]
-    amd = [
-        path for path in Path("/sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id") if path.read_text().strip() != "0"
-    ]
+    amd = [node for node in _list(_KFD) if _read(f"{_KFD}/{node}/gpu_id") not in ("", "0")]
     return [str(number) for number in range(len(amd))], [_ROCR]
+
+
+def _list(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 def _names(listed: str) -> list[str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shlex
-import shutil
 import sys
 
 from remoteexec_server.wire.resources import Resources
@@ -43,6 +41,9 @@ def mpiexec() -> list[str]:
     Raises:
         errors.RunnerMissing: there is none.
     """
+    import shlex
+    import shutil  # late: it brings what reads archives
+
     command = shlex.split(os.environ.get(_VARIABLE, ""))
     if command:
         found = shutil.which(command[0])

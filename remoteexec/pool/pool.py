@@ -3,7 +3,8 @@
     submit (any thread) ─ task ─▶ free worker?  yes: straight into its socket      no: into the line
     pool thread ─ selector ─┬ worker's socket ─ results ─▶ task.end; more tasks to that worker
                             │                 └ takes bytes again ─▶ what is left of its calls
-                            ├ zygote ─ a worker has ended ─▶ what it had is lost, or goes back into the line
+                            ├ zygote ┬ a worker has ended ─▶ what it had is lost, or goes back into the line
+                            │        └ a worker was stopped by a signal ─▶ a warning; it gets no more until it goes on
                             ├ alarm ─ resized, stopped, an earlier deadline
                             └ deadline ─ a task took too long: kill
 
@@ -17,7 +18,8 @@ nothing waits under it but for the zygote to read a request, which never waits i
 3. One thread at a time writes to a worker's socket, and until it has finished, `writer` says so: whoever started the
    worker or gave it tasks when it was free, or the pool thread. An answer proves that what any other thread had to
    write was read, so the pool thread may then write.
-4. A worker that is alive, has nothing, is written to by nobody and does not retire is free, and then no line waits.
+4. A worker that is alive, has nothing, is written to by nobody, does not retire and was not stopped by a signal is
+   free, and then no line waits.
 5. What of a task's arguments is not copied is written before `submit` returns, to a worker that has taken the token;
    all else is copied before, so that the caller may change his arrays afterwards.
 6. The pool thread never waits for one worker: sockets do not block.
@@ -27,6 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import logging
 import os
 import socket
 import threading
@@ -43,11 +46,13 @@ from .output import Output, OutputReader
 from .poller import READ, WRITE, Poller
 from .tasks import Answered, Broken, PoolTask
 from .workers import POOL, Pieces, WorkerState, write
-from .zygote_client import Ended, NotStarted, Started, ZygoteClient, end_orphans
+from .zygote_client import Ended, Halted, NotStarted, Started, ZygoteClient, end_orphans
 
 _PATIENCE_S = 0.05
 """How long `submit` waits for a worker to go on reading; what is left is then copied and left to the pool thread."""
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+log = logging.getLogger("remoteexec")
 
 
 class Pool(ABC):
@@ -130,6 +135,10 @@ class Pool(ABC):
     @abstractmethod
     def _buried(self, worker: WorkerState, started: list[PoolTask], report: Ended | NotStarted) -> None:
         """The worker has ended while it had these. Called on the pool thread without the lock."""
+
+    @abstractmethod
+    def _halt(self, worker: WorkerState) -> None:
+        """It has been stopped by a signal: take back what it has not started. The caller holds the lock."""
 
     def _named(self, worker: WorkerState) -> int | None:
         """Its number, if that says more than which call it runs."""
@@ -245,24 +254,17 @@ class Pool(ABC):
             return
         done = write(worker.endpoint.sock, pieces, _PATIENCE_S if wait else 0.0)
         with self._lock:
-            if worker.untold:
-                self._tell(worker)
             if not done:
                 self._leave_to_pool_thread(worker, pieces, tasks if wait else ())
+            if worker.halted:  # since it was given them: what was told only now it has not taken
+                self._halt(worker)
+            elif not done or worker.writer != ticket:  # it has answered meanwhile
                 return
-            if worker.writer != ticket:  # answered meanwhile
-                return
-            worker.writer = None
-            if worker.has:
+            if done and worker.writer == ticket:
+                worker.writer = None
+            if worker.has and not worker.halted:
                 return
         self._written(worker)
-
-    def _tell(self, worker: WorkerState) -> None:
-        """Write the tokens of what the worker has been given; the caller holds the lock."""
-        handle = worker.endpoint.token_in
-        if handle is not None:  # not buried
-            tasks, worker.untold = worker.untold, ()
-            os.write(handle, pooled.TOKENS[len(tasks)].pack(*[task.number for task in tasks]))
 
     def _leave_to_pool_thread(self, worker: WorkerState, pieces: Pieces, uncopied: Sequence[PoolTask]) -> None:
         """The caller holds the lock."""
@@ -377,6 +379,9 @@ class Pool(ABC):
                 self._rest(worker)
             case pooled.RESUME:
                 self._resume(worker)
+            case pooled.HALTED:
+                _, _, rank, pid = ask
+                _warn_of_halt(task, f"the process {pid} of its MPI rank {rank}", pid)
             case _:
                 task.owner.asked(self, worker, task, ask, buffers)
 
@@ -425,8 +430,28 @@ class Pool(ABC):
                 continue
             if isinstance(report, Started):
                 worker.pid = report.pid
+            elif isinstance(report, Halted):
+                self._heed_halt(worker, report)
             else:
                 self._bury(worker, report)
+
+    def _heed_halt(self, worker: WorkerState, report: Halted) -> None:
+        """A worker was stopped, or goes on. Who stopped it may want that: it is not ended, but who waits is told."""
+        with self._lock:
+            worker.halted = report.halted
+            if worker.halted:
+                self._halt(worker)
+            tasks = list(worker.has.values())
+        if not worker.halted:
+            log.info("process %d of a worker goes on", report.pid)
+        for task in tasks if worker.halted else ():
+            _warn_of_halt(task, f"its process {report.pid}", report.pid)
+        if worker.halted and not tasks:
+            log.warning(
+                "process %d of a worker was stopped by a signal and gets no calls: `kill -CONT %d` lets it go on",
+                *(report.pid, report.pid),
+            )
+        self._written(worker)
 
     def _bury(self, worker: WorkerState, report: Ended | NotStarted) -> None:
         """A worker has ended: hear its last words, forget it, and see what becomes of its tasks."""
@@ -475,6 +500,13 @@ class Pool(ABC):
         self._zygote.close()
         self._alarm.close()
         self._alarm_in.close()
+
+
+def _warn_of_halt(task: PoolTask, whose: str, pid: int) -> None:
+    log.warning(
+        "task %s (%s) waits: %s was stopped by a signal; `kill -CONT %d` lets it go on, cancel() of its future ends it",
+        *(task.future.key, task.future.task.function, whose, pid),
+    )
 
 
 def _leave_all() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from remoteexec_server.wire import pooled
@@ -167,18 +166,6 @@ class PoolFuture(TaskFuture[R], PoolTask):
             self.owner.forget(self.key)
         return True
 
-    def end_cancelled(self) -> bool:
-        """For the owner: a task that has been begun is cancelled; whether it had not ended before."""
-        with self._condition:
-            if self._state != "RUNNING":
-                return False
-            self._state = "CANCELLED_AND_NOTIFIED"
-            for waiter in self._waiters:
-                waiter.add_cancelled(self)
-            self._condition.notify_all()
-        self._invoke_callbacks()  # type: ignore[attr-defined]  # typeshed leaves it out
-        return True
-
 
 def _nobody(key: TaskKey) -> None:
     """The owner is told in another way: a bound method for each of 100,000 futures is memory."""
@@ -206,8 +193,7 @@ class Answered(NamedTuple):
     worker: int | None = None
 
 
-@dataclass(frozen=True)
-class Died:
+class Died(NamedTuple):
     """The worker ended while it had the task.
 
     Attributes:
@@ -220,8 +206,7 @@ class Died:
     timed_out: bool = False
 
 
-@dataclass(frozen=True)
-class Broken:
+class Broken(NamedTuple):
     """The task cannot be run: the pool has nothing left to run it."""
 
     reason: str

@@ -28,13 +28,13 @@ class WorkerState:
     Attributes:
         output: reads what its tasks print, if that is wanted.
         has: tasks it was given and has not answered, in order.
-        untold: tasks it has whose tokens have not been written yet.
         knows: functions it was sent.
         load: bytes of the calls it has.
         pid: once it has started.
         ready: it is set up.
         writer: who is writing to its socket, and nobody else may: POOL or a ticket; None for nobody.
         pending: what the pool thread has still to write.
+        halted: it was stopped by a signal, and gets nothing until it goes on.
         retiring: it ends when it has nothing.
         timed_out: we ended it, since a task took too long.
         cancelled: we ended it, since its task was cancelled.
@@ -49,13 +49,13 @@ class WorkerState:
         self.stream = pooled.Stream(endpoint.sock)
         self.output: OutputReader | None = None
         self.has: dict[int, PoolTask] = {}
-        self.untold: Sequence[PoolTask] = ()
         self.knows: set[int] = set()
         self.load = 0
         self.pid: int | None = None
         self.ready = False
         self.writer: int | None = None
         self.pending: Pieces = deque()
+        self.halted = False
         self.retiring = False
         self.timed_out = False
         self.cancelled = False

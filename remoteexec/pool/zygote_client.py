@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from remoteexec_server import zygote
 
@@ -58,24 +58,21 @@ class Endpoint:
                 os.close(handle)
 
 
-@dataclass(frozen=True)
-class Started:
+class Started(NamedTuple):
     """A worker is there."""
 
     number: int
     pid: int
 
 
-@dataclass(frozen=True)
-class NotStarted:
+class NotStarted(NamedTuple):
     """A worker could not be forked."""
 
     number: int
     reason: str
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(NamedTuple):
     """A worker is gone; `status` as `os.waitpid` says."""
 
     number: int
@@ -83,7 +80,15 @@ class Ended:
     status: int
 
 
-Report = Started | NotStarted | Ended
+class Halted(NamedTuple):
+    """A worker was stopped by a signal (SIGSTOP, say), or goes on."""
+
+    number: int
+    pid: int
+    halted: bool
+
+
+Report = Started | NotStarted | Ended | Halted
 
 
 class ZygoteClient:
@@ -189,4 +194,6 @@ def _report(number: int, pid: int, status: int) -> Report:
         return Started(number, pid)
     if status == zygote.NOT_STARTED:
         return NotStarted(number, os.strerror(pid))
+    if status in (zygote.HALTED, zygote.CONTINUED):
+        return Halted(number, pid, status == zygote.HALTED)
     return Ended(number, pid, status)

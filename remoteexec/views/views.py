@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from .graph import Graph, Recorder
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .graph import Graph, Recorder
 
 log = logging.getLogger("remoteexec")
 
@@ -55,7 +58,7 @@ class Views:
     def _check_picture(self) -> None:
         if self.plot_dependency_graph_filename is None:
             return
-        suffix = Path(self.plot_dependency_graph_filename).suffix.lower()
+        suffix = os.path.splitext(self.plot_dependency_graph_filename)[1].lower()
         if suffix not in (".svg", ".png"):
             raise ValueError(
                 "plot_dependency_graph_filename must end in .svg or .png, "
@@ -76,10 +79,14 @@ class Views:
 
     def recorder(self) -> Recorder | None:
         """What writes the calls down, if the graph is wanted."""
+        from .graph import Recorder  # late: few ask for it
+
         return Recorder(self.export_workflow_filename is not None) if self.recorded else None
 
     def show(self, graph: Graph) -> None:
         """Draw and export."""
+        from pathlib import Path
+
         if self.export_workflow_filename is not None:
             from .workflow import to_json
 

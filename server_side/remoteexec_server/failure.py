@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import marshal
 import sys
 import traceback
@@ -34,18 +33,24 @@ def facts(exc: BaseException, kind: str, subject: str = "") -> dict[str, Any]:
 
 def packed(exc: BaseException, kind: str, subject: str = "") -> bytes:
     """Facts and exception in one; see `unpacked`."""
+    import json  # late: most tasks do not fail
+
     found = pickled(exc) if kind == "raised" else None
     return marshal.dumps((json.dumps(facts(exc, kind, subject)), found.data if found else b""))
 
 
 def unpacked(data: bytes) -> tuple[dict[str, Any], Pickled | None]:
     """What `packed` was given: facts, and the pickled exception if it could be pickled."""
+    import json
+
     said, found = marshal.loads(data)
     return json.loads(said), Pickled(found) if found else None
 
 
 def amended(data: bytes, traceback_head: str = "", **more: Any) -> bytes:
     """A `packed` failure with further facts, and a line before its traceback."""
+    import json
+
     said, found = marshal.loads(data)
     known = json.loads(said)
     return marshal.dumps((json.dumps({**known, "traceback": traceback_head + known["traceback"], **more}), found))

@@ -1,13 +1,13 @@
 """The ranks of MPI functions: started with mpiexec, told what to run, ended.
 
-    pool ── worker ─┬─ mpiexec ─┬─ rank 0      each rank connects back to the worker by a socket of its own, in a
-                    │           ├─ rank 1      directory that is the user's alone, and both ends prove that they
-                    │           └─ ...         know a secret before anything else is read
+    pool ── worker ─┬─ mpiexec ─┬─ watch ── rank 0      each rank connects back to the worker by a socket of its own,
+                    │           ├─ watch ── rank 1      in a directory that is the user's alone, and both ends prove
+                    │           └─ ...                  that they know a secret before anything else is read
                     └─ sweeper
 
 To the pool this is a worker like any other. It sends each call to all ranks as it came, unopened, and answers with the
 list of their results, unopened too. The first rank that raises or ends ends them all: others may wait for it inside
-MPI for ever.
+MPI for ever. Which that was, and how it ended, is told by its parent, the watch: see `mpi_watch`.
 
 What mpiexec, the ranks and what they started use is found and taken away by the sweeper, a process that waits for the
 worker's end, however that comes: neither Open MPI nor MPICH clean up after they were killed.
@@ -31,8 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import failure
-from .mpi_rank import ABORT, SECRET
+from . import failure, mpi_rank, mpi_watch
 from .sweeper import Sweeper
 from .wire import handshake, payload, pooled
 from .wire.payload import Pickled
@@ -42,6 +41,8 @@ _START_S = 60.0
 _HANDSHAKE_S = 30.0
 _END_S = 5.0
 """For the ranks to finalise MPI and end after their last call."""
+_TOLD_S = 2.0
+"""For the watch of a rank whose connection has ended to tell how: it waits for the same end; picked, not measured."""
 _EXPLAIN_S = 2.0
 """For mpiexec to say why a rank ended: Open MPI takes 1 s."""
 _TICK_S = 1.0
@@ -77,11 +78,15 @@ class RanksDidNotStart(Exception):
 
 
 class RankEnded(Exception):
-    """A rank ended while it had a call, by MPI_Abort with this error code or otherwise."""
+    """A rank ended while it had a call.
 
-    def __init__(self, rank: _Rank, abort: int | None = None) -> None:
+    Attributes:
+        word: what its watch told; None if it could not.
+    """
+
+    def __init__(self, rank: _Rank, word: mpi_watch.Word | None) -> None:
         super().__init__(rank.number)
-        self.rank, self.abort = rank, abort
+        self.rank, self.word = rank, word
 
 
 class PoolGone(Exception):
@@ -147,7 +152,7 @@ class Ranks:
             views = [*its, *views]
         try:
             program.tell(functions, call, views)
-            return program.results()
+            return program.results(call[0])
         except _Failed as exc:
             text = f"MPI rank {exc.rank} of {program.size}:\n"
             self._program = None
@@ -219,6 +224,7 @@ class _Program:
         self._setup, self._pool, self._worker = setup, pool, worker
         self._told = False  # the ranks have their setup
         self._ranks: list[_Rank] = []
+        self._words: mpi_watch.Words | None = None
         self._files: set[str] = set()
 
     # ---- start ----
@@ -233,13 +239,14 @@ class _Program:
         directory = self._sweeper.directory
         secret = secrets.token_bytes(32)
         address = os.path.join(directory, "s")
+        self._words = mpi_watch.Words(address + mpi_rank.WORDS)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(address)
             listener.listen(self.size)
             argv = [*self._command, "-n", str(self.size)]
             argv += [sys.executable, _PACKAGE, "mpi-rank", address, str(self.size)]
             argv += [str(self._worker)] if self._worker is not None else []
-            environment = _environment(directory, self._oversubscribe) | {SECRET: secret.hex()}
+            environment = _environment(directory, self._oversubscribe) | {mpi_rank.SECRET: secret.hex()}
             for name, value in self._setup.get("environment", {}).items():
                 environment.pop(name, None)
                 if value is not None:
@@ -254,6 +261,7 @@ class _Program:
                     start_new_session=True,  # the pool kills the worker's group: the sweeper has to be first here
                 )
             except OSError as exc:
+                self._words.close()
                 self._sweeper.sweep()
                 raise RanksDidNotStart(f"{self._command[0]} cannot be started: {exc}") from exc
             self._sweeper.note_group(self._process.pid)
@@ -292,7 +300,7 @@ class _Program:
                     elif handle == self._pool.fileno() and event & select.POLLHUP:
                         raise PoolGone
                 if self._process.poll() is not None:
-                    raise RanksDidNotStart(f"{self._name()} ended with exit code {self._process.returncode}")
+                    raise RanksDidNotStart(f"{self._name()} {mpi_watch.how_it_ended(self._process.returncode)}")
                 if time.monotonic() > deadline:
                     absent = self.size - len(self._ranks) - len(waiting)
                     raise RanksDidNotStart(
@@ -313,6 +321,8 @@ class _Program:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, _, _ = struct.unpack("3i", credentials)
         self._sweeper.note_group(pid)
+        with contextlib.suppress(OSError):
+            self._sweeper.note_group(os.getpgid(pid))  # its watch leads it
         return _Rank(sock, pooled.Stream(sock), pid)
 
     def _hear(self, rank: _Rank) -> None:
@@ -374,8 +384,8 @@ class _Program:
         setup["memory_bytes"] = memory // self.size if memory is not None else None
         return setup
 
-    def results(self) -> Answer:
-        """Wait for the results of all ranks.
+    def results(self, task: int) -> Answer:
+        """Wait for the results of all ranks; tell the pool if one is stopped meanwhile.
 
         Raises:
             _Failed: the first rank that answered with a failure.
@@ -384,21 +394,49 @@ class _Program:
         """
         results: list[Pickled | None] = [None] * self.size
         by_handle = {rank.sock.fileno(): rank for rank in self._ranks}
-        # epoll tells of events in the order they happened, so the first end it tells of is the first there was
+        assert self._words is not None
         with select.epoll() as poll:
             poll.register(self._pool.fileno(), 0)  # its end alone
-            for handle in by_handle:
+            for handle in (self._words.fileno(), *by_handle):
                 poll.register(handle, select.EPOLLIN)
             while by_handle:
-                for handle, _ in poll.poll():
-                    if handle == self._pool.fileno():
-                        raise PoolGone
-                    rank = by_handle[handle]
-                    results[rank.number] = _result(rank)
-                    poll.unregister(handle)
-                    del by_handle[handle]
+                ready = [handle for handle, _ in poll.poll()]
+                if self._pool.fileno() in ready:
+                    raise PoolGone
+                if self._words.fileno() in ready:
+                    self._heed(self._words.take(), task)
+                for handle in ready:
+                    if handle in by_handle:
+                        rank = by_handle[handle]
+                        results[rank.number] = self._result(rank)
+                        poll.unregister(handle)
+                        del by_handle[handle]
         whole = payload.dumps([payload.Filled(result, ()) for result in results if result is not None])
         return True, whole.data, whole.buffers
+
+    def _result(self, rank: _Rank) -> Pickled:
+        """What a rank answers to a call."""
+        try:
+            said, read = rank.stream.next()
+        except (EOFError, ConnectionError):
+            assert self._words is not None
+            self._heed(self._words.end(_TOLD_S))
+            raise RankEnded(rank, None) from None
+        ((_, ok, rest, *_),) = said
+        data, buffers = pooled.joined(rest, read)
+        if not ok:
+            raise _Failed(rank.number, bytes(data))
+        return Pickled(bytes(data), tuple(map(memoryview, buffers)))
+
+    def _heed(self, word: mpi_watch.Word | None, task: int | None = None) -> None:
+        """Raises RankEnded if that is what was told."""
+        rank = next((rank for rank in self._ranks if word is not None and rank.pid == word.pid), None)
+        if rank is None or word is None:
+            return
+        if word.ended:
+            raise RankEnded(rank, word)
+        if word.halted and task is not None:
+            pooled.send(self._pool, (pooled.HALTED, task, rank.number, rank.pid))
 
     # ---- end ----
 
@@ -416,28 +454,30 @@ class _Program:
         self._process.wait()
         for rank in self._ranks:
             rank.sock.close()
+        if self._words is not None:
+            self._words.close()
 
     def explain(self, end: RankEnded) -> tuple[str, dict[str, Any]]:
         """End all ranks after one has ended; what is known of it, in words and as facts."""
         ended_itself = self._wait(_EXPLAIN_S)
         self.kill()
         text = self._tail.text()
-        code = self._process.returncode if ended_itself else None
-        rank = end.rank
-        if end.abort is None:
-            named = _rank_named_in(text)
-            rank = next((one for one in self._ranks if one.number == named), rank)
-        did = "ended" if end.abort is None else f"called MPI_Abort with error code {end.abort}"
+        launcher_code = self._process.returncode if ended_itself else None
+        rank, word = end.rank, end.word
+        named = _aborting_rank_in(text) if word is None or word.abort is None else None
+        if named is None and word is None:
+            named = _blamed_rank_in(text)
+        if named != rank.number:
+            rank, word = next(((one, None) for one in self._ranks if one.number == named), (rank, word))
+        did, facts = _how(word, text, launcher_code)
         message = f"MPI rank {rank.number} of {self.size} (pid {rank.pid}) {did}"
-        if code is not None:
-            message += f"; {self._name()} ended with exit code {code}"
-        found = re.search(r"\bsignal (\d+)", text)
+        if launcher_code is not None:
+            message += f"; {self._name()} {mpi_watch.how_it_ended(launcher_code)}"
         return f"{message}\n{text}" if text else message, {
             "rank": rank.number,
             "ranks": self.size,
-            "exit_code": code,
-            "signal": int(found[1]) if found else None,
             "log_tail": text,
+            **facts,
         }
 
     def _wait(self, most_s: float) -> bool:
@@ -453,37 +493,42 @@ class _Program:
         return True
 
 
-def _result(rank: _Rank) -> Pickled:
-    """What a rank answers to a call."""
-    try:
-        said, read = rank.stream.next()
-    except (EOFError, ConnectionError):
-        raise RankEnded(rank) from None
-    if said[0] == ABORT:
-        raise RankEnded(rank, said[1])
-    ((_, ok, rest, *_),) = said
-    data, buffers = pooled.joined(rest, read)
-    if not ok:
-        raise _Failed(rank.number, bytes(data))
-    return Pickled(bytes(data), tuple(map(memoryview, buffers)))
+def _how(word: mpi_watch.Word | None, text: str, launcher_code: int | None) -> tuple[str, dict[str, int | None]]:
+    """How a rank ended, in words, and exit code and signal; mpiexec's where its own are not known."""
+    if word is None:
+        found = re.search(r"\bsignal (\d+)", text)
+        return "ended", {"exit_code": launcher_code, "signal": int(found[1]) if found else None}
+    if word.status is None:
+        return f"called MPI_Abort with error code {word.abort}", {"exit_code": launcher_code, "signal": None}
+    code = os.waitstatus_to_exitcode(word.status)
+    return mpi_watch.how_it_ended(code), {
+        "exit_code": code if code >= 0 else None,
+        "signal": -code if code < 0 else None,
+    }
 
 
-def _rank_named_in(text: str) -> int | None:
-    """The rank that Open MPI or MPICH hold to be the first that ended; None if they name none.
-
-    Which connection ended first does not say it for certain: on MPI_Abort others may be killed before the one that
-    called it.
-    """
-    for pattern in (
+def _aborting_rank_in(text: str) -> int | None:
+    """The rank that called MPI_Abort, if Open MPI or MPICH say so: it may be the last to end."""
+    return _first_number(
+        text,
         r"MPI_ABORT was invoked on rank (\d+) in communicator MPI_COMM_WORLD",  # Open MPI
+        r"^Abort\(\d+\) on node (\d+) ",  # MPICH
+    )
+
+
+def _blamed_rank_in(text: str) -> int | None:
+    """The rank that Open MPI holds to be the first that ended."""
+    return _first_number(
+        text,
         r"noticed that process rank (\d+)",
         r"due to process rank (\d+)",
         r"Process name: \[\[\d+,\d+\],(\d+)\]",
-        r"^Abort\(\d+\) on node (\d+) ",  # MPICH
-    ):
-        if found := re.search(pattern, text, re.MULTILINE):
-            return int(found[1])
-    return None
+    )
+
+
+def _first_number(text: str, *patterns: str) -> int | None:
+    found = [match for pattern in patterns if (match := re.search(pattern, text, re.MULTILINE))]
+    return int(found[0][1]) if found else None
 
 
 @contextlib.contextmanager

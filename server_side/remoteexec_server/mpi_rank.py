@@ -11,17 +11,19 @@ import socket
 import traceback
 from typing import Any
 
+from . import mpi_watch
 from .sweeper import shared_memory
 from .wire import handshake, pooled
 from .worker import Worker
 
 SECRET = "REMOTEEXEC_MPI_SECRET"  # the variable's name
-ABORT = "abort"
-"""Said, with the error code, by a rank that calls MPI_Abort."""
+WORDS = ".words"
+"""After the socket's address: where the rank's watch tells how it ended."""
 
 
 def main(argv: list[str]) -> int:
     """`mpi-rank SOCKET RANKS [WORKER]`: run calls until the socket ends."""
+    mpi_watch.watched(argv[0] + WORDS)
     secret = bytes.fromhex(os.environ.pop(SECRET))
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.connect(argv[0])
@@ -30,7 +32,7 @@ def main(argv: list[str]) -> int:
         # MPI is initialised by this import, and finalised when the interpreter exits
         from mpi4py import MPI
 
-        _tell_aborts(MPI, sock)
+        _tell_aborts(MPI, argv[0] + WORDS)
         library = MPI.Get_library_version().splitlines()[0].strip("\0 ")
         hello = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size(), library, shared_memory(os.getpid())
     except BaseException:  # the process edge: told to who waits
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _tell_aborts(MPI: Any, sock: socket.socket) -> None:  # named as it is everywhere
+def _tell_aborts(MPI: Any, address: str) -> None:  # named as it is everywhere
     """Let Abort of MPI's own communicators say which rank called it, and never return.
 
     MPICH's returns at times, and the function may be done on all ranks before they are killed (seen with 5.0.2). Then,
@@ -58,8 +60,7 @@ def _tell_aborts(MPI: Any, sock: socket.socket) -> None:  # named as it is every
     class World(MPI.Intracomm):  # type: ignore[misc]  # mypy does not know mpi4py
         def Abort(self, errorcode: int = 0) -> None:
             """See mpi4py.MPI.Comm.Abort."""
-            with contextlib.suppress(OSError):
-                pooled.send(sock, (ABORT, errorcode))
+            mpi_watch.tell_abort(address, errorcode)
             try:
                 super().Abort(errorcode)
             finally:

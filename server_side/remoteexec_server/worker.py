@@ -2,6 +2,9 @@
 
 It reads a token before each call (see `wire.pooled`), and sends each result at once: the next call may take long. It
 ends when the pool closes its socket; a worker without tokens ends after one call.
+
+Tokens are written before their calls. So one that has nothing waits for its socket alone, which wakes it once for a
+call, and a call without a token was taken back.
 """
 
 from __future__ import annotations
@@ -82,10 +85,6 @@ class Worker:
         self._defaults: Mapping[str, Any] = {}
         self._ranks: mpi.Ranks | None = None  # of a worker for MPI functions
         self._broken: bytes | None = None  # what setting up raised: every call's answer
-        if tokens is not None:
-            self._poll = select.poll()
-            self._poll.register(tokens, select.POLLIN)
-            self._poll.register(sock.fileno(), select.POLLHUP)
 
     def serve(self) -> None:
         """Run calls until the pool is gone."""
@@ -119,8 +118,8 @@ class Worker:
         """The call of the next token; None when the pool is gone."""
         assert self._tokens is not None
         while True:
-            if not self._calls:  # so there will hardly be a token either
-                self._wait(self._tokens)
+            if not self._calls and self._growth is None:
+                self._hear()
             try:
                 token = os.read(self._tokens, pooled.TOKEN.size)
                 break
@@ -135,11 +134,19 @@ class Worker:
                 if call[0][0] == number:
                     return call
                 # else the pool took its token back
-            self._receive()
+            self._hear()
 
-    def _wait(self, handle: int) -> None:
-        for fd, event in self._poll.poll():
-            if fd != handle or event & ~select.POLLIN:
+    def _wait(self, tokens: int) -> None:
+        """Wait for a token alone.
+
+        That is for two cases: what is here was taken back, of which the pool may give one again and not send it again;
+        or another thread reads the socket, and would read all of a large call that may be taken back and is not copied.
+        """
+        poll = select.poll()
+        poll.register(tokens, select.POLLIN)
+        poll.register(self._sock.fileno(), select.POLLHUP)
+        for fd, event in poll.poll():
+            if fd != tokens or event & ~select.POLLIN:
                 raise EOFError
 
     def growth(self) -> growing.Growth:
@@ -164,7 +171,18 @@ class Worker:
             pooled.send(self._sock, ask, buffers)
 
     def _receive(self) -> None:
-        (setup, functions, calls), buffers = self.read() if self._growth is None else self._growth.next_calls()
+        self._take_in(*self.read())
+
+    def _hear(self) -> None:
+        """Wait for something, and read once: of a large call no more than `pooled.CHUNK` before its token is read."""
+        if self._growth is not None:
+            self._take_in(*self._growth.next_calls())
+            return
+        for said, buffers in self._stream.some():
+            self._take_in(said, buffers)
+
+    def _take_in(self, said: Any, buffers: Sequence[Any]) -> None:
+        setup, functions, calls = said
         at = 0
         if setup is not None:
             self._set_up(setup)

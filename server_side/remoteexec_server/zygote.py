@@ -2,8 +2,9 @@
 
 `zygote FD MODULE...`: FD is a socket to the pool, the modules are what the user wants imported once for all. A
 request with the worker's socket and token pipe forks a worker, one without ends it; every worker's start and end is
-reported. A fork of this process takes a millisecond; a new interpreter would take a hundred. When the pool is gone,
-however it went, the zygote kills all workers and ends: nothing is left behind.
+reported, and when it is stopped by a signal and goes on. A fork of this process takes a millisecond; a new interpreter
+would take a hundred. When the pool is gone, however it went, the zygote kills all workers and ends: nothing is left
+behind.
 
 It never waits for the pool: reports that the socket does not take now are kept, so that a pool that waits for a
 request to be read cannot wait for ever.
@@ -24,17 +25,22 @@ from typing import Any
 
 from . import growing as _growing  # noqa: F401  # so that workers need not import it each
 from . import worker
-from .wire import payload as _payload  # noqa: F401  # the same
 
 REQUEST = struct.Struct("<cq")
 KEPT, ONCE, KILL = b"K", b"O", b"X"
-REPORT = struct.Struct("<qii")  # worker number, pid, wait status; status -1: started; -2: not, and why instead of pid
-STARTED, NOT_STARTED = -1, -2
+REPORT = struct.Struct("<qii")  # worker number, pid, wait status or one of the following
+STARTED, NOT_STARTED, HALTED, CONTINUED = -1, -2, -3, -4
+"""NOT_STARTED has the reason, an `errno`, instead of a pid. HALTED: by SIGSTOP, say, until SIGCONT."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 def main(argv: list[str]) -> int:
     """Fork workers until the pool is gone."""
+    # so that workers need not import them each; here, since the client imports this module for what it is told
+    import json as _json  # noqa: F401
+
+    from .wire import by_value as _by_value  # noqa: F401
+
     control = socket.socket(fileno=int(argv[0]))
     os.set_inheritable(control.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's business
@@ -156,15 +162,24 @@ class _Zygote:
 
     def _reap(self) -> None:
         while self._workers:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG | os.WNOWAIT)
             if ended is None:
                 return
+            if ended.si_code in (os.CLD_STOPPED, os.CLD_CONTINUED):
+                self._report_halt(ended.si_pid)
+                continue
             number = self._workers.pop(ended.si_pid, None)
             if number is not None:
                 _kill(ended.si_pid)  # what it left running; its number is its own until it is waited for
             _, status = os.waitpid(ended.si_pid, 0)
             if number is not None:
                 self._report(number, ended.si_pid, status)
+
+    def _report_halt(self, pid: int) -> None:
+        """A worker was stopped or goes on, as it was seen; by now it may have been killed."""
+        said = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+        if said is not None and pid in self._workers:
+            self._report(self._workers[pid], pid, HALTED if said.si_code == os.CLD_STOPPED else CONTINUED)
 
     def _report(self, number: int, pid: int, status: int) -> None:
         self._reports += REPORT.pack(number, pid, status)

@@ -23,7 +23,14 @@ from typing import Any
 
 import pytest
 
-from remoteexec import RemoteExecutor, ResourceError, SlurmClusterExecutor, TestClusterExecutor, errors
+from remoteexec import (
+    FluxClusterExecutor,
+    RemoteExecutor,
+    ResourceError,
+    SlurmClusterExecutor,
+    TestClusterExecutor,
+    errors,
+)
 from remoteexec.executors.batch import BatchExecutor
 from tests.clusters.rootless import SlurmCluster
 from tests.integration.conftest import installed
@@ -71,6 +78,7 @@ KINDS = (
         "TestClusterExecutor, pilots",
         "RemoteExecutor, local scheduler",
         pytest.param("RemoteExecutor, SLURM", marks=pytest.mark.slurm),
+        pytest.param("FluxClusterExecutor", marks=pytest.mark.flux),
     ]
 )
 
@@ -96,6 +104,10 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             cluster = request.getfixturevalue("slurm_cluster")
             far = installed(cluster, "contract")
             place = Place(lambda: RemoteExecutor(far), cluster.make_directory("contract"))
+        case "FluxClusterExecutor":
+            instance = request.getfixturevalue("flux_instance")
+            there = instance.new_root("a'; echo b ü")
+            place = Place(lambda: FluxClusterExecutor(cache_directory=there, poll_s=1.0), shared)
         case _:
             home = Path(os.environ[LOGIN_NODE])
             options = {"cache_directory": str(home / "root"), "poll_s": 1.0}
@@ -423,16 +435,17 @@ def test_a_future_that_has_not_started_can_be_cancelled(executor: BatchExecutor,
     assert list(concurrent.futures.as_completed([future], WAIT_S)) == [future]
 
 
-def test_a_future_that_runs_says_so_and_cannot_be_cancelled(executor: BatchExecutor, place: Place) -> None:
+def test_a_future_that_runs_says_so_and_is_cancelled_with_its_job(executor: BatchExecutor, place: Place) -> None:
     path = place.path()
     future = executor.submit(wait_for, path)
     deadline = time.monotonic() + WAIT_S
     while not future.running() and time.monotonic() < deadline:
         time.sleep(0.01)
 
-    assert (future.running(), future.cancel(), future.cancelled()) == (True, False, False)
+    assert (future.running(), future.cancel(), future.cancelled()) == (True, True, True)
     path.write_text("go")
-    assert (future.result(WAIT_S), future.cancel()) == ("go", False)
+    ended = executor.submit(wait_for, path)
+    assert (ended.result(WAIT_S), ended.cancel()) == ("go", False)
 
 
 # ---- shutting down ----
@@ -486,8 +499,12 @@ def test_shutdown_without_waiting_returns_at_once_and_the_tasks_go_on(place: Pla
     path = place.path()
     executor = place.new()
     future = executor.submit(wait_for, path)
+    queued = executor.future_queue
+    assert queued is not None
+    assert (queued.qsize(), queued.empty()) == (1, False)
     executor.shutdown(wait=False)
 
+    assert executor.future_queue is None
     assert not future.done()
     path.write_text("go")
     assert future.result(WAIT_S) == "go"

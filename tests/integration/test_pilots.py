@@ -24,8 +24,8 @@ from remoteexec_server.store.session import Session
 from remoteexec_server.wire import payload
 from remoteexec_server.wire.messages import TaskKey
 from tests.clusters.rootless import SlurmCluster
+from tests.integration.faults import PROMPT_S, Place, outcome_within, placed
 from tests.integration.running import running
-from tests.integration.test_faults_jobs import PROMPT_S, Place, outcome_within, placed
 
 MANY = 2_000
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -237,6 +237,22 @@ def test_tasks_that_ask_for_something_else_run_in_the_room_that_a_pilot_has(
         ):
             with pytest.raises(ResourceError, match=words):
                 exe.submit(same, 1, resource_dict=wish)
+
+
+def test_mpi_functions_run_in_pilots(slurm_config: ClusterConfig) -> None:
+    def ranks(x: int) -> tuple[str, int, int]:
+        from mpi4py import MPI
+
+        return os.environ["SLURM_JOB_ID"], MPI.COMM_WORLD.rank, MPI.COMM_WORLD.allreduce(x)
+
+    with running(slurm_config, block_allocation=True, max_workers=1, resource_dict={"cores": 2}) as exe:
+        first = exe.submit(ranks, 4)
+        then = exe.submit(operator.itemgetter(1), first, resource_dict={"cores": 1})
+        found: Any = first.result(60)  # the list of what the ranks returned
+        assert [rank[1:] for rank in found] == [(0, 8), (1, 8)]
+        assert then.result(30) == found[1]
+        again: Any = exe.submit(ranks, 5).result(60)
+        assert again[0] == (found[0][0], 0, 10)
 
 
 def test_pilots_end_when_idle_and_come_back_for_more(slurm_cluster: SlurmCluster, slurm_config: ClusterConfig) -> None:

@@ -17,6 +17,8 @@ import remoteexec
 from remoteexec import ResourceError, SingleNodeExecutor, errors
 from tests.integration.pool_tools import add_one, alive, both_modes, eventually, executor, kill_self, own_pid
 
+pytestmark = pytest.mark.usefixtures("process_mark")
+
 Interval = tuple[float, float]
 
 
@@ -475,9 +477,31 @@ def test_own_pid_is_another_for_each_fresh_call() -> None:
 
 def test_a_job_that_fails_is_written_to_its_error_log_too(tmp_path: Path) -> None:
     log = tmp_path / "error.log"
-    with remoteexec.TestClusterExecutor({"error_log_file": str(log)}, cache_directory=str(tmp_path / "cache")) as exe:
+    with remoteexec.TestClusterExecutor(
+        resource_dict={"error_log_file": str(log)}, cache_directory=str(tmp_path / "cache")
+    ) as exe:
         assert isinstance(exe.submit(divmod, 1, 0).exception(timeout=30), ZeroDivisionError)
     assert [line for line in log.read_text().splitlines() if line.startswith(("function", "args"))] == [
         "function: <built-in function divmod>",
         "args: (1, 0)",
     ]
+
+
+@both_modes
+def test_future_queue_counts_the_calls_that_wait_and_takes_none(kept: bool) -> None:
+    with executor(kept, workers=1) as exe:
+        waiting = exe.future_queue
+        assert waiting is not None
+        assert (waiting.qsize(), waiting.empty(), waiting.full()) == (0, True, False)
+        exe.submit(time.sleep, 0.3)
+        futures = [exe.submit(add_one, 1, resource_dict={}) for _ in range(20)]
+        assert (waiting.qsize(), waiting.empty()) == (len(exe), False)
+        for refused in (waiting.put_nowait, waiting.put):
+            with pytest.raises(NotImplementedError, match=r"submit\(\) adds one"):
+                refused({"shutdown": True})
+        for taken in (waiting.get_nowait, waiting.get):
+            with pytest.raises(NotImplementedError, match=r"cancel\(\) of its future"):
+                taken()
+        assert [future.result(timeout=20) for future in futures] == [2] * 20
+        assert waiting.qsize() == 0
+    assert exe.future_queue is None

@@ -57,7 +57,7 @@ def executors_are_executors() -> list[Executor]:
         RemoteExecutor("mycluster"),
         RemoteExecutor(config, {"cores": 1}, wait=False, password=lambda: None, config_file=Path("clusters.toml")),
         SlurmClusterExecutor(),
-        SlurmClusterExecutor({"cores": 1}, cache_directory="/scratch/me", poll_s=60.0, wait=False),
+        SlurmClusterExecutor(resource_dict={"cores": 1}, cache_directory="/scratch/me", poll_s=60.0, wait=False),
         TestClusterExecutor(resource_dict=Resources()),
     ]
 

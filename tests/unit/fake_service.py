@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from remoteexec.engine.client import Deliver, Heard
@@ -55,7 +55,7 @@ class ScriptedService:
             raise self.trouble.pop(0)
         self._deliver = deliver
         self.say(Linked())
-        return WELCOME
+        return replace(WELCOME, session_key=self.key.hex())
 
     def send(self, request: Request, data: bytes = b"") -> None:
         self.asked.put((request, data))
@@ -110,7 +110,7 @@ class ThreadService:
     def open(self, deliver: Deliver) -> Welcome:
         self._deliver = deliver
         deliver((Linked(), b""))
-        return WELCOME
+        return replace(WELCOME, session_key=self.hello.session_key)
 
     def send(self, request: Request, data: bytes = b"") -> None:
         match request:

@@ -24,7 +24,7 @@ class Service:
     def open(self, deliver: Deliver) -> Welcome:
         self.deliver = deliver
         deliver((Linked(), b""))
-        return Welcome("0", header.PYTHON, "here", "/", "fake")
+        return Welcome("0", header.PYTHON, "here", "/", "fake", "6b" * 32)
 
     def send(self, request: Request, data: bytes = b"") -> None:
         if isinstance(request, Submit):
@@ -45,7 +45,7 @@ def test_a_statement_is_one_burst_also_when_it_is_over_before_its_calls_are_seen
 ) -> None:
     monkeypatch.setattr(driver, "_SUBMITS", driver._Patience(0.0, -1.0))  # the driver is behind from the start
     service = Service()
-    engine = driver.Driver(service, b"k" * 32, "b")
+    engine = driver.Driver(service, "b")
     engine.start()
     engine.submit(print, (), {}, Resources())
     assert service.reached.wait(10)

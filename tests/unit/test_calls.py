@@ -213,7 +213,9 @@ def test_a_burst_says_each_resource_and_holds_each_function_once(pickler: Pickle
     submit, data = bundle(BurstId("x-1"), keys, calls, KEY)
 
     assert (submit.burst, submit.resources, submit.size) == ("x-1", (PLAIN, long), len(data))
-    assert submit.tasks == tuple(Entry(key, n % 2, (A,) if n == 1 else ()) for n, key in enumerate(keys))
+    assert submit.tasks == tuple(
+        Entry(key, n % 2, (A,) if n == 1 else (), "capture" if n % 2 else "abs") for n, key in enumerate(keys)
+    )
     read = [hdf5.read_call(data, BurstId("x-1"), n, KEY) for n in range(4)]
     assert [payload.loads(function.data).__name__ for function, _ in read] == ["abs", "capture", "abs", "capture"]
     assert payload.loads(read[3][1].data) == ((), {"k": 1})

@@ -8,7 +8,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ from remoteexec_server.wire.messages import (
     Cancel,
     Close,
     Closed,
+    Entry,
+    Known,
     Loss,
     Lost,
     OutcomeReady,
@@ -33,6 +35,7 @@ from remoteexec_server.wire.messages import (
     Rejected,
     Submit,
     TaskKey,
+    Tell,
     Watch,
 )
 from remoteexec_server.wire.resources import Resources
@@ -49,7 +52,7 @@ def service() -> ScriptedService:
 
 @pytest.fixture
 def driver(service: ScriptedService) -> Iterator[Driver]:
-    driver = Driver(service, KEY, "x")
+    driver = Driver(service, "x")
     yield driver
     service.say(Failed(errors.ConnectionLost("the test is over")))
     driver.stop()
@@ -215,16 +218,64 @@ def test_a_cancelled_future_is_cancelled_at_once_and_the_service_is_told(
     assert goodbye(service, driver) == Close(discard=True)
 
 
-def test_a_future_that_runs_cannot_be_cancelled(driver: Driver, service: ScriptedService) -> None:
+def test_a_future_that_runs_is_cancelled_with_its_job(driver: Driver, service: ScriptedService) -> None:
     future = submit(driver)
     service.next_submit()
     service.start(future.key)
-    other = submit(driver)
+    submit(driver)
     service.next_submit()  # so what was said before has been heard
 
-    assert (future.running(), future.cancel(), other.cancel()) == (True, False, True)
+    told: list[bool] = []
+    future.add_done_callback(lambda done: told.append(done.cancelled()))
+    assert (future.running(), future.cancel(), future.cancelled(), told) == (True, True, True, [True])
+    assert service.next() == Cancel((future.key,))
+    service.end(future.key, 1)  # it was faster
+    assert (future.cancel(), future.cancelled()) == (True, True)
+
+
+def test_an_ended_future_cannot_be_cancelled(driver: Driver, service: ScriptedService) -> None:
+    future = submit(driver)
+    service.next_submit()
+    service.start(future.key)
     service.end(future.key, 1)
-    assert future.result(10.0) == 1
+
+    assert (future.result(10.0), future.cancel()) == (1, False)
+
+
+def test_all_tasks_of_a_session_are_to_be_had_and_ended_ones_again(driver: Driver, service: ScriptedService) -> None:
+    with driver.gathering():
+        mine, ended = submit(driver), submit(driver)
+    service.next_submit()
+    service.end(ended.key, 2)
+    assert ended.result(10.0) == 2
+    theirs = TaskKey("y-t1")
+
+    asked = ThreadPoolExecutor(1).submit(driver.futures)
+    assert service.next() == Tell()
+    service.say(
+        Known((Entry(theirs, name="their"), Entry(mine.key, name="f"), Entry(ended.key, name="g")), ("", "", ""))
+    )
+    found = asked.result(10.0)
+
+    assert service.next() == Watch((theirs, ended.key))
+    assert [(future.key, future.task.function) for future in found] == [
+        (theirs, "their"),
+        (mine.key, mine.task.function),
+        (ended.key, "g"),
+    ]
+    assert (found[1] is mine, found[2] is ended) == (True, False)
+    for key in (theirs, ended.key):
+        service.end(key, str(key))
+    assert [found[0].result(10.0), found[2].result(10.0)] == [theirs, ended.key]
+
+
+def test_who_asks_for_the_tasks_is_told_when_they_are_not_to_be_had(driver: Driver, service: ScriptedService) -> None:
+    driver.start()
+    asked = ThreadPoolExecutor(1).submit(driver.futures)
+    assert service.next() == Tell()
+    service.say(Failed(errors.ConnectionLost("cut")))
+
+    assert isinstance(asked.exception(10.0), errors.ConnectionLost)
 
 
 def test_a_cancelled_future_that_was_not_sent_reaches_nobody(driver: Driver, service: ScriptedService) -> None:

@@ -29,6 +29,11 @@ def test_slow_modules_are_not_imported_before_they_are_needed(statement: str) ->
     assert modules_after(statement) & set(SLOW) == set()
 
 
+def test_what_only_some_calls_need_is_imported_by_these() -> None:
+    some = {"cloudpickle", "json", "shutil", "remoteexec.engine.cache", "remoteexec.views.graph"}
+    assert modules_after("import remoteexec") & some == set()
+
+
 def test_executors_of_clusters_are_imported_when_they_are_asked_for() -> None:
     before, after = modules_after("import remoteexec"), modules_after("import remoteexec; remoteexec.RemoteExecutor")
     assert ("remoteexec.engine.driver" in before, "remoteexec.engine.driver" in after) == (False, True)

@@ -13,7 +13,7 @@ import pytest
 from remoteexec import errors
 from remoteexec.engine import outcomes
 from remoteexec.pool import mpi as client
-from remoteexec_server import failure, mpi
+from remoteexec_server import failure, mpi, mpi_watch
 from remoteexec_server.wire.messages import TaskKey
 from remoteexec_server.wire.resources import Resources
 
@@ -85,18 +85,49 @@ def test_missing_mpi4py_is_an_import_error(places: Path, monkeypatch: pytest.Mon
     ("text", "rank"),
     [
         ("MPI_ABORT was invoked on rank 2 in communicator MPI_COMM_WORLD\nwith errorcode 7.", 2),
-        ("mpiexec noticed that process rank 1 with PID 0 on node n exited on signal 9 (Killed).", 1),
-        ("mpiexec has exited due to process rank 11 with PID 0 on\nnode n exiting improperly.", 11),
-        ("The first process to do so was:\n\n  Process name: [[20466,1],3]\n  Exit code:    5", 3),
         ("Abort(7) on node 4 (rank 4 in comm 0): application called MPI_Abort(MPI_COMM_WORLD, 7) - process 4", 4),
         ("Abort(7) on node 2 (rank 1 in comm 480): application called MPI_Abort(comm=0x84000003, 7) - process 1", 2),
         ("MPI_ABORT was invoked on rank 1 in communicator MPI COMMUNICATOR 3 SPLIT FROM 0\nwith errorcode 7.", None),
+        ("mpiexec noticed that process rank 1 with PID 0 on node n exited on signal 9 (Killed).", None),
+        ("rank 5 of my own program says hello", None),
+        ("", None),
+    ],
+)
+def test_the_rank_that_aborted_is_understood(text: str, rank: int | None) -> None:
+    assert mpi._aborting_rank_in(text) == rank
+
+
+@pytest.mark.parametrize(
+    ("text", "rank"),
+    [
+        ("mpiexec noticed that process rank 1 with PID 0 on node n exited on signal 9 (Killed).", 1),
+        ("mpiexec has exited due to process rank 11 with PID 0 on\nnode n exiting improperly.", 11),
+        ("The first process to do so was:\n\n  Process name: [[20466,1],3]\n  Exit code:    5", 3),
         ("rank 5 of my own program says hello", None),
         ("", None),
     ],
 )
 def test_the_rank_that_the_launcher_blames_is_understood(text: str, rank: int | None) -> None:
-    assert mpi._rank_named_in(text) == rank
+    assert mpi._blamed_rank_in(text) == rank
+
+
+@pytest.mark.parametrize(
+    ("word", "did", "code", "number"),
+    [
+        (mpi_watch.Word(5, 9, None), "was ended by SIGKILL", None, 9),
+        (mpi_watch.Word(5, 40, None), "was ended by signal 40", None, 40),
+        (mpi_watch.Word(5, 0x300, None), "ended itself with exit code 3", 3, None),
+        (mpi_watch.Word(5, 0, None), "ended itself with exit code 0", 0, None),
+        (mpi_watch.Word(5, None, 7), "called MPI_Abort with error code 7", 137, None),
+        (None, "ended", 137, 9),
+    ],
+)
+def test_how_a_rank_ended_is_said_by_its_own_status_and_else_by_mpiexecs(
+    word: mpi_watch.Word | None, did: str, code: int | None, number: int | None
+) -> None:
+    said = "process rank 1 exited on signal 9 (Killed)."
+
+    assert mpi._how(word, said, 137) == (did, {"exit_code": code, "signal": number})
 
 
 def test_each_rank_has_its_share_of_gpus_and_memory() -> None:

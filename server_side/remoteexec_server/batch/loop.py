@@ -20,14 +20,18 @@ from ..wire.messages import (
     Closed,
     Event,
     Hello,
+    JobScript,
     Refused,
     Request,
     Submit,
+    Tell,
     Watch,
     Welcome,
 )
 from . import queues
 from .base import QueueError
+from .preview import preview
+from .pysqa_config import PysqaConfigError
 from .service import Service
 from .submitter import Jobs
 
@@ -88,7 +92,9 @@ def _serve(service: Service, inbox: Inbox, emit: Emit) -> bool:
             match request:
                 case Close():
                     return request.discard
-                case Submit() | Cancel() | Watch():
+                case JobScript():
+                    emit(preview(service.queue, service.session, service.command, request), b"")
+                case Submit() | Cancel() | Watch() | Tell():
                     for event in service.handle(request, data):
                         emit(event, b"")
                 case _:
@@ -111,15 +117,17 @@ def _open(hello: Hello, root: str, scheduler: str, command: tuple[str, ...]) -> 
     try:
         path = open_root(root)
         session = Session.create(path, hello.session, hello.session_key)
-        batch = queues.connect(scheduler, path)
+        batch = queues.connect(scheduler, path, hello.terms.pysqa_config_directory)
         service = Service(session, batch, Jobs(command, scheduler, hello.terms), hello.client)
     except UnsafeRootError as exc:
         return Refused("UnsafeRoot", str(exc))
+    except PysqaConfigError as exc:
+        return Refused("ConfigError", str(exc))
     except (StoreError, OSError) as exc:
         return Refused("StoreError", str(exc))
     except (QueueError, ValueError) as exc:
         return Refused("SchedulerUnavailable", str(exc))
-    welcome = Welcome(__version__, header.PYTHON, socket.gethostname(), str(path), batch.name)
+    welcome = Welcome(__version__, header.PYTHON, socket.gethostname(), str(path), batch.name, session.key.hex())
     return service, welcome
 
 

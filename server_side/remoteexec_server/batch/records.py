@@ -35,6 +35,7 @@ class Burst:
     """A burst on its way into the queue.
 
     Attributes:
+        own: it is of the service's own client, which waits for `Accepted` and `Rejected`.
         groups: jobs still to be submitted; None before the burst was cut into jobs.
         accepted: every job was submitted, or refused.
         followed: another service submits it.
@@ -43,6 +44,7 @@ class Burst:
     """
 
     submit: Submit
+    own: bool = True
     groups: deque[Group] | None = None
     accepted: bool = False
     followed: bool = False

@@ -22,13 +22,17 @@ from ..store.session import Session, log_tail
 from ..wire import header
 from ..wire.messages import (
     Cancel,
+    Entry,
     Event,
+    Known,
     Loss,
+    Lost,
     OutcomeReady,
     Rejected,
     Started,
     Submit,
     TaskKey,
+    Tell,
     Watch,
 )
 from . import diagnose
@@ -37,7 +41,12 @@ from .book import Book
 from .crews import Crews
 from .records import Burst, Task, cut, refusal
 from .submitter import Jobs, Submitter, accepted
+from .unheeded import Notices
 
+_BEAT_S = 30.0
+_LEARN_S = 1.0
+_STRANGE_S = 30.0
+"""For how long, and how often, a task is looked for that another client is said to have submitted."""
 _AGAIN_S = 5.0
 """Between attempts to end jobs."""
 
@@ -62,24 +71,26 @@ class Service:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.session, self.queue, self._client, self.clock = session, queue, client, clock
-        self._terms = jobs.terms
+        self._terms, self.command = jobs.terms, jobs.command
+        self._notices = Notices(queue)
         self._bursts: dict[str, Burst] = {}
         self._book = Book(session)
         self._outcomes = Outcomes(session, clock)
-        owner = secrets.token_hex(8)
-        self._submitter = Submitter(self._book, queue, jobs, owner, clock)
-        self._crews = Crews(self._book, queue, jobs, client, owner, clock)
+        self._name = secrets.token_hex(8)
+        self._submitter = Submitter(self._book, queue, jobs, self._name, clock)
+        self._crews = Crews(self._book, queue, jobs, client, self._name, clock)
+        self._beat_at = clock()
+        self._strangers: dict[TaskKey, float] = {}  # waited for and not known: until when
+        self._learn_at = 0.0
         self._doom_at = 0.0
         self._ask_at = clock() + self._terms.poll_s
         self._learn()
-        for task in self._book.tasks.values():
-            task.wanted = False  # until the client says that it waits for it
         if self._book.tasks:
             self._look_at_all()
 
     # ---- what the client asks ----
 
-    def handle(self, request: Submit | Cancel | Watch, bundle: bytes = b"") -> list[Event]:
+    def handle(self, request: Submit | Cancel | Watch | Tell, bundle: bytes = b"") -> list[Event]:
         """Take a request; what follows from it comes from here and from later `step`s."""
         match request:
             case Submit():
@@ -88,11 +99,17 @@ class Service:
                 self._cancel(request.keys)
             case Watch():
                 self._watch(request.keys)
+            case Tell():
+                self._learn()
+                tasks = self._book.tasks.values()
+                entries = tuple(Entry(task.entry.key, name=task.entry.name) for task in tasks)
+                self._book.events.append(Known(entries, tuple(str(task.ref or "") for task in tasks)))
         return self._book.drain()
 
     def step(self) -> list[Event]:
         """Do the most urgent thing that is due, if any."""
         now = self.clock()
+        self._beat(now)
         if self._book.doomed and now >= self._doom_at:
             self._end_jobs()
         due_at = self._submitter.due_at()
@@ -102,6 +119,8 @@ class Service:
         pilots_at = self._crews.due_at()
         if pilots_at is not None and now >= pilots_at:
             self._crews.step()
+        if self._strangers and now >= self._learn_at:
+            self._expect(now)
         if self._book.open and now >= self._outcomes.due_at:
             self._look()
         if self._book.open and now >= self._ask_at:
@@ -122,6 +141,10 @@ class Service:
             due.append(self._doom_at)
         if self._book.open:
             due += [self._outcomes.due_at, self._ask_at]
+        if self._strangers:
+            due.append(self._learn_at)
+        if self._book.open or self._submitter.busy:
+            due.append(self._beat_at)
         return max(0.0, min(due) - self.clock()) if due else None
 
     def next_outcome(self) -> tuple[OutcomeReady, bytes] | None:
@@ -138,14 +161,22 @@ class Service:
         return None
 
     def close(self, discard: bool) -> None:
-        """End; with `discard`, remove the session's files unless something of it still runs."""
+        """End; with `discard`, remove the session's files, unless something of it runs or somebody works for it."""
         self._submitter.close()
         if not self._book.open:
             self._crews.end()
         self._crews.close()
         self.queue.close()
-        if discard and not self._book.open and not self._submitter.busy:
+        self.session.end_beat(self._name)
+        followed = any(burst.followed and not burst.accepted for burst in self._bursts.values())
+        if discard and not (self._book.open or self._submitter.busy or followed or self.session.alive()):
             self.session.remove()
+
+    def _beat(self, now: float) -> None:
+        """Say that this service is alive, while it has something that another could take over, or waits for files."""
+        if now >= self._beat_at and (self._book.open or self._submitter.busy):
+            self.session.beat(self._name)
+            self._beat_at = now + _BEAT_S
 
     def _take(self, submit: Submit, bundle: bytes) -> None:
         known = self._bursts.get(submit.burst)
@@ -158,7 +189,9 @@ class Service:
         if problem is None:
             try:
                 self.session.add_burst(submit, bundle)
+                self._book.events += self._notices.new(submit.resources)
                 self._add(self._adopt(submit))
+                self._beat(self.clock())
             except OSError as exc:
                 problem = ("StoreError", f"the store on the cluster cannot be written: {exc}")
         if problem is not None:
@@ -170,7 +203,7 @@ class Service:
         """Make records of a burst."""
         for entry in submit.tasks:
             self._book.add(entry, submit.burst, submit.resources[entry.resources])
-        burst = self._bursts[submit.burst] = Burst(submit)
+        burst = self._bursts[submit.burst] = Burst(submit, own=submit.burst.startswith(f"{self._client}-"))
         return burst
 
     def _add(self, burst: Burst) -> None:
@@ -200,6 +233,9 @@ class Service:
                 task.wanted, task.over, task.started = True, False, False
                 if task.ref is not None or self._bursts[task.burst].followed or self._crews.of(task.burst):
                     self._book.open[key] = None
+            else:  # whoever said that there is such a task may be about to submit it
+                self._strangers[key] = self.clock() + _STRANGE_S
+                self._learn_at = self.clock() + _LEARN_S
         self._look_at_all()
         for key in keys:
             task = self._book.tasks.get(key)
@@ -207,6 +243,20 @@ class Service:
             if task is not None and unknown and self._bursts[task.burst].accepted:
                 loss = Loss("store", "its job could not be described: the store was full at that time")
                 self._book.tell_loss(task, loss)
+
+    def _expect(self, now: float) -> None:
+        """Look for tasks that are waited for and were not there."""
+        self._learn_at = now + _LEARN_S
+        self._learn()
+        found = [key for key in self._strangers if key in self._book.tasks]
+        for key, until in list(self._strangers.items()):
+            if key in found or now >= until:
+                del self._strangers[key]
+                if key not in found:
+                    loss = Loss("unknown", f"session {self.session.path.name} has no such task")
+                    self._book.events.append(Lost(key, loss))
+        if found:
+            self._watch(found)
 
     # ---- what the store says ----
 
@@ -219,7 +269,9 @@ class Service:
                 continue
             if burst is None:
                 burst = self._adopt(submit)
-                burst.followed = not submit.burst.startswith(f"{self._client}-")
+                burst.followed = not burst.own
+                for entry in submit.tasks:
+                    self._book.tasks[entry.key].wanted = False  # until the client says that it waits for it
             if self._crews.of(submit.burst):
                 self._crews.learn(burst)
                 continue
@@ -274,7 +326,8 @@ class Service:
             self._outcomes.forget([f"{task.entry.key}.running"])
             return
         task.started = True
-        self._book.events.append(Started(task.entry.key, claim.job, claim.host))
+        if task.wanted:
+            self._book.events.append(Started(task.entry.key, claim.job, claim.host))
 
     def _note_outcome(self, task: Task) -> None:
         key = task.entry.key

@@ -24,8 +24,6 @@ _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 _AT_A_STRETCH = 60
 """Submissions that may follow each other at once after a pause; then `Terms.submits_per_minute` holds."""
 
-_BEAT_S = 20.0
-
 
 @dataclass(frozen=True)
 class Jobs:
@@ -77,7 +75,6 @@ class Submitter:
         self._journal = Journal(self._session)
         self._waiting: dict[BurstId, Burst] = {}
         self._pace = Pace(60.0 / jobs.terms.submits_per_minute)
-        self._beat_at = clock()
 
     @property
     def busy(self) -> bool:
@@ -88,12 +85,10 @@ class Submitter:
         """When there is something to do, by the clock; None: nothing waits."""
         if not self._waiting:
             return None
-        next_at = max(min(burst.next_at for burst in self._waiting.values()), self._pace.due_at)
-        return min(next_at, self._beat_at)
+        return max(min(burst.next_at for burst in self._waiting.values()), self._pace.due_at)
 
     def add(self, burst: Burst) -> None:
         """A burst that this service is to submit."""
-        self._beat(self._clock())
         self._session.own(burst.submit.burst, self._owner)
         burst.followed = False
         self._waiting[burst.submit.burst] = burst
@@ -102,7 +97,6 @@ class Submitter:
     def step(self) -> None:
         """Submit one job of the first burst that is due, if any; the burst is accepted when its last job is."""
         now = self._clock()
-        self._beat(now)
         if self._pace.due_at > now:
             return
         burst = next((burst for burst in self._waiting.values() if burst.next_at <= now), None)
@@ -170,10 +164,7 @@ class Submitter:
         try:
             self._place(group, entries, self._submitted(burst, group, at_once))
         except SubmitRejected as exc:
-            left = self._left(entries)
-            self._book.lose(left, Loss("rejected", str(exc)))
-            keys = tuple(entry.key for entry in left)
-            self._book.events.append(Rejected(burst.submit.burst, keys, "SubmitRejected", str(exc)))
+            self._refuse(burst, self._left(entries), Loss("rejected", str(exc)))
         except QuotaReached as exc:
             group.due_at = self._clock() + self._jobs.terms.poll_s
             self._book.say(f"{exc}; {len(entries)} tasks wait in the store until there is room")
@@ -184,6 +175,15 @@ class Submitter:
         except OSError as exc:
             self._lose_unwritten(burst, self._left(entries), exc)
         return True
+
+    def _refuse(self, burst: Burst, left: Sequence[Entry], loss: Loss) -> None:
+        if burst.own:
+            self._book.lose(left, loss)
+            keys = tuple(entry.key for entry in left)
+            self._book.events.append(Rejected(burst.submit.burst, keys, "SubmitRejected", loss.message))
+            return
+        for entry in left:
+            self._book.publish_loss(self._book.tasks[entry.key], loss)
 
     def _left(self, entries: Sequence[Entry]) -> list[Entry]:
         return [entry for entry in entries if not self._book.tasks[entry.key].over]
@@ -212,12 +212,14 @@ class Submitter:
     def _accept(self, burst: Burst) -> None:
         del self._waiting[burst.submit.burst]
         burst.accepted = True
-        self._book.events.append(accepted(burst, self._book))
+        if burst.own:
+            self._book.events.append(accepted(burst, self._book))
 
     def _lose_unwritten(self, burst: Burst, entries: Sequence[Entry], exc: OSError) -> None:
         message = f"the store on the cluster cannot be written: {exc}"
         keys = tuple(entry.key for entry in entries)
-        self._book.events.append(Rejected(burst.submit.burst, keys, "StoreError", message))
+        if burst.own:
+            self._book.events.append(Rejected(burst.submit.burst, keys, "StoreError", message))
         try:
             for key in keys:
                 self._session.publish_loss(key, Loss("store", message))
@@ -282,12 +284,6 @@ class Submitter:
     def orphaned(self, burst: Burst) -> bool:
         """Whether the service that was to submit a burst is gone."""
         return not self._session.alive(self._session.owner(burst.submit.burst) or self._owner)
-
-    def _beat(self, now: float) -> None:
-        """Say that this service is alive; only while it has something that another could take over."""
-        if now >= self._beat_at:
-            self._session.beat(self._owner)
-            self._beat_at = now + _BEAT_S
 
 
 def accepted(burst: Burst, book: Book) -> Accepted:

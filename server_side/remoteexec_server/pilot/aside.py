@@ -104,14 +104,14 @@ def _fork(action: Callable[[], None]) -> None:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.SIG_IGN)
-        runner._end_with(parent)
+        runner.end_with(parent)
         action()
         code = 0
     except BaseException:  # the process edge
         with contextlib.suppress(Exception):
             traceback.print_exc()
     finally:
-        runner._exit(code)
+        runner.end_process(code)
 
 
 def _submit(store: CrewStore, spec: Spec, name: str) -> None:

@@ -15,6 +15,14 @@ class UnsafeRootError(Exception):
     """The root directory is not the user's alone, or cannot be used."""
 
 
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """A directory as the user wrote it, on this machine: `~` and `$NAME` are replaced, and it may be relative."""
+    text = os.fspath(path)
+    if text == DEFAULT:
+        text = str(expand(text))
+    return Path(os.path.abspath(os.path.expandvars(os.path.expanduser(text))))
+
+
 def expand(root: str) -> Path:
     """The absolute path of a root as the user wrote it, `~` and `$NAME` replaced.
 

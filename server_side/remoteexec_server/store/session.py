@@ -4,7 +4,7 @@
         key                        the session's key, 64 hex digits
         bursts/<burst>.h5 .json    bundle, and the `Submit` it came with
         bursts/<burst>.owner       which service submits it
-        services/<service>         written again and again while it has something to submit
+        services/<service>         written again and again while it has something to submit or to wait for
         jobs/<job name>/           job.json, run_queue.sh, <index>.log
         outcomes/<task>.running    claim of the runner that has the task
         outcomes/<task>.h5         how the task ended
@@ -21,6 +21,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import time
@@ -99,10 +100,10 @@ class Session:
 
     @classmethod
     def create(cls, root: Path, name: str, key_hex: str) -> Session:
-        """Make the session, or open the one that is there; its key stays what it was.
+        """Make the session, or open the one that is there, whose key stays what it was.
 
         Raises:
-            StoreError: the name or the key is not one, or another key is there.
+            StoreError: the name or the key is not one.
         """
         if not re.fullmatch(r"[0-9a-f]{64}", key_hex):
             raise StoreError("a session key is 64 hexadecimal digits")
@@ -110,9 +111,7 @@ class Session:
         for part in ("bursts", "jobs", "outcomes", "journal", "services"):
             (session.path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
         if "key" not in os.listdir(session.path):
-            publish(session.path / "key", key_hex.encode())
-        elif session.key.hex() != key_hex:
-            raise StoreError(f"session {name!r} exists with another key: choose another name")
+            _publish_once(session.path / "key", key_hex.encode())
         return session
 
     @property
@@ -223,24 +222,25 @@ class Session:
             return ""
 
     def beat(self, service: str) -> None:
-        """A service is alive, and has something to submit."""
+        """A service is alive, and has something to submit or to wait for."""
         publish(self.path / "services" / checked(service), b"")
 
-    def alive(self, service: str) -> bool:
-        """Whether a service has said so in the last `SILENT_S`. By the clock of the file system, the only one that all
-        hosts share, so something is written for it."""
+    def end_beat(self, service: str) -> None:
+        """A service ends."""
+        (self.path / "services" / checked(service)).unlink(missing_ok=True)
+
+    def alive(self, service: str | None = None) -> bool:
+        """Whether a service, or any, has said so in the last `SILENT_S`. By the clock of the file system, the only one
+        that all hosts share, so something is written for it."""
         beats = self.path / "services"
         clock = beats / f".now.{socket.gethostname()}.{os.getpid()}"
         try:
-            handle = os.open(beats / checked(service), os.O_RDONLY)  # opened, not asked: NFS then looks
-        except FileNotFoundError:
-            return False
-        try:
             publish(clock, b"")
-            return clock.stat().st_mtime - os.fstat(handle).st_mtime < SILENT_S
+            now = clock.stat().st_mtime
         finally:
-            os.close(handle)
             clock.unlink(missing_ok=True)
+        names = [service] if service is not None else [name for name in os.listdir(beats) if not name.startswith(".")]
+        return any(now - _changed_at(beats / checked(name)) < SILENT_S for name in names)
 
     def remove(self) -> None:
         """Remove all files of the session. Whoever still works for it finds nothing under its name from then on."""
@@ -273,6 +273,29 @@ def publish(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        handle = os.open(path, os.O_RDONLY)  # opened, not asked: NFS then looks
+    except FileNotFoundError:
+        return 0.0
+    try:
+        return os.fstat(handle).st_mtime
+    finally:
+        os.close(handle)
+
+
+def _publish_once(path: Path, data: bytes) -> None:
+    """The same, unless somebody else was first."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    publish(partial, data)
+    try:
+        os.link(partial, path)  # fails if the other was first, where a rename would replace its file
+    except FileExistsError:
+        pass
+    finally:
+        partial.unlink()
 
 
 class Journal:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NewType, Union
 
+from .evidence import NOTHING, Evidence
 from .names import TaskKey as TaskKey
 from .pilots import Pilots as Pilots
 from .resources import Resources
@@ -37,6 +38,7 @@ class Terms:
         jobs_at_once: jobs and elements of arrays that may run or wait in the queue at the same time; None: no limit.
         cores_at_once: the same, in CPUs.
         pilots: run tasks in these; None: each is a job.
+        pysqa_config_directory: on the service's side, with the site's templates and limits.
     """
 
     poll_s: float = 30.0
@@ -45,6 +47,7 @@ class Terms:
     jobs_at_once: int | None = None
     cores_at_once: int | None = None
     pilots: Pilots | None = None
+    pysqa_config_directory: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Hello:
         python: its minor version, "3.11".
         client: begins the ids of its bursts; the same after a reconnection.
         session: name of the session; made if missing.
-        session_key: 64 hex digits, the key of the session's file digests.
+        session_key: 64 hex digits, the key of the digests of the session's files if it is made now.
     """
 
     protocol: int
@@ -75,11 +78,13 @@ class Entry:
     Attributes:
         resources: position in `Submit.resources`.
         upstream: tasks whose outcomes the arguments refer to.
+        name: of the function.
     """
 
     key: TaskKey
     resources: int = 0
     upstream: tuple[TaskKey, ...] = ()
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,23 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Watch:
-    """The client still waits for these tasks (said after a reconnection)."""
+    """The client waits for these tasks: still, after a reconnection, or though another client submitted them."""
 
     keys: tuple[TaskKey, ...]
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Which tasks has the session?"""
+
+
+@dataclass(frozen=True)
+class JobScript:
+    """What would be submitted for `count` tasks of these resources? `number` comes back with the answer."""
+
+    number: int
+    resources: Resources
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -118,18 +137,19 @@ class Close:
     discard: bool
 
 
-Request = Hello | Submit | Cancel | Watch | Ping | Close
+Request = Hello | Submit | Cancel | Watch | Tell | JobScript | Ping | Close
 
 
 @dataclass(frozen=True)
 class Welcome:
-    """Answer to `Hello`."""
+    """Answer to `Hello`. `session_key` is the one that holds."""
 
     version: str
     python: str
     host: str
     root: str
     scheduler: str
+    session_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,6 +158,14 @@ class Refused:
 
     kind: str
     message: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """Answer to `Tell`: all tasks that were ever submitted, in that order, and their jobs as in `Accepted`."""
+
+    tasks: tuple[Entry, ...]
+    jobs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -180,12 +208,13 @@ class Loss:
     """Why a task will never have an outcome; the content of a `.lost` file.
 
     Attributes:
-        reason: "timeout", "out_of_memory", "node_failure", "cancelled", "preempted", "killed", "rejected", "store",
-            "upstream" or "unknown".
+        reason: "timeout", "out_of_memory", "node_failure", "cancelled", "preempted", "killed", "rejected", "quota",
+            "never_started", "python_missing", "import_error", "store", "upstream" or "unknown".
         message: what happened, the evidence, the next step.
         log_tail: last lines the job printed.
         log_path: where the whole log lies on the cluster.
         upstream: with reason "upstream": the task whose failure this one inherits.
+        evidence: the scheduler's facts, and what to change.
     """
 
     reason: str
@@ -197,6 +226,7 @@ class Loss:
     log_tail: str = ""
     log_path: str | None = None
     upstream: TaskKey | None = None
+    evidence: Evidence = NOTHING
 
 
 @dataclass(frozen=True)
@@ -215,6 +245,15 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Script:
+    """Answer to `JobScript`: the text, or in `kind` the client's error class, and in `text` what it says."""
+
+    number: int
+    text: str
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
 class Pong:
     """Answer to `Ping`."""
 
@@ -224,7 +263,9 @@ class Closed:
     """Answer to `Close`: the service has ended."""
 
 
-Event = Welcome | Refused | Accepted | Rejected | Started | OutcomeReady | Lost | Problem | Pong | Closed
+Event = (
+    Welcome | Refused | Known | Accepted | Rejected | Started | OutcomeReady | Lost | Problem | Script | Pong | Closed
+)
 Message = Request | Event
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in typing.get_args(Message)}

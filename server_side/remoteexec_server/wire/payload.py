@@ -9,18 +9,13 @@ Nothing here checks who wrote the bytes: callers have agreed on the header first
 
 from __future__ import annotations
 
-import functools
 import io
 import pickle
 import sys
-import types
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import cloudpickle
 
 from .names import TaskKey
 
@@ -122,9 +117,11 @@ def dumps(
     Raises:
         Whatever the object's own pickling raises, TypeError and PicklingError mostly.
     """
+    from .by_value import Pickler  # late: it takes a while, and numbers and arrays never need it
+
     buffers: list[memoryview] = []
     stream = io.BytesIO()
-    _Pickler(stream, None if in_band else _keeper(buffers), reference, by_value).dump(value)
+    Pickler(stream, None if in_band else _keeper(buffers), reference, by_value).dump(value)
     return Pickled(stream.getvalue(), tuple(buffers))
 
 
@@ -151,12 +148,17 @@ def dumps_here(value: object, reference: Reference | None = None) -> Pickled:
     buffers: list[memoryview] = []
     try:
         data = pickle.dumps(value, protocol=5, buffer_callback=_keeper(buffers))
-        by_value = cloudpickle.list_registry_pickle_by_value()
-        if b"__main__" not in data and not (by_value and any(name.encode() in data for name in by_value)):
+        if b"__main__" not in data and not any(name.encode() in data for name in sent_by_value()):
             return Pickled(data, tuple(buffers))  # the other end has another __main__, and need not have the others
     except (pickle.PicklingError, AttributeError, TypeError):
         pass
     return dumps(value, reference, by_value=False)
+
+
+def sent_by_value() -> set[str]:
+    """Names of the modules whose functions and classes cloudpickle sends by value: who told it so has imported it."""
+    cloudpickle = sys.modules.get("cloudpickle")
+    return cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else set()
 
 
 def dumps_for_later(value: object) -> Pickled:
@@ -186,60 +188,3 @@ def loads(data: bytes | memoryview, buffers: Sequence[Any] = (), values: Callabl
         return pickle.loads(data, buffers=buffers)
     finally:
         _values.reset(token)
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """cloudpickle that sends the user's own modules by value and asks about references."""
-
-    def __init__(
-        self,
-        stream: io.BytesIO,
-        keep: Callable[[pickle.PickleBuffer], bool] | None,
-        reference: Reference | None,
-        by_value: bool,
-    ) -> None:
-        super().__init__(stream, protocol=5, buffer_callback=keep)
-        self._reference, self._by_value = reference, by_value
-
-    def reducer_override(self, obj: Any) -> Any:
-        if self._reference is not None:
-            reduced = self._reference(obj)
-            if reduced is not None:
-                return reduced
-        if self._by_value and isinstance(obj, (types.FunctionType, type)):
-            _send_by_value(getattr(obj, "__module__", None))
-        return super().reducer_override(obj)
-
-
-_known: set[str] = set()
-
-
-def _send_by_value(name: str | None) -> None:
-    """Let cloudpickle send a module's functions and classes by value if the other end cannot be expected to have it."""
-    if name is None or name in _known:
-        return
-    _known.add(name)
-    module = sys.modules.get(name)
-    if module is not None and name != "__main__" and _is_users_own(module):
-        cloudpickle.register_pickle_by_value(module)
-
-
-@functools.cache
-def _installed() -> tuple[Path, ...]:
-    """Where modules are that are nobody's own."""
-    import sysconfig  # late: it reads how Python was built
-
-    return tuple({Path(sysconfig.get_path(p)).resolve() for p in ("stdlib", "platstdlib", "purelib", "platlib")})
-
-
-def _is_users_own(module: types.ModuleType) -> bool:
-    """A module beside the user's script, not one of the standard library, of site-packages, or of ours."""
-    if module.__name__.partition(".")[0] in ("remoteexec", "remoteexec_server"):
-        return False
-    file = getattr(module, "__file__", None)
-    if file is None:
-        return False
-    path = Path(file).resolve()
-    return not any(path.is_relative_to(place) for place in _installed()) and not (
-        {"site-packages", "dist-packages"} & set(path.parts)
-    )

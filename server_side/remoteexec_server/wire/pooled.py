@@ -4,16 +4,17 @@
     body    = marshal of (sizes of the buffers, what is said)
     calls   = (setup or None, [Function], [Call])
     results = [Result]; the first of a kept worker is empty: it is set up
-    ask     = (SUBMIT, *SubmitAsk), (CANCEL, task, child), (REST, task) or (RESUME, task): see `growing`
+    ask     = (SUBMIT, *SubmitAsk), (CANCEL, task, child), (REST, task) or (RESUME, task): see `growing`;
+              (HALTED, task, rank, pid): an MPI rank was stopped by a signal
     news    = [News]
 
 What is said holds bytes, numbers and tuples only; what is in the bytes is pickled by `payload` and loaded by nobody
 else. The buffers of a batch are those of its functions, then those of its calls, in order. Both ends are the same
 Python, and the socket is a pair that was never in the file system.
 
-A token is the number of a task, 8 bytes in a pipe: who reads it has the task. The worker reads one before each task;
-the pool reads them to take back tasks that wait behind a long one. A read of 8 bytes is one whole token, whoever else
-reads.
+A token is the number of a task, 8 bytes in a pipe, written before the call: who reads it has the task. The worker
+reads one before each task; the pool reads them to take back tasks that wait behind a long one. A read of 8 bytes is one
+whole token, whoever else reads.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import mmap
 import socket
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 TOKEN = struct.Struct("<q")
@@ -44,7 +45,7 @@ whose token comes instead of a result.
 Pickled bytes too large for a body are None, here and above, and come first among the buffers: see `split`."""
 
 
-SUBMIT, CANCEL, REST, RESUME = 0, 1, 2, 3
+SUBMIT, CANCEL, REST, RESUME, HALTED = 0, 1, 2, 3, 4
 Ask = tuple[Any, ...]
 """What a task wants of the pool: one of these numbers, the task, and what more it takes."""
 
@@ -102,7 +103,8 @@ class Setup(TypedDict, total=False):
 
 
 _LENGTH = struct.Struct(">Q")
-_CHUNK = 1 << 16
+CHUNK = 1 << 16
+"""Bytes that are read at once, but for buffers."""
 _LARGE = 1 << 20
 """Bytes from which buffers are sent from where they are, smaller ones are joined, and pickles are buffers."""
 
@@ -170,7 +172,7 @@ class Stream:
             if self._rest is not None:
                 return []
         else:
-            data = self._sock.recv(_CHUNK)
+            data = self._sock.recv(CHUNK)
             if not data:
                 raise EOFError
             if not self._kept and self._sizes is None and len(data) >= _LENGTH.size:
@@ -190,6 +192,13 @@ class Stream:
         while not self._next:
             self._next += self.read()
         return self._next.popleft()
+
+    def some(self) -> Iterable[tuple[Any, list[bytearray | mmap.mmap]]]:
+        """What is whole and was not given by `next`; if there is nothing, what `read` gives."""
+        if not self._next:
+            return self.read()
+        found, self._next = self._next, deque()
+        return found
 
     def _batches(self) -> list[tuple[Any, list[bytearray | mmap.mmap]]]:
         """What the bytes that were read make whole."""

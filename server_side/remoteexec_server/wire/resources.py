@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, fields
 
 __all__ = ["Resources", "ResourceError"]
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@:,-]*\Z")
-_CONSTRAINT = re.compile(r"[A-Za-z0-9_(\[!][A-Za-z0-9_.,:=&|*!()\[\]-]*\Z")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+@:,-]*"
+_CONSTRAINT = r"[A-Za-z0-9_(\[!][A-Za-z0-9_.,:=&|*!()\[\]-]*"
+_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 _PMI_MODES = ("pmi1", "pmi2", "pmix")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = r"[\x00-\x1f\x7f]"
 
 
 class ResourceError(ValueError):
@@ -105,11 +105,12 @@ class Resources:
                 raise ResourceError(f"{key}={getattr(self, key)!r}: must be True or False")
         for key in ("partition", "account", "qos", "reservation", "job_name"):
             value = getattr(self, key)
-            if value is not None and not (isinstance(value, str) and _NAME.match(value)):
+            if value is not None and not (isinstance(value, str) and re.fullmatch(_NAME, value)):
                 raise ResourceError(
                     f"{key}={value!r}: letters, digits and _ . + @ : , - only, not starting with a dash or a dot"
                 )
-        if self.constraint is not None and not _CONSTRAINT.match(str(self.constraint)):
+        constraint: object = self.constraint
+        if constraint is not None and not (isinstance(constraint, str) and re.fullmatch(_CONSTRAINT, constraint)):
             raise ResourceError(f"constraint={self.constraint!r}: names of features joined by & | , * ( ) [ ] only")
         if self.pmi_mode is not None and self.pmi_mode not in _PMI_MODES:
             raise ResourceError(f"pmi_mode={self.pmi_mode!r}: must be one of {', '.join(_PMI_MODES)}")
@@ -120,7 +121,7 @@ class Resources:
         if not isinstance(self.environment, Mapping):
             raise ResourceError(f"environment={self.environment!r}: must be a mapping of names to text")
         for key, value in dict[str, object](self.environment).items():
-            if not _VARIABLE.match(str(key)):
+            if not re.fullmatch(_VARIABLE, str(key)):
                 raise ResourceError(f"environment: {key!r} is no name of a variable: letters, digits and _")
             if not isinstance(value, str) or "\0" in value:
                 raise ResourceError(f"environment[{key!r}]={value!r}: must be text without a zero character")
@@ -133,10 +134,12 @@ class Resources:
             *texts,
             *([(key, getattr(self, key)) for key in ("cwd", "error_log_file") if getattr(self, key) is not None]),
         ]:
-            if not isinstance(value, str) or not value or _CONTROL.search(value):
+            if not isinstance(value, str) or not value or re.search(_CONTROL, value):
                 raise ResourceError(f"{key}={value!r}: must be text without line breaks or control characters")
         for key, value in dict[str, object](self.extra).items():
-            if not _VARIABLE.match(str(key)):
+            if not re.fullmatch(_VARIABLE, str(key)):
                 raise ResourceError(f"{key!r}: a template's variable is named with letters, digits and _")
-            if not isinstance(value, (str, int, float, bool)) or (isinstance(value, str) and _CONTROL.search(value)):
+            if not isinstance(value, (str, int, float, bool)) or (
+                isinstance(value, str) and re.search(_CONTROL, value)
+            ):
                 raise ResourceError(f"{key}={value!r}: must be a number or text without line breaks")
