@@ -8,13 +8,13 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from remoteexec_server.store.session import NAME
 from remoteexec_server.wire import header
 from remoteexec_server.wire.messages import Hello, TaskKey, Terms
-from remoteexec_server.wire.pilots import check_fits
+from remoteexec_server.wire.pilots import Pilots, check_fits
 from remoteexec_server.wire.resources import Resources
 
 from .._version import __version__
@@ -50,6 +50,10 @@ class Options:
         pysqa_config_directory: on the cluster, with the site's templates and limits; see docs/configuration.md.
         views: see Views.
         wait: whether leaving the `with` block waits for all tasks.
+        block_allocation: run tasks in at most `max_workers` jobs that keep a worker each, instead of one job for each.
+        init_function: runs once in each such worker; the dictionary it returns fills parameters of later calls that
+            have those names and were not given.
+        idle_time_s: seconds without anything to do after which such a job ends.
     """
 
     max_workers: int | None = None
@@ -61,6 +65,9 @@ class Options:
     pysqa_config_directory: str | None = None
     views: Views = field(default_factory=Views)
     wait: bool = True
+    block_allocation: bool = False
+    init_function: Callable[[], Mapping[str, Any] | None] | None = None
+    idle_time_s: float = 60.0
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -78,14 +85,21 @@ class Options:
                 "it becomes a file name"
             )
         self.views.check(self.disable_dependencies)
+        self.wish.check()
 
-    def terms(self) -> Terms:
+    @property
+    def wish(self) -> PilotWish:
+        """What of it concerns jobs that host workers."""
+        return PilotWish(self.block_allocation, self.max_workers, self.init_function, self.idle_time_s)
+
+    def terms(self, pilots: Pilots | None) -> Terms:
         """The same for the service."""
         return Terms(
             poll_s=self.poll_s,
             submits_per_minute=self.submits_per_minute,
-            jobs_at_once=self.max_workers,
+            jobs_at_once=None if self.block_allocation else self.max_workers,
             cores_at_once=self.max_cores,
+            pilots=pilots,
             pysqa_config_directory=self.pysqa_config_directory,
         )
 
@@ -99,7 +113,6 @@ class BatchExecutor(BaseExecutor):
         options: see Options.
         caching: what is kept here of the results; see docs/cache.md.
         place: names the cluster and our directory on it, so that a task submitted there is looked for there.
-        pilots: which jobs host workers, if any do.
     """
 
     def __init__(
@@ -109,7 +122,6 @@ class BatchExecutor(BaseExecutor):
         options: Options | None = None,
         caching: Caching | None = None,
         place: str = "",
-        pilots: PilotWish | None = None,
     ) -> None:
         self._options = options or Options()
         self._options.check()
@@ -117,20 +129,20 @@ class BatchExecutor(BaseExecutor):
         self._caching = caching or Caching(None)
         resource_dict = self._caching.take_defaults(resource_dict)
         self._defaults = read_resources(resource_dict)
+        self._pilots = self._options.wish.read(self._defaults)
         self._connect, self._place = connect, place
         self._recorder = self._options.views.recorder()
         self._lock = threading.Lock()  # guards the drivers of other sessions
         self._others: dict[str, Driver] = {}
         name = secrets.token_hex(4)
-        self._key = secrets.token_hex(32)
-        self._pilots = (pilots or PilotWish()).read(self._defaults, name, bytes.fromhex(self._key))
         self._session = self._options.session or f"s-{name}"
-        self._driver = self._make_driver(name, self._session, keep=self._options.session is not None)
+        keep = self._options.session is not None
+        self._driver = self._make_driver(name, self._session, self._pilots, keep)
         finish_at_exit(self._caching, last=True)
 
-    def _make_driver(self, name: str, session: str, keep: bool = False) -> Driver:
-        terms = replace(self._options.terms(), pilots=self._pilots)
-        hello = Hello(header.PROTOCOL, header.PYTHON, __version__, name, session, self._key, terms)
+    def _make_driver(self, name: str, session: str, pilots: Pilots | None = None, keep: bool = False) -> Driver:
+        key = secrets.token_hex(32)
+        hello = Hello(header.PROTOCOL, header.PYTHON, __version__, name, session, key, self._options.terms(pilots))
         driver = Driver(self._connect(hello), name, keep)
         weakref.finalize(self, driver.stop).atexit = False  # an executor nobody holds takes no more calls
         finish_at_exit(driver)
@@ -157,7 +169,8 @@ class BatchExecutor(BaseExecutor):
             return self._driver.draw(fn, args, kwargs, seen)
         self.reach()
         if wish is not None and self._recorder is None:
-            call = CachedCall(fn, args, kwargs, resource_names(resources))
+            beside = (("init", self._options.init_function),) if self._options.init_function is not None else ()
+            call = CachedCall(fn, args, kwargs, resource_names(resources), beside)
             return self._caching.submit(
                 wish,
                 call,

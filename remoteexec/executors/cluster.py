@@ -17,7 +17,6 @@ from ..futures import TaskFuture
 from ..resources import with_defaults
 from ..views.views import Views
 from .batch import BatchExecutor, Options
-from .pilots import PilotWish
 
 __all__ = ["FluxClusterExecutor", "LoginNodeExecutor", "SlurmClusterExecutor", "TestClusterExecutor"]
 
@@ -31,10 +30,6 @@ class LoginNodeExecutor(BatchExecutor):
             `~/.remoteexec` if None. It must be the user's alone. If given, results are kept there, and looked for
             before a call is run: see docs/cache.md.
         cache_errors: keep what calls raised, too.
-        block_allocation: run tasks in `max_workers` jobs, each of which keeps a worker, instead of one job each.
-        init_function: runs once in each worker; the dictionary it returns fills parameters of later calls that have
-            those names and were not given.
-        idle_time_s: seconds without anything to do after which such a job ends.
         resource_dict: what every call asks for unless it says otherwise; see `read_resources`.
         pysqa_config_directory: with a `queue.yaml` and the templates it names, whose limits hold; see
             docs/configuration.md.
@@ -63,8 +58,6 @@ class LoginNodeExecutor(BatchExecutor):
         pysqa_config_directory: str | os.PathLike[str] | None = None,
         pmi_mode: str | None = None,
         hostname_localhost: bool | None = None,
-        block_allocation: bool = False,
-        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
         disable_dependencies: bool = False,
         refresh_rate: float = 0.01,
         plot_dependency_graph: bool | Literal["after"] = False,
@@ -77,12 +70,14 @@ class LoginNodeExecutor(BatchExecutor):
         session: str | None = None,
         submits_per_minute: float = 60.0,
         poll_s: float | None = None,
+        block_allocation: bool = False,
+        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
         idle_time_s: float = 60.0,
     ) -> None:
         where = str(root.absolute(cache_directory)) if cache_directory is not None else root.DEFAULT
         views = Views(plot_dependency_graph, plot_dependency_graph_filename, export_workflow_filename, log_obj_size)
         options = Options(
-            max_workers=None if block_allocation else max_workers,
+            max_workers=max_workers,
             max_cores=max_cores,
             session=session,
             submits_per_minute=submits_per_minute,
@@ -93,6 +88,9 @@ class LoginNodeExecutor(BatchExecutor):
             else str(root.absolute(pysqa_config_directory)),
             views=views,
             wait=wait,
+            block_allocation=block_allocation,
+            init_function=init_function,
+            idle_time_s=idle_time_s,
         )
         super().__init__(
             lambda hello: InProcess(hello, where, self.SCHEDULER),
@@ -100,7 +98,6 @@ class LoginNodeExecutor(BatchExecutor):
             options,
             Caching(None if cache_directory is None else where, cache_errors, otherwise=where),
             place=f"{self.SCHEDULER} {where}",
-            pilots=PilotWish(block_allocation, max_workers, init_function, idle_time_s),
         )
         self._root = Path(where)
 

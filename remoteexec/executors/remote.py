@@ -17,7 +17,6 @@ from ..deploy.package import package_files
 from ..ssh.gateway_client import GatewayClient
 from ..views.views import Views
 from .batch import BatchExecutor, Options
-from .pilots import PilotWish
 
 __all__ = ["RemoteExecutor"]
 
@@ -38,10 +37,6 @@ class RemoteExecutor(BatchExecutor):
         log_obj_size: see Views.
         password: called, once, when the cluster refused the keys and takes a password; returns it, or None. It is
             remembered for reconnections as long as the executor lives.
-        block_allocation: run tasks in `max_workers` jobs, each of which keeps a worker, instead of one job each.
-        init_function: runs once in each worker; the dictionary it returns fills parameters of later calls that have
-            those names and were not given.
-        idle_time_s: seconds without anything to do after which such a job ends.
         config_file: instead of clusters.toml in the user's configuration directory.
 
     Raises:
@@ -74,7 +69,7 @@ class RemoteExecutor(BatchExecutor):
             resource_dict = {**config.resources, **(resource_dict or {})}
         views = Views(plot_dependency_graph, plot_dependency_graph_filename, export_workflow_filename, log_obj_size)
         options = Options(
-            max_workers=None if block_allocation else max_workers,
+            max_workers=max_workers,
             max_cores=max_cores,
             session=session,
             submits_per_minute=submits_per_minute,
@@ -83,12 +78,12 @@ class RemoteExecutor(BatchExecutor):
             pysqa_config_directory=config.pysqa_config_directory,
             views=views,
             wait=wait,
+            block_allocation=block_allocation,
+            init_function=init_function,
+            idle_time_s=idle_time_s,
         )
-        pilots = PilotWish(block_allocation, max_workers, init_function, idle_time_s)
         place = f"{config.scheduler} {config.host}:{config.root}"
-        super().__init__(
-            lambda hello: _client(config, hello, password), resource_dict, options, place=place, pilots=pilots
-        )
+        super().__init__(lambda hello: _client(config, hello, password), resource_dict, options, place=place)
 
 
 def _poll_s(config: ClusterConfig) -> float:

@@ -239,6 +239,22 @@ def test_tasks_that_ask_for_something_else_run_in_the_room_that_a_pilot_has(
                 exe.submit(same, 1, resource_dict=wish)
 
 
+def test_mpi_functions_run_in_pilots(slurm_config: ClusterConfig) -> None:
+    def ranks(x: int) -> tuple[str, int, int]:
+        from mpi4py import MPI
+
+        return os.environ["SLURM_JOB_ID"], MPI.COMM_WORLD.rank, MPI.COMM_WORLD.allreduce(x)
+
+    with running(slurm_config, block_allocation=True, max_workers=1, resource_dict={"cores": 2}) as exe:
+        first = exe.submit(ranks, 4)
+        then = exe.submit(operator.itemgetter(1), first, resource_dict={"cores": 1})
+        found: Any = first.result(60)  # the list of what the ranks returned
+        assert [rank[1:] for rank in found] == [(0, 8), (1, 8)]
+        assert then.result(30) == found[1]
+        again: Any = exe.submit(ranks, 5).result(60)
+        assert again[0] == (found[0][0], 0, 10)
+
+
 def test_pilots_end_when_idle_and_come_back_for_more(slurm_cluster: SlurmCluster, slurm_config: ClusterConfig) -> None:
     with running(slurm_config, block_allocation=True, max_workers=1, idle_time_s=0.5) as exe:
         first = exe.submit(who).result(30)[0]

@@ -41,7 +41,7 @@ SERVER = {
     "mpi_facts": {"wire"},
     "aborts": set(),
     "exits": {"wire"},
-    "pilot": {"batch", "failure", "runner", "store", "wire", "worker"},
+    "pilot": {"batch", "failure", "job_ranks", "runner", "store", "wire", "worker"},
     "zygote": {"growing", "worker", "wire"},
     "worker": {"failure", "growing", "mpi", "wire"},
     "growing": {"failure", "worker", "wire"},  # a task talks through the worker it runs in

@@ -49,7 +49,8 @@ def test_what_fits_is_taken(resources: Resources) -> None:
 @pytest.mark.parametrize(
     ("resources", "words"),
     [
-        (Resources(cores=17), "17 CPUs .* has 16"),
+        (Resources(cores=17), "cores=17: .* room for 8 MPI ranks"),
+        (Resources(cores=8, threads_per_core=3), "24 CPUs .* has 16"),
         (Resources(memory_max_gb=4.5), "4.5 GB of memory .* has 4"),
         (Resources(gpus_per_core=1), "GPU|gpus"),
         (Resources(run_time_max_s=4000.0), "4000 seconds .* has 3600"),

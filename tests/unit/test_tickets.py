@@ -13,7 +13,7 @@ import pytest
 from remoteexec_server.store import crew as crew_module
 from remoteexec_server.store.crew import BadTicket, Beat, CrewStore, Spec, owner_of, regroup
 from remoteexec_server.store.session import Session
-from remoteexec_server.store.tickets import Piece, Ticket, cut, sizes
+from remoteexec_server.store.tickets import Piece, Ticket, cut, enough, sizes
 from remoteexec_server.wire.messages import BurstId, Entry, Pilots, Submit, TaskKey
 from remoteexec_server.wire.resources import Resources
 
@@ -61,6 +61,12 @@ def test_many_tasks_are_few_tickets_and_enough_for_all_workers(count: int, worke
     assert sum(found) == count
     assert found == sorted(found, reverse=True)
     assert workers <= len(found) <= max(128, 4 * workers) + 4 * workers
+
+
+def test_while_there_are_enough_tickets_further_bursts_are_one_for_each_worker() -> None:
+    assert list(sizes(100, 4, coarse=True)) == [25, 25, 25, 25]
+    assert list(sizes(3, 4, coarse=True)) == [1, 1, 1]
+    assert [enough(waiting, 4) for waiting in (0, 15, 16)] == [False, False, True]
 
 
 def test_independent_tasks_of_equal_resources_share_tickets() -> None:

@@ -22,7 +22,7 @@ from ..store.crew import BadTicket, CrewStore, Spec, crews, owner_of, regroup, w
 from ..store.outcomes import Outcomes, log_path
 from ..store.segments import Kind, LogWriter
 from ..store.session import Job, Journal, Session, log_tail
-from ..store.tickets import cut
+from ..store.tickets import cut, enough
 from ..wire import messages
 from ..wire.messages import BurstId, Loss, TaskKey
 from ..wire.pilots import pilot_resources
@@ -49,7 +49,6 @@ _AGAIN_S = (1.0, 5.0, 15.0, 30.0)
 """Before pilots are submitted again; the last one for ever."""
 _BARREN = 3
 """Submissions in a row whose pilots all ended before they ran a task, after which no more are submitted."""
-_BEAT_S = 20.0
 
 
 def pilot_command(runner: tuple[str, ...]) -> tuple[str, ...]:
@@ -172,7 +171,8 @@ class Crew:
         """
         self.follow(burst)
         workers = self._spec.pilots.count * self._spec.pilots.workers
-        tickets = cut(burst.submit, self._is_open, workers, self._spec.pilots.resources)
+        coarse = enough(len(self.store.tickets()), workers)
+        tickets = cut(burst.submit, self._is_open, workers, self._spec.pilots.resources, coarse=coarse)
         self.store.add(tickets, time.time_ns() // 1_000_000)
         self._journal.append({"burst": burst.submit.burst, "most": 0})
         self._hire_at = min(self._hire_at, self._clock())
@@ -432,7 +432,6 @@ class Crews:
         self._session = book.session
         self._journal = Journal(self._session)
         self._crews: dict[str, Crew] = {}
-        self._beat_at = clock()
         self._losses: LogWriter | None = None
         self._unsynced = False
         if jobs.terms.pilots is not None:
@@ -494,9 +493,6 @@ class Crews:
     def step(self) -> None:
         """Do what is due."""
         self._sync()
-        if self._clock() >= self._beat_at and self._crews:
-            self._session.beat(self._owner)
-            self._beat_at = self._clock() + _BEAT_S
         for crew in self._crews.values():
             at = crew.due_at()
             if at is not None and at <= self._clock():

@@ -93,10 +93,11 @@ class Pilot:
             list(self._devices),
             None if memory is None else memory * self._pilots.workers,
         )
+        self._kept = self._pilots.workers if self._worker.cores == 1 else 0  # MPI ranks are started for each task
         self._outcomes = Outcomes(self._session, without=f"{name}-w")
         self._own: set[TaskKey] = set()  # ended here
         self._hand = Hand()
-        self._staff = Staff(store, f"{name}-w")
+        self._staff = Staff(store, name)
         self._beat = Beat(runner.job_id(), socket.gethostname(), os.getpid(), time.time())
         self._unwritten: list[tuple[TaskKey, Loss]] = []
         self._losses: LogWriter | None = None
@@ -168,7 +169,7 @@ class Pilot:
         if time.monotonic() < self._hire_at:
             return
         there = {hired.number for hired in self._staff.hired.values() if hired.kept}
-        for number in range(self._pilots.workers):
+        for number in range(self._kept):
             if number not in there:
                 self._staff.hire(self._worker, number, True, self._share_of_gpus(number))
 
@@ -188,13 +189,15 @@ class Pilot:
                 return
 
     def _wants_more(self) -> bool:
-        return not self._winding_down and not self._hand.ready and self._room() is not None
+        if self._winding_down or self._hand.ready:
+            return False
+        return self._room() is not None if self._kept else self._ledger.has_room(self._worker)
 
     def _start(self, item: Item) -> bool:
         """Start a task, or have it started by a worker after what that has; False: not now."""
         now = time.monotonic()
-        wanted = item.ticket.resources
-        if wanted is None:
+        wanted = item.ticket.resources or self._worker
+        if item.ticket.resources is None and self._kept:
             hired = self._room()
             if hired is None:
                 return False

@@ -104,11 +104,11 @@ class Staff:
 
     Args:
         store: the crew.
-        writers: what the names of their logs begin with.
+        pilot: its name.
     """
 
-    def __init__(self, store: CrewStore, writers: str) -> None:
-        self._store, self._writers = store, writers
+    def __init__(self, store: CrewStore, pilot: str) -> None:
+        self._store, self._pilot = store, pilot
         self._logs = 0
         self._spare: list[tuple[LogWriter, Path]] = []
         self.hired: dict[int, Hired] = {}
@@ -137,7 +137,7 @@ class Staff:
                     os.close(handle)
             if gpus is not None:
                 os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-            run(parent, PilotWorker(self._store, log, orders[0], done[1], resources, number))
+            run(parent, PilotWorker(self._store, self._pilot, log, orders[0], done[1], resources, number))
         os.close(done[1])
         os.set_blocking(done[0], False)
         hired = self.hired[pid] = Hired(pid, number, kept, log, path, orders, done[0])
@@ -203,6 +203,6 @@ class Staff:
             hired.log.sync()
 
     def _new_log(self) -> tuple[LogWriter, Path]:
-        path = Path(log_path(self._store.session, f"{self._writers}{self._logs}"))
+        path = Path(log_path(self._store.session, f"{self._pilot}-w{self._logs}"))
         self._logs += 1
         return LogWriter(path), path

@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import select
+import shutil
 import socket
 import sys
 import time
@@ -26,7 +28,7 @@ from .. import runner
 from ..store.crew import CrewStore
 from ..store.outcomes import Outcomes
 from ..store.segments import Kind, LogWriter
-from ..store.session import Claim, Job, Session
+from ..store.session import Claim, Job, JobTask, Session
 from ..wire import messages, payload
 from ..wire.header import HeaderError
 from ..wire.messages import BurstId, Loss, TaskKey
@@ -76,6 +78,7 @@ class PilotWorker:
 
     Args:
         crew: whose tasks it runs.
+        name: of the pilot.
         log: of its own.
         orders: read end, not blocking.
         done: write end.
@@ -84,9 +87,9 @@ class PilotWorker:
     """
 
     def __init__(
-        self, crew: CrewStore, log: LogWriter, orders: int, done: int, resources: Resources, number: int
+        self, crew: CrewStore, name: str, log: LogWriter, orders: int, done: int, resources: Resources, number: int
     ) -> None:
-        self._session, self._crew, self._log = crew.session, crew, log
+        self._session, self._crew, self._name, self._log = crew.session, crew, name, log
         self._orders, self._done = orders, done
         self._resources, self._number = resources, number
         self._key = self._session.key
@@ -124,8 +127,7 @@ class PilotWorker:
             runner._prepare(Job("", BurstId(""), (), self._resources))
             init = self._crew.init()
             if init:
-                function, (args, kwargs) = _Calls(self._session, self._key).load_from(init, self._crew.init_burst)
-                self._calls.defaults = dict(function(*args, **kwargs) or {})
+                self._calls.defaults = dict(payload.loads(init)() or {})
         except BaseException as exc:  # the process edge: told to every task
             self._broken = runner._failed(exc, "raised")
 
@@ -133,6 +135,9 @@ class PilotWorker:
         started = time.time()
         claim = Claim(runner.job_id(), socket.gethostname(), self._pid, started)
         self._append(Kind.STARTED, order.key, messages.to_json(claim).encode())
+        if self._resources.cores > 1:
+            self._run_on_ranks(order, claim)
+            return
         try:
             outcome = self._broken or self._compute(order)
         except runner.InputLostError as lost:
@@ -146,6 +151,22 @@ class PilotWorker:
         outcome = hdf5.Outcome(outcome.ok, outcome.value, {**outcome.facts, **runner.facts(started)})
         self._append(Kind.OUTCOME, order.key, hdf5.write_record(order.key, outcome, self._key))
         _flush()
+
+    def _run_on_ranks(self, order: Order, claim: Claim) -> None:
+        """Start MPI ranks beside this process; they publish the outcome as a file."""
+        from .. import job_ranks
+
+        spec = self._crew.spec()
+        name = f"{self._name}-m{secrets.token_hex(4)}"
+        tasks = (JobTask(order.position, order.key),)
+        scheduler, grace_s = (spec.scheduler, spec.grace_s) if spec is not None else ("", _INPUT_S)
+        job = Job(name, order.burst, tasks, self._resources, scheduler=scheduler, grace_s=grace_s)
+        directory = self._session.add_job(job)
+        try:
+            if self._session.claim(order.key, claim):
+                job_ranks.run(self._session, job, job.tasks[0])
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
 
     def _compute(self, order: Order) -> Outcome:
         """Load the call, call it, and say how that went."""
@@ -214,17 +235,8 @@ class _Calls:
         self._open.move_to_end(order.burst)
         return self._load(*self._open[order.burst], order.position, inputs)
 
-    def load_from(self, data: bytes, burst: BurstId) -> tuple[Any, Any]:
-        """The only call of a bundle: its function as it is, and its arguments."""
-        from ..store import hdf5
-
-        bundle = hdf5.Bundle(data, burst, self._key)
-        function, arguments = self._load(bundle, {}, 0, None)
-        bundle.close()
-        return function.call, arguments
-
     def _load(
-        self, bundle: Bundle, functions: dict[int, Function], position: int, inputs: _Inputs | None
+        self, bundle: Bundle, functions: dict[int, Function], position: int, inputs: _Inputs
     ) -> tuple[Function, Any]:
         number, arguments = bundle.call(position)
         if number not in functions:

@@ -2,7 +2,7 @@
 
     sessions/<session>/crews/<client>/
         spec.json                 `Spec`
-        init.h5                   the call each worker makes first: a bundle
+        init                      the function each worker calls first: see `compact`
         tickets/<name>            what nobody has taken
         taken/<pilot>/<name>      what a pilot has in hand, or had when it died
         pilots/<pilot>            `Beat`: written again and again
@@ -26,6 +26,7 @@ from pathlib import Path
 
 from ..wire import messages
 from ..wire.messages import BurstId, Pilots, TaskKey
+from . import compact
 from .session import Session, checked, publish
 from .tickets import Piece, Ticket
 
@@ -86,6 +87,7 @@ class CrewStore:
         self.path = session.path / "crews" / checked(client)
         self._tickets, self._taken = self.path / "tickets", self.path / "taken"
         self._beats, self._hungry = self.path / "pilots", self.path / "hungry"
+        self._init_key = TaskKey(f"{client}-init")
 
     def create(self, spec: Spec, init: bytes) -> None:
         """Make the crew, or change what it is to be."""
@@ -94,7 +96,7 @@ class CrewStore:
         with contextlib.suppress(FileNotFoundError):
             (self.path / "stop").unlink()
         if init:
-            publish(self.path / "init.h5", init)
+            publish(self.path / "init", compact.write(self._init_key, "ok", init, {}, self.session.key))
         publish(self.path / "spec.json", messages.to_json(spec).encode())
 
     def spec(self) -> Spec | None:
@@ -105,16 +107,16 @@ class CrewStore:
             return None
 
     def init(self) -> bytes:
-        """The bundle of the call that each worker makes first; empty if there is none."""
+        """The pickled function that each worker calls first; empty if there is none.
+
+        Raises:
+            header.HeaderError: it must not be loaded here.
+        """
         try:
-            return (self.path / "init.h5").read_bytes()
+            data = (self.path / "init").read_bytes()
         except FileNotFoundError:
             return b""
-
-    @property
-    def init_burst(self) -> BurstId:
-        """The name that bundle has."""
-        return init_burst(self.client)
+        return compact.read(data, self._init_key, self.session.key)[1]
 
     def stop(self) -> None:
         """Nothing more will come."""
@@ -289,11 +291,6 @@ class CrewStore:
     def hungry(self) -> list[str]:
         """Pilots that have found nothing to take."""
         return os.listdir(self._hungry)
-
-
-def init_burst(client: str) -> BurstId:
-    """Name of the bundle with the call that workers make first."""
-    return BurstId(f"{client}-init")
 
 
 def owner_of(directory: str) -> str:

@@ -54,9 +54,18 @@ class Ticket:
         return frozenset(key for piece in self.pieces for key in piece.needs if key not in inside)
 
 
-def sizes(count: int, workers: int) -> Iterator[int]:
-    """Sizes of the tickets that `count` tasks are cut into for so many workers."""
-    least = max(1, math.ceil(count / max(_MANY, _SHARE * workers)))
+def enough(waiting: int, workers: int) -> bool:
+    """Whether so many tickets that nobody has taken keep all workers busy while further ones are made."""
+    return waiting >= _SHARE * workers
+
+
+def sizes(count: int, workers: int, coarse: bool = False) -> Iterator[int]:
+    """Sizes of the tickets that `count` tasks are cut into for so many workers.
+
+    Args:
+        coarse: there are `enough` already: one for each worker.
+    """
+    least = max(1, math.ceil(count / (workers if coarse else max(_MANY, _SHARE * workers))))
     while count > 0:
         size = min(count, max(least, math.ceil(count / (_SHARE * workers))))
         yield size
@@ -69,6 +78,7 @@ def cut(
     workers: int,
     default: Resources,
     only: Collection[int] | None = None,
+    coarse: bool = False,
 ) -> list[Ticket]:
     """The tickets of a burst, or of what is left of it.
 
@@ -77,6 +87,7 @@ def cut(
         workers: of all pilots together.
         default: what the workers are made for.
         only: positions that get into tickets; None: all.
+        coarse: see `sizes`.
     """
     needs = {
         position: tuple(key for key in dict.fromkeys(entry.upstream) if open_(key))
@@ -98,13 +109,13 @@ def cut(
             None if submit.resources[number] == default else submit.resources[number],
         )
         for (number, _), members in groups.items()
-        for positions in _filled(members, workers)
+        for positions in _filled(members, workers, coarse)
     ]
 
 
-def _filled(chains: Sequence[list[int]], workers: int) -> Iterator[list[int]]:
+def _filled(chains: Sequence[list[int]], workers: int, coarse: bool) -> Iterator[list[int]]:
     """Chains put together until they have the size that a ticket should have."""
-    wanted = sizes(sum(map(len, chains)), workers)
+    wanted = sizes(sum(map(len, chains)), workers, coarse)
     size, positions = next(wanted, 1), list[int]()
     for chain in chains:
         positions += chain

@@ -37,8 +37,8 @@ class Terms:
         submits_per_minute: submissions, on average.
         jobs_at_once: jobs and elements of arrays that may run or wait in the queue at the same time; None: no limit.
         cores_at_once: the same, in CPUs.
-        pysqa_config_directory: on the service's side, with the site's templates and limits.
         pilots: run tasks in these; None: each is a job.
+        pysqa_config_directory: on the service's side, with the site's templates and limits.
     """
 
     poll_s: float = 30.0
@@ -46,8 +46,8 @@ class Terms:
     submits_per_minute: float = 60.0
     jobs_at_once: int | None = None
     cores_at_once: int | None = None
-    pysqa_config_directory: str | None = None
     pilots: Pilots | None = None
+    pysqa_config_directory: str | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Pilots:
         resources: what one worker is made for, and what a task asks for that does not say otherwise.
         workers: in each pilot.
         idle_time_s: seconds without anything to do after which a pilot ends.
-        init: a bundle with one call, which each worker makes once, in base 64; "" for none.
+        init: a pickled function that each worker calls once, in base 64; "" for none.
     """
 
     count: int
@@ -69,6 +69,11 @@ def check_fits(resources: Resources, pilots: Pilots) -> None:
         "GB of memory (memory_max)": (resources.memory_max_gb or 0, (worker.memory_max_gb or float("inf")) * times),
         "seconds (run_time_max)": (resources.run_time_max_s or 0, worker.run_time_max_s or float("inf")),
     }
+    if resources.cores > 1 and (resources.cores > worker.cores * times):
+        raise ResourceError(
+            f"cores={resources.cores}: a pilot of this executor has room for {worker.cores * times} MPI ranks; "
+            "give the executor as many cores"
+        )
     if gpus(resources) and times > 1 and gpus(resources) != gpus(worker):
         raise ResourceError(f"gpus_per_core={resources.gpus_per_core}: each of a pilot's {times} workers has its own")
     for what, (asked, most) in room.items():
