@@ -18,11 +18,16 @@ import pytest
 from remoteexec import TestClusterExecutor, errors, worker_id
 from remoteexec.config.model import ClusterConfig
 from remoteexec.resources import ResourceError
+from remoteexec_server.pilot import aside
 from remoteexec_server.store import hdf5
-from remoteexec_server.store.outcomes import Outcomes
+from remoteexec_server.store.crew import Beat, CrewStore, Spec
+from remoteexec_server.store.outcomes import Outcomes, log_path
+from remoteexec_server.store.segments import Kind, LogWriter
 from remoteexec_server.store.session import Session
+from remoteexec_server.store.tickets import Piece, Ticket
 from remoteexec_server.wire import payload
-from remoteexec_server.wire.messages import TaskKey
+from remoteexec_server.wire.messages import BurstId, Pilots, TaskKey
+from remoteexec_server.wire.resources import Resources
 from tests.clusters.rootless import SlurmCluster
 from tests.integration.faults import PROMPT_S, Place, outcome_within, placed
 from tests.integration.running import running
@@ -341,3 +346,34 @@ def test_pilots_finish_everything_with_nobody_logged_in(slurm_cluster: SlurmClus
     outcome = hdf5.read_outcome(outcomes.outcome(TaskKey(last)), TaskKey(last), session.key)
     assert outcome.value is not None
     assert payload.loads(outcome.value.data) == sum(range(100))
+
+
+def test_a_pilot_sees_to_the_tickets_of_one_that_has_fallen_silent(tmp_root: Path) -> None:
+    tmp_root.mkdir(mode=0o700)
+    session = Session.create(tmp_root, "s-1", "0f" * 32)
+    store = CrewStore(session, "c")
+    store.create(Spec(Pilots(2, Resources()), ("python", "pilot"), "local", 90.0), b"")
+    pieces = tuple(Piece(n, TaskKey(f"t{n}")) for n in range(3))
+    store.add([Ticket(BurstId("c-1"), pieces)], 0)
+    for pilot, job in (("rx-c-p0-0", "7"), ("rx-c-p1-0", "8")):
+        store.join(pilot)
+        store.beat(pilot, Beat(job, "n1", 99, 1.0))
+    assert store.take("rx-c-p0-0", store.tickets()[0])
+    log = LogWriter(Path(log_path(session, "rx-c-p0-0-w0")))
+    log.append(Kind.STARTED, TaskKey("t0"), b"{}")
+    log.close()
+    path = store.path / "pilots" / "rx-c-p0-0"
+
+    aside.look_out(store, "rx-c-p1-0")
+    aside.wait_for_children()
+    assert store.tickets() == []  # it may be busy
+    os.utime(path, (time.time() - 150, time.time() - 150))
+    aside.look_out(store, "rx-c-p1-0")
+    aside.wait_for_children()
+
+    outcomes = Outcomes(session)
+    assert outcomes.look() == {"t0.running", "t0.lost"}
+    assert "job 7 ended (GONE)" in outcomes.loss(TaskKey("t0")).message
+    (name,) = store.tickets()
+    assert store.read(name) == Ticket(BurstId("c-1"), pieces[1:])
+    assert store.members() == ["rx-c-p1-0"]
