@@ -377,3 +377,37 @@ def test_a_pilot_sees_to_the_tickets_of_one_that_has_fallen_silent(tmp_root: Pat
     (name,) = store.tickets()
     assert store.read(name) == Ticket(BurstId("c-1"), pieces[1:])
     assert store.members() == ["rx-c-p1-0"]
+
+
+def test_a_task_that_outlasts_its_pilot_is_lost_to_the_time_limit_and_no_other(tmp_root: Path) -> None:
+    options: dict[str, Any] = {"resource_dict": {"run_time_max": 4}, "block_allocation": True, "max_workers": 1}
+    with TestClusterExecutor(cache_directory=str(tmp_root), **options) as exe:
+        late = exe.submit(nap, 60.0)
+        others = [exe.submit(same, n) for n in range(10)]
+        assert [future.result(60) for future in others] == list(range(10))
+        assert isinstance(outcome_within(late, 30), errors.TaskTimeout)
+
+
+def test_a_pilot_that_is_killed_takes_its_workers_along(tmp_root: Path) -> None:
+    with TestClusterExecutor(cache_directory=str(tmp_root), block_allocation=True, max_workers=1) as exe:
+        path = tmp_root.parent / "place"
+        future = exe.submit(stay, str(path))
+        others = [exe.submit(same, n) for n in range(10)]
+        end = time.monotonic() + 20
+        while not path.exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        pid, parent = json.loads(path.read_text())
+        os.kill(parent, signal.SIGKILL)
+        exc = outcome_within(future, 20)
+        assert isinstance(exc, errors.TaskKilled)
+        assert exc.signal == signal.SIGKILL
+        assert [other.result(30) for other in others] == list(range(10))
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def stay(path: str) -> None:
+    Path(f"{path}.new").write_text(json.dumps([os.getpid(), os.getppid()]))
+    Path(f"{path}.new").rename(path)
+    time.sleep(100)
