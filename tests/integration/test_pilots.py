@@ -18,11 +18,16 @@ import pytest
 from remoteexec import TestClusterExecutor, errors, worker_id
 from remoteexec.config.model import ClusterConfig
 from remoteexec.resources import ResourceError
+from remoteexec_server.pilot import aside
 from remoteexec_server.store import hdf5
-from remoteexec_server.store.outcomes import Outcomes
+from remoteexec_server.store.crew import Beat, CrewStore, Spec
+from remoteexec_server.store.outcomes import Outcomes, log_path
+from remoteexec_server.store.segments import Kind, LogWriter
 from remoteexec_server.store.session import Session
+from remoteexec_server.store.tickets import Piece, Ticket
 from remoteexec_server.wire import payload
-from remoteexec_server.wire.messages import TaskKey
+from remoteexec_server.wire.messages import BurstId, Pilots, TaskKey
+from remoteexec_server.wire.resources import Resources
 from tests.clusters.rootless import SlurmCluster
 from tests.integration.faults import PROMPT_S, Place, outcome_within, placed
 from tests.integration.running import running
@@ -341,3 +346,68 @@ def test_pilots_finish_everything_with_nobody_logged_in(slurm_cluster: SlurmClus
     outcome = hdf5.read_outcome(outcomes.outcome(TaskKey(last)), TaskKey(last), session.key)
     assert outcome.value is not None
     assert payload.loads(outcome.value.data) == sum(range(100))
+
+
+def test_a_pilot_sees_to_the_tickets_of_one_that_has_fallen_silent(tmp_root: Path) -> None:
+    tmp_root.mkdir(mode=0o700)
+    session = Session.create(tmp_root, "s-1", "0f" * 32)
+    store = CrewStore(session, "c")
+    store.create(Spec(Pilots(2, Resources()), ("python", "pilot"), "local", 90.0), b"")
+    pieces = tuple(Piece(n, TaskKey(f"t{n}")) for n in range(3))
+    store.add([Ticket(BurstId("c-1"), pieces)], 0)
+    for pilot, job in (("rx-c-p0-0", "7"), ("rx-c-p1-0", "8")):
+        store.join(pilot)
+        store.beat(pilot, Beat(job, "n1", 99, 1.0))
+    assert store.take("rx-c-p0-0", store.tickets()[0])
+    log = LogWriter(Path(log_path(session, "rx-c-p0-0-w0")))
+    log.append(Kind.STARTED, TaskKey("t0"), b"{}")
+    log.close()
+    path = store.path / "pilots" / "rx-c-p0-0"
+
+    aside.look_out(store, "rx-c-p1-0")
+    aside.wait_for_children()
+    assert store.tickets() == []  # it may be busy
+    os.utime(path, (time.time() - 150, time.time() - 150))
+    aside.look_out(store, "rx-c-p1-0")
+    aside.wait_for_children()
+
+    outcomes = Outcomes(session)
+    assert outcomes.look() == {"t0.running", "t0.lost"}
+    assert "job 7 ended (GONE)" in outcomes.loss(TaskKey("t0")).message
+    (name,) = store.tickets()
+    assert store.read(name) == Ticket(BurstId("c-1"), pieces[1:])
+    assert store.members() == ["rx-c-p1-0"]
+
+
+def test_a_task_that_outlasts_its_pilot_is_lost_to_the_time_limit_and_no_other(tmp_root: Path) -> None:
+    options: dict[str, Any] = {"resource_dict": {"run_time_max": 4}, "block_allocation": True, "max_workers": 1}
+    with TestClusterExecutor(cache_directory=str(tmp_root), **options) as exe:
+        late = exe.submit(nap, 60.0)
+        others = [exe.submit(same, n) for n in range(10)]
+        assert [future.result(60) for future in others] == list(range(10))
+        assert isinstance(outcome_within(late, 30), errors.TaskTimeout)
+
+
+def test_a_pilot_that_is_killed_takes_its_workers_along(tmp_root: Path) -> None:
+    with TestClusterExecutor(cache_directory=str(tmp_root), block_allocation=True, max_workers=1) as exe:
+        path = tmp_root.parent / "place"
+        future = exe.submit(stay, str(path))
+        others = [exe.submit(same, n) for n in range(10)]
+        end = time.monotonic() + 20
+        while not path.exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        pid, parent = json.loads(path.read_text())
+        os.kill(parent, signal.SIGKILL)
+        exc = outcome_within(future, 20)
+        assert isinstance(exc, errors.TaskKilled)
+        assert exc.signal == signal.SIGKILL
+        assert [other.result(30) for other in others] == list(range(10))
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def stay(path: str) -> None:
+    Path(f"{path}.new").write_text(json.dumps([os.getpid(), os.getppid()]))
+    Path(f"{path}.new").rename(path)
+    time.sleep(100)

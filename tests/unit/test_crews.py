@@ -116,7 +116,7 @@ def test_a_burst_is_accepted_at_once_and_as_many_pilots_submitted_as_may_be(worl
     assert shapes(world) == [("rx-b-p0", 3)]
     (spec,) = world.queue.jobs.values()
     assert spec.command == ("python", "pilot", str(spec.directory), "b")
-    assert spec.resources == pilot_resources(PILOTS)
+    assert spec.resources == pilot_resources(PILOTS, "fake")
     assert len(store.tickets()) == 12
 
 

@@ -21,16 +21,20 @@ PILOTS = Pilots(3, WORKER, workers=4)
 
 
 def test_a_pilot_is_one_node_with_room_for_its_workers_that_is_warned_before_its_end() -> None:
-    assert pilot_resources(PILOTS) == replace(
+    assert pilot_resources(PILOTS, "slurm") == replace(
         WORKER, cores=8, memory_max_gb=4.0, num_nodes=1, slurm_cmd_args=("--signal=B:USR1@60",)
     )
+
+
+def test_only_slurm_is_asked_for_a_warning() -> None:
+    assert pilot_resources(PILOTS, "flux").slurm_cmd_args == ()
 
 
 @pytest.mark.parametrize(
     "worker", [replace(WORKER, run_time_max_s=120.0), replace(WORKER, slurm_cmd_args=("--signal=B:TERM@300",))]
 )
 def test_a_short_pilot_and_one_with_a_signal_of_its_own_are_not_warned(worker: Resources) -> None:
-    assert pilot_resources(replace(PILOTS, resources=worker)).slurm_cmd_args == worker.slurm_cmd_args
+    assert pilot_resources(replace(PILOTS, resources=worker), "slurm").slurm_cmd_args == worker.slurm_cmd_args
 
 
 @pytest.mark.parametrize(

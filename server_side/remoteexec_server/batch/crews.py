@@ -92,7 +92,7 @@ def submit_pilots(store: CrewStore, spec: Spec, queue: Queue, name: str, count: 
         QueueError: see Queue.submit.
     """
     directory = store.session.job_directory(name)
-    resources = pilot_resources(spec.pilots)
+    resources = pilot_resources(spec.pilots, spec.scheduler)
     return queue.submit(JobSpec(name, directory, (*spec.command, str(directory), store.client), count, resources))
 
 

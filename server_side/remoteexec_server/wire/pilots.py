@@ -32,13 +32,13 @@ class Pilots:
     init: str = ""
 
 
-def pilot_resources(pilots: Pilots) -> Resources:
-    """What the job of a pilot asks for: one node that has room for all its workers."""
+def pilot_resources(pilots: Pilots, scheduler: str) -> Resources:
+    """What the job of a pilot asks for: one node that has room for all its workers, and with SLURM a warning."""
     worker = pilots.resources
     memory = None if worker.memory_max_gb is None else worker.memory_max_gb * pilots.workers
     arguments = worker.slurm_cmd_args
     long = worker.run_time_max_s is None or worker.run_time_max_s >= 10 * _WARN_S
-    if long and not any(argument.startswith("--signal") for argument in arguments):
+    if scheduler == "slurm" and long and not any(argument.startswith("--signal") for argument in arguments):
         arguments = (*arguments, f"--signal=B:USR1@{_WARN_S}")
     return replace(
         worker,
