@@ -16,7 +16,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from remoteexec_server.wire import payload
 from remoteexec_server.wire.payload import Pickled
@@ -24,6 +24,9 @@ from remoteexec_server.wire.payload import Pickled
 from .. import errors
 from ..futures import referred_by
 from ..pool.tasks import Function
+
+if TYPE_CHECKING:
+    from remoteexec_server.contents.checked import Check
 
 _MOST_KNOWN = 1000
 """Functions remembered: enough for a workflow's, few enough for a loop over lambdas."""
@@ -45,7 +48,8 @@ class Functions:
         self._numbers = itertools.count()
         self._by_bytes: weakref.WeakValueDictionary[bytes, Function] = weakref.WeakValueDictionary()
         self._known: dict[Any, tuple[_Uses, Function]] = {}
-        self._lock = threading.Lock()  # guards the two dictionaries
+        self._checked: dict[tuple[Function, Check], Function] = {}
+        self._lock = threading.Lock()  # guards the dictionaries
 
     def get(self, fn: Callable[..., Any]) -> Function:
         """The pickled function.
@@ -66,6 +70,23 @@ class Functions:
                     self._known.clear()
                 self._known[fn] = (uses, function)
         return function
+
+    def checked(self, function: Function, check: Check) -> Function:
+        """The same for a worker that compares, when it loads it, what it finds by name.
+
+        It is remembered, so that a kept worker compares once, before its calls have changed anything in its modules.
+        """
+        from remoteexec_server.contents.checked import Checked  # late: few executors keep results
+
+        known = self._checked.get((function, check))
+        if known is None:
+            pickled = payload.dumps(Checked(Pickled(function.data, function.buffers), check), by_value=False)
+            known = self.of_bytes(pickled.data, pickled.buffers)
+            with self._lock:
+                if len(self._checked) >= _MOST_KNOWN:
+                    self._checked.clear()
+                self._checked[function, check] = known
+        return known
 
     def _pickled(self, fn: Callable[..., Any]) -> tuple[_Uses, Function]:
         try:

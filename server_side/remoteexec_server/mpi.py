@@ -418,6 +418,9 @@ class _Program:
         """What a rank answers to a call."""
         try:
             said, read = rank.stream.next()
+            if type(said) is tuple:  # said before its answer, which follows at once
+                pooled.send(self._pool, said)
+                said, read = rank.stream.next()
         except (EOFError, ConnectionError):
             assert self._words is not None
             self._heed(self._words.end(_TOLD_S))

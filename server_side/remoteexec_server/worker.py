@@ -39,6 +39,14 @@ def worker_id() -> int | None:
     return _number
 
 
+_started = 0.0
+
+
+def started() -> float:
+    """When this process began to be a worker, in Unix time; 0 if it never did."""
+    return _started
+
+
 _current: Worker | None = None
 
 
@@ -60,8 +68,8 @@ class Worker:
     """
 
     def __init__(self, sock: socket.socket, tokens: int | None, number: int) -> None:
-        global _number
-        _number = number if tokens is not None else None
+        global _number, _started
+        _number, _started = number if tokens is not None else None, time.time()
         self._sock, self._tokens = sock, tokens
         self._stream = pooled.Stream(sock)
         self._functions: dict[int, _Function] = {}
@@ -74,6 +82,7 @@ class Worker:
         self.task = -1
         self._callee: Callable[..., Any] | None = None  # the function that runs
         self._callee_number = -1
+        self._altered: Sequence[str] | None = None  # modules of the function that runs, if it is not the client's
         self._growth: growing.Growth | None = None  # reads the socket from then on
         self._error_log: str | None = None
         self._defaults: Mapping[str, Any] = {}
@@ -222,12 +231,14 @@ class Worker:
     def _function(self, number: int) -> _Function:
         pickled = self._pickled.pop(number, None)
         if pickled is not None:
-            self._functions[number] = _Function(payload.loads(*pickled), self._defaults)
+            loaded = payload.loads(*pickled)
+            altered = loaded.modules if type(loaded) is payload.Altered else None
+            self._functions[number] = _Function(loaded if altered is None else loaded.function, self._defaults, altered)
         return self._functions[number]
 
     def _run(self, call: pooled.Call, buffers: Sequence[Any]) -> None:
         task, number, data, _, inputs = call
-        self.task = task
+        self.task, self._altered = task, None
         if self._mark is not None:
             _print_mark(self._mark + pooled.TOKEN.pack(task))
         started = time.time()
@@ -243,6 +254,7 @@ class Worker:
             function = self._functions.get(number) or self._function(number)
             args, kwargs = _load(data, buffers, inputs)
             kwargs = function.filled(args, kwargs)
+            self._altered = function.altered
         except payload.SelectionError as exc:
             self._answer(task, False, failure.packed(exc.__cause__ or exc, "raised"), started)
             return
@@ -284,6 +296,8 @@ class Worker:
         rest, buffers = pooled.split(data, buffers)
         if now - self._measured_at > _MEASURED_S:
             self._max_rss_bytes, self._measured_at = _max_rss_bytes(), now
+        if self._altered is not None:
+            self.say((pooled.ALTERED, task, list(self._altered)))
         # at once, and not with the next ones: nobody knows how long the next call takes
         self._send([(task, ok, rest, len(buffers), started, now, self._max_rss_bytes)], buffers)
 
@@ -337,10 +351,13 @@ class _Function:
     Args:
         call: the function.
         defaults: what `init_function` returned.
+        altered: see `payload.Altered`: its modules.
     """
 
-    def __init__(self, call: Callable[..., Any], defaults: Mapping[str, Any]) -> None:
-        self.call = call
+    def __init__(
+        self, call: Callable[..., Any], defaults: Mapping[str, Any], altered: Sequence[str] | None = None
+    ) -> None:
+        self.call, self.altered = call, altered
         self._fill = {name: value for name, value in defaults.items() if name in _parameters(call)}
         if _number is not None and _NUMBER_PARAMETER in _parameters(call):
             self._fill[_NUMBER_PARAMETER] = _number

@@ -5,7 +5,8 @@
     calls   = (setup or None, [Function], [Call])
     results = [Result]; the first of a kept worker is empty: it is set up
     ask     = (SUBMIT, *SubmitAsk), (CANCEL, task, child), (REST, task) or (RESUME, task): see `growing`;
-              (HALTED, task, rank, pid): an MPI rank was stopped by a signal
+              (HALTED, task, rank, pid): an MPI rank was stopped by a signal;
+              (ALTERED, task, modules), before its result: it was run by other code than the client has
     news    = [News]
 
 What is said holds bytes, numbers and tuples only; what is in the bytes is pickled by `payload` and loaded by nobody
@@ -45,7 +46,7 @@ whose token comes instead of a result.
 Pickled bytes too large for a body are None, here and above, and come first among the buffers: see `split`."""
 
 
-SUBMIT, CANCEL, REST, RESUME, HALTED = 0, 1, 2, 3, 4
+SUBMIT, CANCEL, REST, RESUME, HALTED, ALTERED = 0, 1, 2, 3, 4, 5
 Ask = tuple[Any, ...]
 """What a task wants of the pool: one of these numbers, the task, and what more it takes."""
 
