@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from remoteexec_server.wire import payload
+from remoteexec_server.wire import payload, pooled
 from remoteexec_server.wire.payload import Pickled
 
 from .. import errors
@@ -64,7 +64,7 @@ class Functions:
         if known is not None and known[0].unchanged():
             return known[1]
         uses, function = self._pickled(fn)
-        if uses.fixed:
+        if uses.fixed and not pooled.is_large(function.data, function.buffers):
             with self._lock:
                 if len(self._known) >= _MOST_KNOWN:
                     self._known.clear()
@@ -85,7 +85,8 @@ class Functions:
             with self._lock:
                 if len(self._checked) >= _MOST_KNOWN:
                     self._checked.clear()
-                self._checked[function, check] = known
+                if not pooled.is_large(known.data, known.buffers):
+                    self._checked[function, check] = known
         return known
 
     def _pickled(self, fn: Callable[..., Any]) -> tuple[_Uses, Function]:
@@ -94,7 +95,8 @@ class Functions:
         except BaseException as exc:  # whatever the objects that it uses raise
             raise errors.CallNotPicklable(f"function {fn!r} cannot be pickled: {exc}") from exc
         uses = _Uses(fn, by_name=_CLOUDPICKLE not in pickled.data)
-        return uses, self.of_bytes(pickled.data, pickled.buffers)
+        # copied: they are sent when the call's turn comes, and the caller may change his arrays before that
+        return uses, self.of_bytes(pickled.data, [memoryview(bytes(view)) for view in pickled.buffers])
 
     def of_bytes(self, data: bytes, buffers: Sequence[memoryview] = ()) -> Function:
         """The pickled function that these bytes are."""

@@ -74,6 +74,7 @@ class Worker:
         self._stream = pooled.Stream(sock)
         self._functions: dict[int, _Function] = {}
         self._pickled: dict[int, tuple[Any, Sequence[Any]]] = {}
+        self._large: set[int] = set()  # functions that are not kept for later calls
         self._calls: deque[tuple[pooled.Call, Sequence[Any]]] = deque()
         self._measured_at = 0.0
         self._sending = threading.Lock()  # guards writing to the socket
@@ -116,12 +117,15 @@ class Worker:
                 self._receive()
                 while self._calls:
                     self._run(*self._calls.popleft())
+                self._forget_large()
 
     def _next_task(self) -> tuple[pooled.Call, Sequence[Any]] | None:
         """The call of the next token; None when the pool is gone."""
         assert self._tokens is not None
         while True:
             if not self._calls:
+                if self._large:
+                    self._forget_large()
                 if self._growth is None:
                     self._hear()
                 else:
@@ -192,11 +196,29 @@ class Worker:
         if setup is not None:
             self._set_up(setup)
         for number, data, count in functions:
-            self._pickled[number] = pooled.joined(data, buffers[at : at + count])
+            if count == pooled.FORGET:
+                self._forget(number)
+                continue
+            its = buffers[at : at + count]
+            self._pickled[number] = pooled.joined(data, its)
+            if pooled.is_large(data, its):
+                self._large.add(number)
             at += count
         for call in calls:
             self._calls.append((call, buffers[at : at + call[3]] if call[3] else ()))
             at += call[3]
+
+    def _forget(self, number: int) -> None:
+        self._functions.pop(number, None)
+        self._pickled.pop(number, None)
+        if self._ranks is not None:
+            self._ranks.forget(number)
+
+    def _forget_large(self) -> None:
+        """Those that were sent for calls that have run."""
+        self._callee = None
+        while self._large:
+            self._forget(self._large.pop())
 
     def _set_up(self, setup: pooled.Setup) -> None:
         if setup.get("launch") is not None:

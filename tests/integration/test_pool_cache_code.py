@@ -16,8 +16,7 @@ import pytest
 
 from remoteexec import SingleNodeExecutor, get_cache_data
 from remoteexec.engine.cache import CacheWarning
-
-from .pool_tools import both_modes
+from tests.integration.pool_tools import both_modes
 
 PLAIN = """
 import functools

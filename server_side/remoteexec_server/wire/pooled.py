@@ -37,7 +37,10 @@ Call = tuple[int, int, "bytes | None", int, "tuple[Input, ...] | None"]
 """Task, function, pickled arguments, the number of the call's buffers, inputs. The buffers are the arguments', then
 each input's."""
 Function = tuple[int, "bytes | None", int]
-"""Its number, pickled, the number of its buffers."""
+"""Its number, pickled, the number of its buffers; or a number to forget, and FORGET. See `is_large`."""
+FORGET = -1
+LARGE_FUNCTION = 1 << 16
+"""Bytes. Picked, not measured: reading as much takes less time than loading it."""
 Result = tuple[int, "bool | None", "bytes | None", int, float, float, int]
 """Task, whether it has a result, that or a `failure`, the number of its buffers, when it started and ended (Unix
 time), and the most bytes its process has had in memory. None for the second: it has returned the future of a child,
@@ -113,6 +116,14 @@ _LARGE = 1 << 20
 def split(data: bytes, buffers: Sequence[memoryview]) -> tuple[bytes | None, Sequence[memoryview]]:
     """A pickle and its buffers as they travel: marshal has no objects of 2 GiB, and large ones need not be copied."""
     return (data, buffers) if len(data) < _LARGE else (None, [memoryview(data), *buffers])
+
+
+def is_large(data: bytes | None, buffers: Sequence[Any]) -> bool:
+    """Whether a function is sent with each batch of calls, and forgotten when these have run: a closure over an array.
+
+    Smaller ones are kept until the pool says which to forget.
+    """
+    return sum([len(buffer) for buffer in buffers], len(data or b"")) > LARGE_FUNCTION
 
 
 def joined(data: bytes | None, buffers: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
