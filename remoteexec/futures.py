@@ -7,7 +7,7 @@ import functools
 import threading
 import time
 from _thread import RLock
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -158,10 +158,13 @@ class TaskFuture(AwaitableFuture[R]):
         output: what it has printed, as `str` of it; written by the executor.
         cache_key: name of its entry, if the call is cached; see docs/cache.md.
         cache_token: what stands for it in the keys of calls that take it as an argument.
+        altered: modules of whose code or values its process had others than this one; only calls that are to be cached
+            are compared.
     """
 
     cache_key: str | None = None
     cache_token: str | None = None
+    altered: Sequence[str] = ()
     # A future to which nothing has happened yet: what stands here takes no memory in 100,000 of them.
     ran = _NOT_YET
     output: object = None

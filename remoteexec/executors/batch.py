@@ -174,7 +174,7 @@ class BatchExecutor(BaseExecutor):
             return self._caching.submit(
                 wish,
                 call,
-                lambda _: self._driver.submit(fn, args, kwargs, resources, seen=seen),
+                lambda *_: self._driver.submit(fn, args, kwargs, resources, seen=seen),
                 self._resume,
                 self._pointer,
             )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import os
-import signal
-import socket
 import sys
 import threading
 import weakref
@@ -16,30 +14,31 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from remoteexec_server import failure
 from remoteexec_server.wire import payload, pooled
 from remoteexec_server.wire.names import TaskKey
 from remoteexec_server.wire.payload import Pickled
 from remoteexec_server.wire.resources import Resources
 
 from .. import errors
-from ..engine import outcomes
+from ..engine import ends
 from ..engine.caching import Before, CachedCall, Caching, Wish
 from ..engine.graph import Functions, Held, failure_of, inputs_of, pickle_call
 from ..engine.growing import ChildTask, Growth
-from ..futures import Ran, TaskFuture, function_name
+from ..futures import TaskFuture, function_name
 from ..pool import machine, mpi
 from ..pool.fresh import FreshWorkers
 from ..pool.kept import KeptWorkers
 from ..pool.ledger import Ledger, Need
 from ..pool.output import Output
-from ..pool.tasks import Answered, Broken, Died, End, Function, PoolFuture, PoolTask
+from ..pool.tasks import Broken, Died, End, Function, PoolFuture, PoolTask
 from ..resources import check_names, read_resources, resource_names
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, refuse_own_parameter
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from remoteexec_server.contents.checked import Check
 
     from ..engine.in_caller import CallerAsWorker
 
@@ -49,9 +48,6 @@ log = logging.getLogger("remoteexec")
 R = TypeVar("R")
 AnyFuture = concurrent.futures.Future[Any]
 HeldCall = tuple[PoolTask, Function, Pickled, Sequence[AnyFuture]]
-_TAIL = 20
-"""Lines of what a task has printed that are told with its death."""
-_HOST = socket.gethostname()
 
 
 class SingleNodeExecutor(BaseExecutor):
@@ -186,7 +182,9 @@ class SingleNodeExecutor(BaseExecutor):
         if self._init is not None:
             beside.append(("init", self._init))
         call = CachedCall(fn, args, kwargs, resource_names(resources), tuple(beside))
-        return self._caching.submit(wish, call, lambda before: self._run(fn, args, kwargs, resource_dict, before))
+        return self._caching.submit(
+            wish, call, lambda before, check: self._run(fn, args, kwargs, resource_dict, before, check)
+        )
 
     def _run(
         self,
@@ -195,11 +193,14 @@ class SingleNodeExecutor(BaseExecutor):
         kwargs: dict[str, Any],
         resource_dict: Mapping[str, Any] | Resources | None,
         before: Before | None = None,
+        check: Check | None = None,
     ) -> TaskFuture[R]:
         need, resources = self._need, self._defaults
         if resource_dict is not None:
             need, resources = self._needs(resource_dict)
         function = self._functions.get(fn)
+        if check is not None:
+            function = self._functions.checked(function, check)
         arguments, futures = pickle_call(fn, args, kwargs)
         if futures and self._no_futures:
             raise ValueError("an argument is a future, and disable_dependencies=True: pass its result()")
@@ -399,15 +400,17 @@ class SingleNodeExecutor(BaseExecutor):
 
     def _start(self) -> FreshWorkers | KeptWorkers:
         pool: FreshWorkers | KeptWorkers
+        # cached calls are compared where they run, see `checked`: not to be imported by each of their processes
+        preload = (*self._preload, *(("remoteexec_server.contents.checked",) if self._caching.on else ()))
         if self._kept:
             size = self._workers()
             setup = self._setup(self._defaults, os.environ)
             if self._init is not None:
                 setup["init"] = payload.dumps(self._init, in_band=True, by_value=False).data
             gpus = self._worker_gpus(size)
-            pool = KeptWorkers(size, setup, self._restarts, self._preload, gpus, self._gpu_variables, self._output)
+            pool = KeptWorkers(size, setup, self._restarts, preload, gpus, self._gpu_variables, self._output)
         else:
-            pool = FreshWorkers(self._ledger, self._preload, self._gpu_variables, self._output)
+            pool = FreshWorkers(self._ledger, preload, self._gpu_variables, self._output)
         self._pool = pool
         weakref.finalize(self, pool.abandon).atexit = False  # nobody can submit or wait any more
         return pool
@@ -458,7 +461,7 @@ class SingleNodeExecutor(BaseExecutor):
         if self._growth is not None and self._growth.parted(task, end):
             return
         try:
-            result, exc = _outcome(task.future, end)
+            result, exc = ends.outcome(task.future, end)
         except BaseException as why:  # the pool thread's edge: the future must not wait for ever
             result, exc = None, why
         self._settle(task, result, exc)
@@ -500,6 +503,9 @@ class SingleNodeExecutor(BaseExecutor):
 
     def asked(self, pool: Any, worker: Any, task: PoolTask, ask: pooled.Ask, buffers: Sequence[Any]) -> None:
         """See pool.tasks.Owner."""
+        if ask[0] == pooled.ALTERED:
+            task.future.altered = ask[2]
+            return
         if self._growth is None:
             self._growth = Growth(self, self._functions.of_bytes)
         self._growth.asked(pool, worker, task, ask, buffers)
@@ -521,7 +527,7 @@ class SingleNodeExecutor(BaseExecutor):
 
     def error(self, key: TaskKey, end: Died | Broken) -> BaseException:
         """See engine.growing.Host."""
-        return _death(key, end) if isinstance(end, Died) else _broken(key, end)
+        return ends.death(key, end) if isinstance(end, Died) else ends.broken(key, end)
 
     def release(self, number: int) -> None:
         """See engine.growing.Host."""
@@ -552,42 +558,3 @@ def _read(given: Mapping[str, Any] | Resources | None, defaults: Resources | Non
 
 def _need(resources: Resources) -> Need:
     return Need(resources.cores * resources.threads_per_core, resources.cores * resources.gpus_per_core)
-
-
-def _outcome(future: TaskFuture[Any], end: End) -> tuple[Any, BaseException | None]:
-    """Result and exception; exactly one of them counts, the exception if it is not None."""
-    key = future.key
-    match end:
-        case Answered():
-            _, ok, rest, _, started, ended, max_rss_bytes = end.result
-            future.ran = Ran(_HOST, end.pid, end.worker, None, started, ended, max_rss_bytes)
-            data, buffers = pooled.joined(rest, end.buffers)
-            if ok:
-                return outcomes.result(data, buffers, key)
-            return None, outcomes.exception(*failure.unpacked(data), key)
-        case Died():
-            return None, _death(key, end, future.output)
-        case Broken():
-            return None, _broken(key, end)
-
-
-def _broken(key: TaskKey, broken: Broken) -> errors.TaskLost:
-    return errors.TaskKilled(f"task {key} cannot run: {broken.reason}", task=key)
-
-
-def _death(key: TaskKey, died: Died, printed: object = None) -> errors.TaskLost:
-    log_tail = "\n".join(str(printed).splitlines()[-_TAIL:]) if printed is not None else ""
-    if died.timed_out:
-        return errors.TaskTimeout(f"task {key} took longer than its run_time_max and was ended", task=key)
-    code = os.waitstatus_to_exitcode(died.status)
-    if code < 0:
-        what, number = f"was ended by {signal.Signals(-code).name}", -code
-    else:
-        what, number = f"ended itself with exit code {code}", None
-    return errors.TaskKilled(
-        f"the process of task {key} (pid {died.pid}) {what}",
-        task=key,
-        signal=number,
-        exit_code=code if number is None else None,
-        log_tail=log_tail,
-    )

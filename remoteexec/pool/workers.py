@@ -20,6 +20,8 @@ Pieces = deque["bytes | memoryview"]
 POOL = 0
 """Who writes to a worker's socket: the pool thread writes what is pending. Otherwise the ticket of who posts."""
 _tickets = itertools.count(1)
+_MOST_KNOWN = 256
+"""Functions a worker keeps: enough for a workflow's, few enough for a loop over lambdas."""
 
 
 class WorkerState:
@@ -28,7 +30,7 @@ class WorkerState:
     Attributes:
         output: reads what its tasks print, if that is wanted.
         has: tasks it was given and has not answered, in order.
-        knows: functions it was sent.
+        knows: functions it was sent and keeps, in that order.
         load: bytes of the calls it has.
         pid: once it has started.
         ready: it is set up.
@@ -49,7 +51,7 @@ class WorkerState:
         self.stream = pooled.Stream(endpoint.sock)
         self.output: OutputReader | None = None
         self.has: dict[int, PoolTask] = {}
-        self.knows: set[int] = set()
+        self.knows: dict[int, None] = {}
         self.load = 0
         self.pid: int | None = None
         self.ready = False
@@ -84,18 +86,28 @@ class WorkerState:
         functions: list[pooled.Function] = []
         buffers: list[memoryview] = []
         calls: list[pooled.Call] = []
-        for task in tasks:
-            function = task.function
+        for function in {task.function.number: task.function for task in tasks}.values():
             if function.number not in self.knows:
-                self.knows.add(function.number)
+                if not pooled.is_large(function.data, function.buffers):
+                    self.knows[function.number] = None
                 rest, its = pooled.split(function.data, function.buffers)
                 functions.append((function.number, rest, len(its)))
                 buffers += its
+        if len(self.knows) > _MOST_KNOWN:
+            functions += self._forgotten()
         for task in tasks:
             call, its = task.on_wire()
             calls.append(call)
             buffers += its
         return deque(pooled.frame((setup, functions, calls), buffers))
+
+    def _forgotten(self) -> list[pooled.Function]:
+        """Have it forget the functions that were sent first, but for those of calls that it has."""
+        needed = {task.function.number for task in list(self.has.values())}
+        old = [number for number in self.knows if number not in needed][: -_MOST_KNOWN // 2]
+        for number in old:
+            del self.knows[number]
+        return [(number, None, pooled.FORGET) for number in old]
 
 
 def write(sock: socket.socket, pieces: Pieces, patience_s: float = 0.0) -> bool:

@@ -45,6 +45,14 @@ def take_number(number: int) -> None:
     _number = number
 
 
+_started = 0.0
+
+
+def started() -> float:
+    """When this process began to be a worker, in Unix time; 0 if it never did."""
+    return _started
+
+
 _current: Worker | None = None
 
 
@@ -66,12 +74,13 @@ class Worker:
     """
 
     def __init__(self, sock: socket.socket, tokens: int | None, number: int) -> None:
-        global _number
-        _number = number if tokens is not None else None
+        global _number, _started
+        _number, _started = number if tokens is not None else None, time.time()
         self._sock, self._tokens = sock, tokens
         self._stream = pooled.Stream(sock)
         self._functions: dict[int, Function] = {}
         self._pickled: dict[int, tuple[Any, Sequence[Any]]] = {}
+        self._large: set[int] = set()  # functions that are not kept for later calls
         self._calls: deque[tuple[pooled.Call, Sequence[Any]]] = deque()
         self._measured_at = 0.0
         self._sending = threading.Lock()  # guards writing to the socket
@@ -80,6 +89,7 @@ class Worker:
         self.task = -1
         self._callee: Callable[..., Any] | None = None  # the function that runs
         self._callee_number = -1
+        self._altered: Sequence[str] | None = None  # modules of the function that runs, if it is not the client's
         self._growth: growing.Growth | None = None  # reads the socket from then on
         self._error_log: str | None = None
         self._defaults: Mapping[str, Any] = {}
@@ -113,13 +123,17 @@ class Worker:
                 self._receive()
                 while self._calls:
                     self._run(*self._calls.popleft())
+                self._forget_large()
 
     def _next_task(self) -> tuple[pooled.Call, Sequence[Any]] | None:
         """The call of the next token; None when the pool is gone."""
         assert self._tokens is not None
         while True:
-            if not self._calls and self._growth is None:
-                self._hear()
+            if not self._calls:
+                if self._large:
+                    self._forget_large()
+                if self._growth is None:
+                    self._hear()
             try:
                 token = os.read(self._tokens, pooled.TOKEN.size)
                 break
@@ -187,11 +201,29 @@ class Worker:
         if setup is not None:
             self._set_up(setup)
         for number, data, count in functions:
-            self._pickled[number] = pooled.joined(data, buffers[at : at + count])
+            if count == pooled.FORGET:
+                self._forget(number)
+                continue
+            its = buffers[at : at + count]
+            self._pickled[number] = pooled.joined(data, its)
+            if pooled.is_large(data, its):
+                self._large.add(number)
             at += count
         for call in calls:
             self._calls.append((call, buffers[at : at + call[3]] if call[3] else ()))
             at += call[3]
+
+    def _forget(self, number: int) -> None:
+        self._functions.pop(number, None)
+        self._pickled.pop(number, None)
+        if self._ranks is not None:
+            self._ranks.forget(number)
+
+    def _forget_large(self) -> None:
+        """Those that were sent for calls that have run."""
+        self._callee = None
+        while self._large:
+            self._forget(self._large.pop())
 
     def _set_up(self, setup: pooled.Setup) -> None:
         if setup.get("launch") is not None:
@@ -226,12 +258,14 @@ class Worker:
     def _function(self, number: int) -> Function:
         pickled = self._pickled.pop(number, None)
         if pickled is not None:
-            self._functions[number] = Function(payload.loads(*pickled), self._defaults)
+            loaded = payload.loads(*pickled)
+            altered = loaded.modules if type(loaded) is payload.Altered else None
+            self._functions[number] = Function(loaded if altered is None else loaded.function, self._defaults, altered)
         return self._functions[number]
 
     def _run(self, call: pooled.Call, buffers: Sequence[Any]) -> None:
         task, number, data, _, inputs = call
-        self.task = task
+        self.task, self._altered = task, None
         if self._mark is not None:
             _print_mark(self._mark + pooled.TOKEN.pack(task))
         started = time.time()
@@ -247,6 +281,7 @@ class Worker:
             function = self._functions.get(number) or self._function(number)
             args, kwargs = _load(data, buffers, inputs)
             kwargs = function.filled(args, kwargs)
+            self._altered = function.altered
         except payload.SelectionError as exc:
             self._answer(task, False, failure.packed(exc.__cause__ or exc, "raised"), started)
             return
@@ -288,6 +323,8 @@ class Worker:
         rest, buffers = pooled.split(data, buffers)
         if now - self._measured_at > _MEASURED_S:
             self._max_rss_bytes, self._measured_at = _max_rss_bytes(), now
+        if self._altered is not None:
+            self.say((pooled.ALTERED, task, list(self._altered)))
         # at once, and not with the next ones: nobody knows how long the next call takes
         self._send([(task, ok, rest, len(buffers), started, now, self._max_rss_bytes)], buffers)
 
@@ -341,10 +378,13 @@ class Function:
     Args:
         call: the function.
         defaults: what `init_function` returned.
+        altered: see `payload.Altered`: its modules.
     """
 
-    def __init__(self, call: Callable[..., Any], defaults: Mapping[str, Any]) -> None:
-        self.call = call
+    def __init__(
+        self, call: Callable[..., Any], defaults: Mapping[str, Any], altered: Sequence[str] | None = None
+    ) -> None:
+        self.call, self.altered = call, altered
         self._fill = {name: value for name, value in defaults.items() if name in _parameters(call)}
         if _number is not None and _NUMBER_PARAMETER in _parameters(call):
             self._fill[_NUMBER_PARAMETER] = _number

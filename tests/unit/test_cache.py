@@ -54,7 +54,7 @@ class Runner:
         assert wish is not None
         return self.caching.submit(wish, CachedCall(fn, args, kwargs, RESOURCES), self._start)
 
-    def _start(self, before: Before | None) -> TaskFuture[Any]:
+    def _start(self, before: Before | None, check: object = None) -> TaskFuture[Any]:
         future: TaskFuture[Any] = TaskFuture(TaskKey(f"t{len(self.started)}"), self, lambda _: None)
         self.started.append(future)
         self.before.append(before)
@@ -267,7 +267,7 @@ def test_a_call_without_a_key_runs_and_says_so(directory: Path) -> None:
 def test_a_start_that_fails_leaves_nothing(directory: Path) -> None:
     runner = Runner(directory)
 
-    def refuse(before: Before | None) -> TaskFuture[Any]:
+    def refuse(before: Before | None, check: object) -> TaskFuture[Any]:
         raise RuntimeError("closed")
 
     with pytest.raises(RuntimeError, match="closed"):

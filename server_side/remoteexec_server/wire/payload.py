@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .names import TaskKey
 
@@ -57,6 +57,18 @@ def resolve(key: TaskKey) -> Any:
 def given(value: Any) -> Any:
     """A result that is known already, in place of the future it came from. Called by pickle."""
     return value
+
+
+class Altered(NamedTuple):
+    """A function that is not, in this process, what it is in that of the caller; see `contents.checked`.
+
+    Attributes:
+        function: as it is here.
+        modules: that it is made of here and there.
+    """
+
+    function: Callable[..., Any]
+    modules: Sequence[str]
 
 
 class SelectionError(Exception):
