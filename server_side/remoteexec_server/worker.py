@@ -75,6 +75,7 @@ class Worker:
         self._callee: Callable[..., Any] | None = None  # the function that runs
         self._callee_number = -1
         self._growth: growing.Growth | None = None  # reads the socket from then on
+        self._growing = threading.Lock()  # guards that there is one: the user's threads ask for it
         self._error_log: str | None = None
         self._defaults: Mapping[str, Any] = {}
         self._ranks: mpi.Ranks | None = None  # of a worker for MPI functions
@@ -148,7 +149,9 @@ class Worker:
         if self._growth is None:
             from . import growing  # late: few tasks need it
 
-            self._growth = growing.Growth(self)
+            with self._growing:
+                if self._growth is None:
+                    self._growth = growing.Growth(self)
         return self._growth
 
     def read(self) -> tuple[Any, Sequence[Any]]:
