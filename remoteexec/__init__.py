@@ -18,11 +18,12 @@ from .selections import get_item_from_future, split_future
 if TYPE_CHECKING:
     from .engine.cache import get_cache_data, get_future_from_cache
     from .engine.left_tasks import get_cache_data_queue, terminate_task_in_cache, terminate_tasks_in_cache
-    from .executors.cluster import SlurmClusterExecutor, TestClusterExecutor
+    from .executors.cluster import FluxClusterExecutor, SlurmClusterExecutor, TestClusterExecutor
     from .executors.remote import RemoteExecutor
 
 __all__ = [
     "BaseExecutor",
+    "FluxClusterExecutor",
     "RemoteExecutor",
     "ResourceError",
     "Resources",
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 _LATE = {
+    "FluxClusterExecutor": "executors.cluster",
     "RemoteExecutor": "executors.remote",
     "SlurmClusterExecutor": "executors.cluster",
     "TestClusterExecutor": "executors.cluster",

@@ -258,8 +258,11 @@ class Caching:
             directory = self._directory(wish.directory)
             if name is not None:
                 running = self._running.get((directory, name))
-                if running is not None:
+                if running is not None and not running.inner.cancelled():
                     return running.another()
+                if running is not None and running.pointed:  # to what nobody is to take up
+                    running.pointed = False
+                    directory.forget(name)
                 hit = directory.find(name)
                 if hit is not None:
                     return _done(hit, name, token, function_name(call.fn))

@@ -23,7 +23,7 @@ from ..engine.calls import Call
 from ..engine.client import ServiceClient
 from ..engine.driver import Driver
 from ..futures import TaskFuture, function_name
-from ..resources import ResourceError, read_resources, resource_names
+from ..resources import read_resources, resource_names
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, leave_first, refuse_own_parameter
 
@@ -45,6 +45,7 @@ class Options:
         submits_per_minute: submissions to the scheduler on average; sixty may follow each other at once.
         poll_s: seconds between two questions to the scheduler, for all jobs at once, while results are missing.
         disable_dependencies: futures as arguments are a ValueError.
+        pysqa_config_directory: on the cluster, with the site's templates and limits; see docs/configuration.md.
         views: see Views.
         wait: whether leaving the `with` block waits for all tasks.
     """
@@ -55,6 +56,7 @@ class Options:
     submits_per_minute: float = 60.0
     poll_s: float = 30.0
     disable_dependencies: bool = False
+    pysqa_config_directory: str | None = None
     views: Views = field(default_factory=Views)
     wait: bool = True
 
@@ -82,6 +84,7 @@ class Options:
             submits_per_minute=self.submits_per_minute,
             jobs_at_once=self.max_workers,
             cores_at_once=self.max_cores,
+            pysqa_config_directory=self.pysqa_config_directory,
         )
 
 
@@ -109,7 +112,7 @@ class BatchExecutor(BaseExecutor):
         super().__init__(self._options.wait)
         self._caching = caching or Caching(None)
         resource_dict = self._caching.take_defaults(resource_dict)
-        self._defaults = _one_rank(read_resources(resource_dict))
+        self._defaults = read_resources(resource_dict)
         self._connect, self._place = connect, place
         self._recorder = self._options.views.recorder()
         self._lock = threading.Lock()  # guards the drivers of other sessions
@@ -140,7 +143,7 @@ class BatchExecutor(BaseExecutor):
         resource_dict, wish = self._caching.split(resource_dict)
         resources = self._defaults
         if resource_dict is not None:
-            resources = _one_rank(read_resources(resource_dict, self._defaults))
+            resources = read_resources(resource_dict, self._defaults)
         seen = self._inspector(fn, args, kwargs)
         if self._options.views.nothing_runs:
             return self._driver.draw(fn, args, kwargs, seen)
@@ -166,6 +169,32 @@ class BatchExecutor(BaseExecutor):
         """
         self.reach()
         return self._driver.futures()
+
+    def job_script(
+        self,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        resource_dict: Mapping[str, Any] | Resources | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """The job script that `submit` with the same arguments would submit, which it does not.
+
+        The script depends on the resources alone; a real one names a directory of its own, an array where several calls
+        are submitted at once, and the jobs that it waits for.
+
+        Raises:
+            SubmitRejected: the resources, or the template, cannot be used.
+            SchedulerUnavailable: the script cannot be rendered now.
+            ConnectionLost: the connection broke before the answer.
+
+        See `submit` for the arguments and other errors.
+        """
+        refuse_own_parameter(fn)
+        resource_dict, _ = self._caching.split(resource_dict)
+        resources = self._defaults if resource_dict is None else read_resources(resource_dict, self._defaults)
+        self.reach()
+        return self._driver.job_script(resources)
 
     def map(  # type: ignore[override]  # fn is positional-only, as CPython has it from 3.14 on
         self,
@@ -271,15 +300,6 @@ class BatchExecutor(BaseExecutor):
                 driver = self._others[pointer.session]
             driver.start()
         return driver.adopt(TaskKey(pointer.task), name)
-
-
-def _one_rank(resources: Resources) -> Resources:
-    if resources.cores > 1:
-        raise ResourceError(
-            f"cores={resources.cores}: functions that run on several MPI ranks are not supported on clusters yet; "
-            "use threads_per_core for threads"
-        )
-    return resources
 
 
 class _Mapped(concurrent.futures.Executor):

@@ -18,7 +18,7 @@ from ..resources import with_defaults
 from ..views.views import Views
 from .batch import BatchExecutor, Options
 
-__all__ = ["LoginNodeExecutor", "SlurmClusterExecutor", "TestClusterExecutor"]
+__all__ = ["FluxClusterExecutor", "LoginNodeExecutor", "SlurmClusterExecutor", "TestClusterExecutor"]
 
 
 class LoginNodeExecutor(BatchExecutor):
@@ -31,6 +31,8 @@ class LoginNodeExecutor(BatchExecutor):
             before a call is run: see docs/cache.md.
         cache_errors: keep what calls raised, too.
         resource_dict: what every call asks for unless it says otherwise; see `read_resources`.
+        pysqa_config_directory: with a `queue.yaml` and the templates it names, whose limits hold; see
+            docs/configuration.md.
         pmi_mode: as in `resource_dict`, for all calls; so is `openmpi_oversubscribe`.
         hostname_localhost: taken, and without effect: nothing listens.
         refresh_rate: taken, and without effect: a result is seen within a tenth of the time it took, 2 s at most.
@@ -53,6 +55,7 @@ class LoginNodeExecutor(BatchExecutor):
         cache_directory: str | os.PathLike[str] | None = None,
         max_cores: int | None = None,
         resource_dict: Mapping[str, Any] | Resources | None = None,
+        pysqa_config_directory: str | os.PathLike[str] | None = None,
         pmi_mode: str | None = None,
         hostname_localhost: bool | None = None,
         disable_dependencies: bool = False,
@@ -77,6 +80,9 @@ class LoginNodeExecutor(BatchExecutor):
             submits_per_minute=submits_per_minute,
             poll_s=self.POLL_S if poll_s is None else poll_s,
             disable_dependencies=disable_dependencies,
+            pysqa_config_directory=None
+            if pysqa_config_directory is None
+            else str(root.absolute(pysqa_config_directory)),
             views=views,
             wait=wait,
         )
@@ -98,6 +104,15 @@ class SlurmClusterExecutor(LoginNodeExecutor):
     """Each call is a SLURM job, submitted from this machine, which is a login node. See LoginNodeExecutor."""
 
     SCHEDULER = "slurm"
+
+
+class FluxClusterExecutor(LoginNodeExecutor):
+    """Each call is a job of the Flux instance that `flux` talks to here: the system's, or the one that FLUX_URI names.
+
+    See LoginNodeExecutor.
+    """
+
+    SCHEDULER = "flux"
 
 
 class TestClusterExecutor(LoginNodeExecutor):

@@ -72,6 +72,7 @@ class RemoteExecutor(BatchExecutor):
             submits_per_minute=submits_per_minute,
             poll_s=_poll_s(config),
             disable_dependencies=disable_dependencies,
+            pysqa_config_directory=config.pysqa_config_directory,
             views=views,
             wait=wait,
         )
@@ -80,7 +81,7 @@ class RemoteExecutor(BatchExecutor):
 
 
 def _poll_s(config: ClusterConfig) -> float:
-    return config.poll_s if config.scheduler == "slurm" else min(config.poll_s, 1.0)
+    return config.poll_s if config.scheduler != "local" else min(config.poll_s, 1.0)
 
 
 def _client(config: ClusterConfig, hello: Hello, password: Callable[[], str | None] | None) -> GatewayClient:

@@ -13,6 +13,8 @@ COMMANDS = {
     "pysqa-submit": "batch.pysqa_helper",
     "zygote": "zygote",
     "mpi-rank": "mpi_rank",
+    "mpi-library": "mpi_facts",
+    "job-rank": "job_rank",
     "local-scheduler": "batch.local_scheduler",
 }
 

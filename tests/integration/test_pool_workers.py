@@ -17,6 +17,8 @@ import remoteexec
 from remoteexec import ResourceError, SingleNodeExecutor, errors
 from tests.integration.pool_tools import add_one, alive, both_modes, eventually, executor, kill_self, own_pid
 
+pytestmark = pytest.mark.usefixtures("process_mark")
+
 Interval = tuple[float, float]
 
 

@@ -33,8 +33,14 @@ CLIENT = {
 SERVER = {
     "__main__": set(),
     "gateway": {"batch", "wire"},
-    "probe": {"batch", "store", "wire"},
-    "runner": {"batch", "failure", "store", "wire"},
+    "probe": {"batch", "mpi_facts", "store", "wire"},
+    "runner": {"batch", "exits", "failure", "job_ranks", "store", "wire"},
+    "job_ranks": {"batch", "failure", "job_rank", "mpi", "mpi_facts", "runner", "store", "sweeper", "wire"},
+    "job_rank": {"aborts", "failure", "rank_exchange", "runner", "store", "sweeper", "wire"},
+    "rank_exchange": {"wire"},
+    "mpi_facts": {"wire"},
+    "aborts": set(),
+    "exits": {"wire"},
     "zygote": {"growing", "worker", "wire"},
     "worker": {"failure", "growing", "mpi", "wire"},
     "growing": {"callbacks", "failure", "worker", "wire"},  # a task talks through the worker it runs in
@@ -44,7 +50,7 @@ SERVER = {
     "mpi_watch": set(),
     "sweeper": set(),
     "failure": {"wire"},
-    "batch": {"store", "wire"},
+    "batch": {"exits", "store", "wire"},
     "store": {"wire"},
     "wire": set(),
 }
@@ -137,8 +143,10 @@ def test_the_cluster_side_needs_four_libraries_and_what_pysqa_brings() -> None:
         part(name)[0] for module in MODULES if part(module)[0] == "remoteexec_server" for name in imported(module)
     } - set(sys.stdlib_module_names)
 
-    assert foreign <= {"remoteexec_server", "cloudpickle", "h5py", "numpy", "pysqa", "jinja2", "mpi4py"}
-    assert {module for module in MODULES if "mpi4py" in imported(module)} <= {"remoteexec_server.mpi_rank"}
+    assert foreign <= {"remoteexec_server", "cloudpickle", "h5py", "numpy", "pysqa", "jinja2", "yaml", "mpi4py"}
+    assert {module for module in MODULES if "mpi4py" in imported(module)} <= {
+        f"remoteexec_server.{name}" for name in ("mpi_rank", "job_rank", "mpi_facts")
+    }
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

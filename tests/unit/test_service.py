@@ -1064,3 +1064,14 @@ def test_whatever_fails_each_task_has_one_job_at_most_and_one_end(world: World, 
     assert (set(client.told), client.unanswered) == (tasks, {})
     assert len(placed) == len(set(placed))
     assert (client.service.wait_s(), client.service.submitting) == (None, False)
+
+
+def test_what_the_queue_will_not_heed_is_said_once(world: World) -> None:
+    service = world.service()
+    unheeded = (Resources(qos="high"),)
+    first = submitted(world, service, burst(ONE, A, resources=unheeded))
+    second = submitted(world, service, burst(TWO, B, resources=unheeded))
+
+    assert [event.message for event in first + second if isinstance(event, Problem)] == [
+        "qos='high' has no effect: this queue has none"
+    ]

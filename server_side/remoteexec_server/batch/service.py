@@ -40,6 +40,7 @@ from .base import JobFacts, JobId, JobRef, Queue, SchedulerUnavailable
 from .book import Book
 from .records import Burst, Task, cut, refusal
 from .submitter import Jobs, Submitter, accepted
+from .unheeded import Notices
 
 _BEAT_S = 30.0
 _LEARN_S = 1.0
@@ -69,7 +70,8 @@ class Service:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.session, self.queue, self._client, self.clock = session, queue, client, clock
-        self._terms = jobs.terms
+        self._terms, self.command = jobs.terms, jobs.command
+        self._notices = Notices(queue)
         self._bursts: dict[str, Burst] = {}
         self._book = Book(session)
         self._watcher = Watcher(session.outcomes, clock)
@@ -180,6 +182,7 @@ class Service:
         if problem is None:
             try:
                 self.session.add_burst(submit, bundle)
+                self._book.events += self._notices.new(submit.resources)
                 self._submitter.add(self._adopt(submit))
                 self._beat(self.clock())
             except OSError as exc:

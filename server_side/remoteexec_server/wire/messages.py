@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NewType, Union
 
+from .evidence import NOTHING, Evidence
 from .names import TaskKey as TaskKey
 from .resources import Resources
 
@@ -35,6 +36,7 @@ class Terms:
         submits_per_minute: submissions, on average.
         jobs_at_once: jobs and elements of arrays that may run or wait in the queue at the same time; None: no limit.
         cores_at_once: the same, in CPUs.
+        pysqa_config_directory: on the service's side, with the site's templates and limits.
     """
 
     poll_s: float = 30.0
@@ -42,6 +44,7 @@ class Terms:
     submits_per_minute: float = 60.0
     jobs_at_once: int | None = None
     cores_at_once: int | None = None
+    pysqa_config_directory: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,15 @@ class Tell:
 
 
 @dataclass(frozen=True)
+class JobScript:
+    """What would be submitted for `count` tasks of these resources? `number` comes back with the answer."""
+
+    number: int
+    resources: Resources
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class Ping:
     """Is the other end alive?"""
 
@@ -122,7 +134,7 @@ class Close:
     discard: bool
 
 
-Request = Hello | Submit | Cancel | Watch | Tell | Ping | Close
+Request = Hello | Submit | Cancel | Watch | Tell | JobScript | Ping | Close
 
 
 @dataclass(frozen=True)
@@ -193,12 +205,13 @@ class Loss:
     """Why a task will never have an outcome; the content of a `.lost` file.
 
     Attributes:
-        reason: "timeout", "out_of_memory", "node_failure", "cancelled", "preempted", "killed", "rejected", "store",
-            "upstream" or "unknown".
+        reason: "timeout", "out_of_memory", "node_failure", "cancelled", "preempted", "killed", "rejected", "quota",
+            "never_started", "python_missing", "import_error", "store", "upstream" or "unknown".
         message: what happened, the evidence, the next step.
         log_tail: last lines the job printed.
         log_path: where the whole log lies on the cluster.
         upstream: with reason "upstream": the task whose failure this one inherits.
+        evidence: the scheduler's facts, and what to change.
     """
 
     reason: str
@@ -210,6 +223,7 @@ class Loss:
     log_tail: str = ""
     log_path: str | None = None
     upstream: TaskKey | None = None
+    evidence: Evidence = NOTHING
 
 
 @dataclass(frozen=True)
@@ -228,6 +242,15 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Script:
+    """Answer to `JobScript`: the text, or in `kind` the client's error class, and in `text` what it says."""
+
+    number: int
+    text: str
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
 class Pong:
     """Answer to `Ping`."""
 
@@ -237,7 +260,9 @@ class Closed:
     """Answer to `Close`: the service has ended."""
 
 
-Event = Welcome | Refused | Known | Accepted | Rejected | Started | OutcomeReady | Lost | Problem | Pong | Closed
+Event = (
+    Welcome | Refused | Known | Accepted | Rejected | Started | OutcomeReady | Lost | Problem | Script | Pong | Closed
+)
 Message = Request | Event
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in typing.get_args(Message)}

@@ -109,7 +109,8 @@ class Resources:
                 raise ResourceError(
                     f"{key}={value!r}: letters, digits and _ . + @ : , - only, not starting with a dash or a dot"
                 )
-        if self.constraint is not None and not re.fullmatch(_CONSTRAINT, str(self.constraint)):
+        constraint: object = self.constraint
+        if constraint is not None and not (isinstance(constraint, str) and re.fullmatch(_CONSTRAINT, constraint)):
             raise ResourceError(f"constraint={self.constraint!r}: names of features joined by & | , * ( ) [ ] only")
         if self.pmi_mode is not None and self.pmi_mode not in _PMI_MODES:
             raise ResourceError(f"pmi_mode={self.pmi_mode!r}: must be one of {', '.join(_PMI_MODES)}")
