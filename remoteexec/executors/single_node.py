@@ -5,8 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import os
-import signal
-import socket
 import sys
 import threading
 import weakref
@@ -16,24 +14,23 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from remoteexec_server import failure
 from remoteexec_server.wire import payload, pooled
 from remoteexec_server.wire.names import TaskKey
 from remoteexec_server.wire.payload import Pickled
 from remoteexec_server.wire.resources import Resources
 
 from .. import errors
-from ..engine import outcomes
 from ..engine.caching import Before, CachedCall, Caching, Wish
+from ..engine.ends import broken, death, outcome
 from ..engine.graph import Functions, Held, failure_of, inputs_of, pickle_call
 from ..engine.growing import ChildTask, Growth
-from ..futures import Ran, TaskFuture, function_name
+from ..futures import TaskFuture, function_name
 from ..pool import machine, mpi
 from ..pool.fresh import FreshWorkers
 from ..pool.kept import KeptWorkers
 from ..pool.ledger import Ledger, Need
 from ..pool.output import Output
-from ..pool.tasks import Answered, Broken, Died, End, Function, PoolFuture, PoolTask
+from ..pool.tasks import Broken, Died, End, Function, PoolFuture, PoolTask
 from ..resources import check_names, read_resources, resource_names
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, refuse_own_parameter
@@ -49,9 +46,6 @@ log = logging.getLogger("remoteexec")
 R = TypeVar("R")
 AnyFuture = concurrent.futures.Future[Any]
 HeldCall = tuple[PoolTask, Function, Pickled, Sequence[AnyFuture]]
-_TAIL = 20
-"""Lines of what a task has printed that are told with its death."""
-_HOST = socket.gethostname()
 
 
 class SingleNodeExecutor(BaseExecutor):
@@ -458,7 +452,7 @@ class SingleNodeExecutor(BaseExecutor):
         if self._growth is not None and self._growth.parted(task, end):
             return
         try:
-            result, exc = _outcome(task.future, end)
+            result, exc = outcome(task.future, end)
         except BaseException as why:  # the pool thread's edge: the future must not wait for ever
             result, exc = None, why
         self._settle(task, result, exc)
@@ -521,7 +515,7 @@ class SingleNodeExecutor(BaseExecutor):
 
     def error(self, key: TaskKey, end: Died | Broken) -> BaseException:
         """See engine.growing.Host."""
-        return _death(key, end) if isinstance(end, Died) else _broken(key, end)
+        return death(key, end) if isinstance(end, Died) else broken(key, end)
 
     def release(self, number: int) -> None:
         """See engine.growing.Host."""
@@ -552,42 +546,3 @@ def _read(given: Mapping[str, Any] | Resources | None, defaults: Resources | Non
 
 def _need(resources: Resources) -> Need:
     return Need(resources.cores * resources.threads_per_core, resources.cores * resources.gpus_per_core)
-
-
-def _outcome(future: TaskFuture[Any], end: End) -> tuple[Any, BaseException | None]:
-    """Result and exception; exactly one of them counts, the exception if it is not None."""
-    key = future.key
-    match end:
-        case Answered():
-            _, ok, rest, _, started, ended, max_rss_bytes = end.result
-            future.ran = Ran(_HOST, end.pid, end.worker, None, started, ended, max_rss_bytes)
-            data, buffers = pooled.joined(rest, end.buffers)
-            if ok:
-                return outcomes.result(data, buffers, key)
-            return None, outcomes.exception(*failure.unpacked(data), key)
-        case Died():
-            return None, _death(key, end, future.output)
-        case Broken():
-            return None, _broken(key, end)
-
-
-def _broken(key: TaskKey, broken: Broken) -> errors.TaskLost:
-    return errors.TaskKilled(f"task {key} cannot run: {broken.reason}", task=key)
-
-
-def _death(key: TaskKey, died: Died, printed: object = None) -> errors.TaskLost:
-    log_tail = "\n".join(str(printed).splitlines()[-_TAIL:]) if printed is not None else ""
-    if died.timed_out:
-        return errors.TaskTimeout(f"task {key} took longer than its run_time_max and was ended", task=key)
-    code = os.waitstatus_to_exitcode(died.status)
-    if code < 0:
-        what, number = f"was ended by {signal.Signals(-code).name}", -code
-    else:
-        what, number = f"ended itself with exit code {code}", None
-    return errors.TaskKilled(
-        f"the process of task {key} (pid {died.pid}) {what}",
-        task=key,
-        signal=number,
-        exit_code=code if number is None else None,
-        log_tail=log_tail,
-    )

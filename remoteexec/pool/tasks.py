@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -56,6 +58,7 @@ class PoolTask:
         walltime_s: seconds after which it is ended; None: never.
         setup: of a fresh process for it.
         depth: how many tasks stand between it and the user.
+        children: how many of those that it has submitted have not ended.
     """
 
     number: int
@@ -69,6 +72,7 @@ class PoolTask:
     walltime_s: float | None = None
     setup: pooled.Setup | None = None
     depth = 0
+    children = 0
     _data: bytes | None = None
     _inputs: tuple[pooled.Input, ...] | None = None
     _begun: bool | None = None
@@ -182,6 +186,12 @@ def with_environment(setup: pooled.Setup | None, more: Mapping[str, str]) -> poo
     if more:
         found["environment"] = {**found.get("environment", {}), **more}
     return found
+
+
+def how_ended(status: int) -> str:
+    """The end of a process, as `os.waitpid` says it, in words."""
+    code = os.waitstatus_to_exitcode(status)
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended itself with exit code {code}"
 
 
 class Answered(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import select
 import socket
@@ -13,7 +14,7 @@ from remoteexec_server.wire import pooled
 from .ledger import Need
 from .output import OutputReader
 from .tasks import PoolTask
-from .zygote_client import Endpoint
+from .zygote_client import Endpoint, most_files
 
 Pieces = deque["bytes | memoryview"]
 
@@ -35,12 +36,12 @@ class WorkerState:
         writer: who is writing to its socket, and nobody else may: POOL or a ticket; None for nobody.
         pending: what the pool thread has still to write.
         halted: it was stopped by a signal, and gets nothing until it goes on.
-        retiring: it ends when it has nothing.
+        retiring: it has nothing and was told to end.
         timed_out: we ended it, since a task took too long.
         cancelled: we ended it, since its task was cancelled.
         gpus: it has for all its life.
         need: what it takes of the machine and has not given back.
-        resting: its task waits for tasks that it has submitted, and its place is theirs.
+        resting: its task waits for tasks that it has submitted, or is taken to, and its place is theirs.
         spare: it has nothing, and others have all places.
     """
 
@@ -69,6 +70,11 @@ class WorkerState:
         """Which worker it is."""
         return self.endpoint.number
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether its task has submitted others that have not ended."""
+        return any(task.children for task in itertools.islice(self.has.values(), 1))
+
     def ticket(self) -> int:
         """Become its writer; under the pool's lock."""
         self.writer = next(_tickets)
@@ -96,6 +102,23 @@ class WorkerState:
             calls.append(call)
             buffers += its
         return deque(pooled.frame((setup, functions, calls), buffers))
+
+
+def no_room(exc: OSError, resting: int) -> str:
+    """Why one more worker cannot be started, and what helps.
+
+    Args:
+        resting: how many there are whose tasks wait for others.
+    """
+    wait = f"{resting} tasks wait for tasks that they have submitted, each in a process of its own"
+    if exc.errno == errno.EUSERS:
+        return f"{wait}, which is the most: let tasks return such futures instead of waiting for them"
+    if exc.errno != errno.EMFILE:
+        return str(exc)
+    limit = f"one more takes more open files than the {most_files()} that this process may have (`ulimit -n`)"
+    if resting:
+        return f"{wait}, and {limit}: raise that limit, or let tasks return such futures instead of waiting"
+    return f"{limit}: raise that limit"
 
 
 def write(sock: socket.socket, pieces: Pieces, patience_s: float = 0.0) -> bool:

@@ -81,7 +81,9 @@ class _Zygote:
         self._workers: dict[int, int] = {}  # pid: number
         self._reports = bytearray()
         control.setblocking(False)
-        self._wake_in, self._wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake_in, self._wake_out = os.pipe()
+        for handle in (self._wake_in, self._wake_out):  # not by `pipe2`, which macOS has not
+            os.set_blocking(handle, False)
         signal.set_wakeup_fd(self._wake_out, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._poll = select.poll()
@@ -161,6 +163,9 @@ class _Zygote:
             os._exit(code)
 
     def _reap(self) -> None:
+        if not hasattr(os, "waitid"):  # macOS, before Python 3.13
+            self._reap_at_once()
+            return
         while self._workers:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG | os.WNOWAIT)
             if ended is None:
@@ -174,6 +179,23 @@ class _Zygote:
             _, status = os.waitpid(ended.si_pid, 0)
             if number is not None:
                 self._report(number, ended.si_pid, status)
+
+    def _reap_at_once(self) -> None:
+        """The same where a process cannot be looked at before it is waited for."""
+        while self._workers:
+            pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+            if not pid:
+                return
+            halted = os.WIFSTOPPED(status)
+            number = self._workers.get(pid)
+            if halted or os.WIFCONTINUED(status):
+                if number is not None:
+                    self._report(number, pid, HALTED if halted else CONTINUED)
+                continue
+            if number is not None:
+                del self._workers[pid]
+                _kill(pid)  # what it left running: no process has this number as long as there is such a group
+                self._report(number, pid, status)
 
     def _report_halt(self, pid: int) -> None:
         """A worker was stopped or goes on, as it was seen; by now it may have been killed."""
