@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Sequence
+from types import MappingProxyType
 
 from remoteexec_server.wire import pooled
 
 from .ledger import Ledger, Need
 from .output import Output
 from .pool import Pool
-from .tasks import Broken, Died, PoolTask, visible, with_environment
+from .tasks import Broken, Died, GpuVariables, PoolTask, visible, with_environment
 from .workers import WorkerState
 from .zygote_client import Ended, NotStarted
 
@@ -24,7 +25,7 @@ class FreshWorkers(Pool):
     Args:
         ledger: what the machine has, and the line.
         preload: modules that are imported once for all of them.
-        gpu_variables: names in the environment that show a task its GPUs.
+        gpu_variables: what in the environment shows a task its GPUs.
         output: see Pool.
     """
 
@@ -32,7 +33,7 @@ class FreshWorkers(Pool):
         self,
         ledger: Ledger[PoolTask],
         preload: Sequence[str] = (),
-        gpu_variables: Sequence[str] = (),
+        gpu_variables: GpuVariables = MappingProxyType({}),
         output: Output | None = None,
     ) -> None:
         self._ledger = ledger

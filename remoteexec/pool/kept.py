@@ -10,12 +10,13 @@ import os
 import socket
 from collections import deque
 from collections.abc import Sequence
+from types import MappingProxyType
 
 from remoteexec_server.wire import pooled
 
 from .output import Output
 from .pool import Pool
-from .tasks import Died, PoolTask, how_ended, visible, with_environment
+from .tasks import Died, GpuVariables, PoolTask, how_ended, visible, with_environment
 from .workers import POOL, WorkerState
 from .zygote_client import BUFFER, Ended, NotStarted
 
@@ -43,7 +44,7 @@ class KeptWorkers(Pool):
         restarts: how many workers that died are replaced, in all.
         preload: modules that are imported once for all of them.
         gpus: for each worker, at least `size` of them if they have any.
-        gpu_variables: names in the environment that show a worker its GPUs.
+        gpu_variables: what in the environment shows a worker its GPUs.
         output: see Pool.
 
     Raises:
@@ -57,7 +58,7 @@ class KeptWorkers(Pool):
         restarts: int = 0,
         preload: Sequence[str] = (),
         gpus: Sequence[tuple[str, ...]] = (),
-        gpu_variables: Sequence[str] = (),
+        gpu_variables: GpuVariables = MappingProxyType({}),
         output: Output | None = None,
     ) -> None:
         self._line: deque[PoolTask] = deque()
@@ -361,6 +362,9 @@ class KeptWorkers(Pool):
         victim = max(self._workers.values(), key=_length)
         if victim is not thief and len(victim.has) > 1:
             tasks = self._take_back(victim)
+            if tasks and not victim.has:  # it has not started the first yet, and is not free
+                self._give(victim, tasks[:1])
+                del tasks[0]
             self._requeue(tasks)
 
     def _written(self, worker: WorkerState) -> None:

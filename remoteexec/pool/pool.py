@@ -49,7 +49,7 @@ from .output import Output, OutputReader
 from .poller import READ, WRITE, Poller
 from .stalls import LOOK_S, Stalls, cpu_s
 from .tasks import Answered, Broken, PoolTask
-from .workers import POOL, Pieces, WorkerState, no_room, write
+from .workers import POOL, Pieces, WorkerState, no_room, warn_of_halt, write
 from .zygote_client import Ended, Halted, NotStarted, Started, ZygoteClient, end_orphans
 
 _PATIENCE_S = 0.05
@@ -69,7 +69,7 @@ class Pool(ABC):
         output: what is done with what tasks print; None: it goes where this process's output goes.
 
     Attributes:
-        on_failure: called when the pool thread has ended by a fault of ours, with what is said of it.
+        on_failure: a weak reference to what is called when the pool thread ends by a fault of ours, with what is said.
         refusal: why the last process that was to be started was not; None if it was.
     """
 
@@ -84,7 +84,7 @@ class Pool(ABC):
         self._parents = 0  # tasks that have submitted others that have not ended; of the pool thread, as the next two
         self._stalls = Stalls(cpu_s)
         self._look_at = 0.0
-        self.on_failure: Callable[[str], None] | None = None
+        self.on_failure: Callable[[], Callable[[str], None] | None] = lambda: None
         self.refusal: str | None = None
         self._zygote = ZygoteClient(preload)
         self._alarm, self._alarm_in = socket.socketpair()
@@ -398,8 +398,9 @@ class Pool(ABC):
             self._break(reason)
             self._do_posted()
         finally:
-            if self.on_failure is not None:
-                self.on_failure(reason)
+            told = self.on_failure()
+            if told is not None:
+                told(reason)
 
     def _look(self) -> None:
         """See that something goes on; see `stalls`."""
@@ -463,7 +464,7 @@ class Pool(ABC):
                 self._resume(worker)
             case pooled.HALTED:
                 _, _, rank, pid = ask
-                _warn_of_halt(task, f"the process {pid} of its MPI rank {rank}", pid)
+                warn_of_halt(task, f"the process {pid} of its MPI rank {rank}", pid)
             case _:
                 task.owner.asked(self, worker, task, ask, buffers)
 
@@ -527,7 +528,7 @@ class Pool(ABC):
         if not worker.halted:
             log.info("process %d of a worker goes on", report.pid)
         for task in tasks if worker.halted else ():
-            _warn_of_halt(task, f"its process {report.pid}", report.pid)
+            warn_of_halt(task, f"its process {report.pid}", report.pid)
         if worker.halted and not tasks:
             log.warning(
                 "process %d of a worker was stopped by a signal and gets no calls: `kill -CONT %d` lets it go on",
@@ -586,13 +587,6 @@ class Pool(ABC):
         self._zygote.close()
         self._alarm.close()
         self._alarm_in.close()
-
-
-def _warn_of_halt(task: PoolTask, whose: str, pid: int) -> None:
-    log.warning(
-        "task %s (%s) waits: %s was stopped by a signal; `kill -CONT %d` lets it go on, cancel() of its future ends it",
-        *(task.future.key, task.future.task.function, whose, pid),
-    )
 
 
 def _leave_all() -> None:

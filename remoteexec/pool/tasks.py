@@ -175,12 +175,18 @@ def _nobody(key: TaskKey) -> None:
     """The owner is told in another way: a bound method for each of 100,000 futures is memory."""
 
 
-def visible(gpus: Sequence[str], variables: Sequence[str]) -> Mapping[str, str]:
+GpuVariables = Mapping[str, "Mapping[str, str] | None"]
+"""By the name of a variable in the environment, what stands in it for each GPU; None: it must not be there."""
+
+
+def visible(gpus: Sequence[str], variables: GpuVariables) -> Mapping[str, str | None]:
     """The environment that shows these GPUs and no others; nothing changes for who asked for none."""
-    return dict.fromkeys(variables, ",".join(gpus)) if gpus else {}
+    if not gpus:
+        return {}
+    return {name: None if own is None else ",".join([own[gpu] for gpu in gpus]) for name, own in variables.items()}
 
 
-def with_environment(setup: pooled.Setup | None, more: Mapping[str, str]) -> pooled.Setup:
+def with_environment(setup: pooled.Setup | None, more: Mapping[str, str | None]) -> pooled.Setup:
     """The same worker with more variables."""
     found: pooled.Setup = {**setup} if setup is not None else {}
     if more:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import select
 import socket
 from collections import deque
@@ -21,6 +22,8 @@ Pieces = deque["bytes | memoryview"]
 POOL = 0
 """Who writes to a worker's socket: the pool thread writes what is pending. Otherwise the ticket of who posts."""
 _tickets = itertools.count(1)
+
+log = logging.getLogger("remoteexec")
 
 
 class WorkerState:
@@ -102,6 +105,14 @@ class WorkerState:
             calls.append(call)
             buffers += its
         return deque(pooled.frame((setup, functions, calls), buffers))
+
+
+def warn_of_halt(task: PoolTask, whose: str, pid: int) -> None:
+    """Say that a task waits, for whoever can see to that."""
+    log.warning(
+        "task %s (%s) waits: %s was stopped by a signal; `kill -CONT %d` lets it go on, cancel() of its future ends it",
+        *(task.future.key, task.future.task.function, whose, pid),
+    )
 
 
 def no_room(exc: OSError, resting: int) -> str:

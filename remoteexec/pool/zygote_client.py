@@ -101,7 +101,10 @@ class ZygoteClient:
     It is in a session of its own: Ctrl-C in the terminal reaches the caller alone, which decides what ends.
 
     Args:
-        preload: modules it imports, for all workers.
+        preload: modules it imports, for all workers; that is waited for.
+
+    Raises:
+        ImportError: one of them cannot be imported, or has started threads; says why.
 
     Attributes:
         environment: what workers have unless they are told otherwise.
@@ -122,6 +125,18 @@ class ZygoteClient:
             self.control.close()
             raise
         self._kept = b""
+        if preload:
+            self._wait_until_imported()
+
+    def _wait_until_imported(self) -> None:
+        said = b""
+        while said != zygote.IMPORTED and (data := self.control.recv(1 << 16)):
+            said += data
+        if said != zygote.IMPORTED:
+            self.close()
+            raise ImportError(
+                said.decode() or f"preload: the process that imports has ended: {self._process.returncode}"
+            )
 
     def start_worker(self, number: int, kept: bool, output: bool = False) -> Endpoint:
         """Fork a worker. It is there for calls at once: they wait in the socket until it reads.

@@ -31,6 +31,8 @@ KEPT, ONCE, KILL = b"K", b"O", b"X"
 REPORT = struct.Struct("<qii")  # worker number, pid, wait status or one of the following
 STARTED, NOT_STARTED, HALTED, CONTINUED = -1, -2, -3, -4
 """NOT_STARTED has the reason, an `errno`, instead of a pid. HALTED: by SIGSTOP, say, until SIGCONT."""
+IMPORTED = b"imported"
+"""What is said first if there are modules to import; otherwise why that cannot be done, and nothing more."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -44,9 +46,11 @@ def main(argv: list[str]) -> int:
     control = socket.socket(fileno=int(argv[0]))
     os.set_inheritable(control.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's business
-    if problem := _import(argv[1:]):
-        print(f"remoteexec: {problem}", file=sys.stderr, flush=True)
-        return 1
+    if argv[1:]:
+        problem = _import(argv[1:])
+        control.sendall(problem.encode(errors="replace") if problem else IMPORTED)
+        if problem:
+            return 1
     return _Zygote(control).serve()
 
 
@@ -55,7 +59,10 @@ def _import(modules: list[str]) -> str | None:
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))  # libraries that start threads when they are imported
     for module in modules:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except BaseException as exc:  # whatever the user's module raises: he is told
+            return f"preload: {module} cannot be imported: {type(exc).__name__}: {exc}"
         if (count := _thread_count()) > 1:
             return f"preload: {module} starts {count - 1} threads when it is imported: workers cannot be forked then"
     for name, value in before.items():
