@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from remoteexec_server.callbacks import call_back
 from remoteexec_server.wire.names import TaskKey
 
 R = TypeVar("R")
@@ -139,6 +140,9 @@ class AwaitableFuture(concurrent.futures.Future[R]):
 
         return asyncio.wrap_future(self).__await__()
 
+    def _invoke_callbacks(self) -> None:
+        call_back(self, self._done_callbacks)  # type: ignore[attr-defined]  # typeshed leaves it out
+
     def __reduce__(self) -> Any:
         refer = getattr(_pickling, "refer", None)
         if refer is not None:
@@ -227,7 +231,7 @@ class TaskFuture(AwaitableFuture[R]):
                     waiter.add_exception(self)
             self._condition.notify_all()
         if self._callbacks is not None:
-            self._invoke_callbacks()  # type: ignore[attr-defined]  # typeshed leaves it out
+            self._invoke_callbacks()
 
     def cancel(self) -> bool:
         """Cancel the task unless it has started; see concurrent.futures.Future.cancel."""
@@ -248,7 +252,7 @@ class TaskFuture(AwaitableFuture[R]):
                 waiter.add_cancelled(self)
             self._condition.notify_all()
         if self._callbacks is not None:
-            self._invoke_callbacks()  # type: ignore[attr-defined]  # typeshed leaves it out
+            self._invoke_callbacks()
         return True
 
     def show_running(self) -> bool:

@@ -59,6 +59,13 @@ def with_defaults(given: Mapping[str, Any] | Resources | None, **more: Any) -> M
     return {**(given or {}), **said}
 
 
+def says_threads(given: Mapping[str, Any] | Resources | None) -> bool:
+    """Whether it asks for a number of threads, one included; a `Resources` that says 1 may only not say another."""
+    if isinstance(given, Resources):
+        return given.threads_per_core != 1
+    return given is not None and "threads_per_core" in given
+
+
 def check_names(given: Mapping[str, Any]) -> None:
     """Refuse keys that only a submission template could use.
 

@@ -27,6 +27,7 @@ from ..futures import TaskFuture, function_name
 from ..resources import read_resources, resource_names
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, leave_first, refuse_own_parameter
+from .checks import check_count, check_resources
 from .pilots import PilotWish
 
 R = TypeVar("R")
@@ -75,7 +76,9 @@ class Options:
         Raises:
             ValueError: names parameter, value and rule.
         """
-        for name in ("max_workers", "max_cores", "submits_per_minute", "poll_s"):
+        check_count("max_workers", self.max_workers)
+        check_count("max_cores", self.max_cores)
+        for name in ("submits_per_minute", "poll_s"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be greater than 0, not {value}")
@@ -125,6 +128,7 @@ class BatchExecutor(BaseExecutor):
     ) -> None:
         self._options = options or Options()
         self._options.check()
+        check_resources(resource_dict)
         super().__init__(self._options.wait)
         self._caching = caching or Caching(None)
         resource_dict = self._caching.take_defaults(resource_dict)

@@ -17,6 +17,7 @@ from ..deploy.package import package_files
 from ..ssh.gateway_client import GatewayClient
 from ..views.views import Views
 from .batch import BatchExecutor, Options
+from .checks import check_resources
 
 __all__ = ["RemoteExecutor"]
 
@@ -65,6 +66,7 @@ class RemoteExecutor(BatchExecutor):
         idle_time_s: float = 60.0,
     ) -> None:
         config = cluster if isinstance(cluster, ClusterConfig) else load_cluster(cluster, config_file)
+        check_resources(resource_dict)
         if not isinstance(resource_dict, Resources):
             resource_dict = {**config.resources, **(resource_dict or {})}
         views = Views(plot_dependency_graph, plot_dependency_graph_filename, export_workflow_filename, log_obj_size)

@@ -423,7 +423,11 @@ def test_a_module_that_starts_threads_is_refused_for_preload(tmp_path: Path, mon
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     with SingleNodeExecutor(1, preload=["threads_at_import"]) as exe:
-        assert isinstance(exe.submit(add_one, 1).exception(timeout=20), errors.TaskKilled)
+        with pytest.raises(ImportError, match="preload: threads_at_import starts 1 threads when it is imported"):
+            exe.submit(add_one, 1)
+    with SingleNodeExecutor(1, preload=["no_such_module_x"]) as exe:
+        with pytest.raises(ImportError, match="preload: no_such_module_x cannot be imported: ModuleNotFoundError"):
+            exe.submit(add_one, 1)
 
 
 def test_forks_of_a_preloaded_numpy_draw_different_random_numbers() -> None:

@@ -44,7 +44,8 @@ SERVER = {
     "pilot": {"batch", "failure", "job_ranks", "runner", "store", "wire", "worker"},
     "zygote": {"growing", "worker", "wire"},
     "worker": {"failure", "growing", "mpi", "wire"},
-    "growing": {"failure", "worker", "wire"},  # a task talks through the worker it runs in
+    "growing": {"callbacks", "failure", "worker", "wire"},  # a task talks through the worker it runs in
+    "callbacks": set(),
     "mpi": {"failure", "mpi_rank", "mpi_watch", "sweeper", "wire"},
     "mpi_rank": {"mpi_watch", "sweeper", "worker", "wire"},
     "mpi_watch": set(),
