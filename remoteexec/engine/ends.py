@@ -30,7 +30,7 @@ def outcome(future: TaskFuture[Any], end: End) -> tuple[Any, BaseException | Non
             data, buffers = pooled.joined(rest, end.buffers)
             if ok:
                 return outcomes.result(data, buffers, key)
-            return None, outcomes.exception(*failure.unpacked(data), key)
+            return None, outcomes.exception(*failure.unpacked(data), key, here=True)
         case Died():
             return None, death(key, end, future.output)
         case Broken():

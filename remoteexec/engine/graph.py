@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from remoteexec_server.wire import payload, pooled
+from remoteexec_server.wire.names import MAINS
 from remoteexec_server.wire.payload import Pickled
 
 from .. import errors
@@ -186,7 +187,7 @@ def _found_by_name(value: Any) -> bool:
     name, path = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if not isinstance(name, str) or not isinstance(path, str):
         return False
-    if name == "__main__" or name in payload.sent_by_value():
+    if name in MAINS or name in payload.sent_by_value():
         return False
     found: Any = sys.modules.get(name)
     for part in path.split("."):

@@ -30,6 +30,7 @@ from remoteexec_server.wire.messages import BurstId, Pilots, TaskKey
 from remoteexec_server.wire.resources import Resources
 from tests.clusters.rootless import SlurmCluster
 from tests.integration.faults import PROMPT_S, Place, outcome_within, placed
+from tests.integration.pool_tools import alive
 from tests.integration.running import running
 
 MANY = 2_000
@@ -403,15 +404,7 @@ def test_a_pilot_that_is_killed_takes_its_workers_along(tmp_root: Path) -> None:
         assert isinstance(exc, errors.TaskKilled)
         assert exc.signal == signal.SIGKILL
         assert [other.result(30) for other in others] == list(range(10))
-        assert not runs(pid)
-
-
-def runs(pid: int) -> bool:
-    """Whether a process is there and no zombie, whom init may be slow to take away."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+        assert not alive(pid)
 
 
 def stay(path: str) -> None:

@@ -27,6 +27,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from ..wire.names import MAINS
 from . import codes, origins
 from .bulk import bulk
 
@@ -345,7 +346,7 @@ class Contents:
         parts = [self.encode(type(obj)), self._installed(module, name)]
         if origins.is_own(module):
             parts.append(self._leniently(getattr(obj, "__wrapped__", None)))
-            if module != "__main__":
+            if module not in MAINS:
                 self._note(origins.Place(module, tuple(name.split("."))))
         return parts
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..wire import by_value, payload
+from ..wire.names import MAINS
 
 
 def is_own(name: str | None) -> bool:
     """Whether a module is the user's own: a script, a notebook, a file beside it, or nothing that can be found."""
-    if name is None or name == "__main__":
+    if name is None or name in MAINS:
         return True
     module = sys.modules.get(name)
     return module is None or _is_own_file(name, getattr(module, "__file__", None))
@@ -79,7 +80,7 @@ def place_of(obj: Any) -> Place | None:
     module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(name, str):
         return None
-    if module == "__main__" or module in payload.sent_by_value():
+    if module in MAINS or module in payload.sent_by_value():
         return None
     found: Any = sys.modules.get(module)
     for part in name.split("."):
