@@ -28,6 +28,7 @@ from ..wire.messages import (
     Loss,
     Lost,
     OutcomeReady,
+    Problem,
     Rejected,
     Started,
     Submit,
@@ -38,6 +39,7 @@ from ..wire.messages import (
 from . import diagnose
 from .base import JobFacts, JobId, JobRef, Queue, SchedulerUnavailable
 from .book import Book
+from .notes import Notes
 from .records import Burst, Task, cut, refusal
 from .submitter import Jobs, Submitter, accepted
 from .unheeded import Notices
@@ -82,6 +84,7 @@ class Service:
         self._learn_at = 0.0
         self._doom_at = 0.0
         self._ask_at = clock() + self._terms.poll_s
+        self._waits: set[tuple[JobId, str]] = set()  # why jobs wait, as it was said
         self._learn()
         if self._book.tasks:
             self._look_at_all()
@@ -246,7 +249,7 @@ class Service:
 
     def _learn(self) -> None:
         """Bursts and jobs that the store knows and we do not; those of our client are ours to submit."""
-        jobs, most = self._submitter.notes()
+        notes = self._submitter.notes()
         for submit in self.session.bursts():
             burst = self._bursts.get(submit.burst)
             if burst is not None and not burst.followed:
@@ -256,18 +259,20 @@ class Service:
                 burst.followed = not burst.own
                 for entry in submit.tasks:
                     self._book.tasks[entry.key].wanted = False  # until the client says that it waits for it
-            if submit.burst in most:  # else nothing of it was submitted
-                self._learn_jobs(burst, most[submit.burst], jobs)
+            if submit.burst in notes.most:  # else nothing of it was submitted
+                self._learn_jobs(burst, notes)
             if not burst.accepted and (not burst.followed or self._submitter.orphaned(burst)):
                 self._submitter.add(burst)
 
-    def _learn_jobs(self, burst: Burst, most: int, jobs: Mapping[str, JobId]) -> None:
-        if burst.groups is None:
-            burst.groups = cut(burst.submit, most)
+    def _learn_jobs(self, burst: Burst, notes: Notes) -> None:
+        name = burst.submit.burst
+        if burst.groups is None or burst.followed:  # whoever submits it may have halved an array since
+            burst.groups = cut(burst.submit, notes.most[name], notes.halved.get(name, ()))
         for group in list(burst.groups):
-            if group.name in jobs:
+            if group.name in notes.jobs:
                 keys = [burst.submit.tasks[position].key for position in group.positions]
-                self._book.assign(group.name, keys, jobs[group.name])
+                if not self._book.tasks[keys[0]].job_name:  # else it was learned before
+                    self._book.assign(group.name, keys, notes.jobs[group.name])
                 burst.groups.remove(group)
         if not burst.groups:
             burst.accepted, burst.followed = True, False
@@ -366,6 +371,7 @@ class Service:
             return
         self._book.no_problem()
         self._refuse_stuck(refs, facts)
+        self._tell_waiting(refs, facts)
         ended = [ref for ref in refs if facts[ref].state.ended]
         if ended:
             self._look_at_all()
@@ -395,3 +401,11 @@ class Service:
             if loss is not None and not task.started:
                 self._book.doomed.append(ref)
                 self._book.publish_loss(task, loss)
+
+    def _tell_waiting(self, refs: Mapping[JobRef, Task], facts: Mapping[JobRef, JobFacts]) -> None:
+        """Say what may keep a job waiting for long, once for each job and text."""
+        for ref, task in refs.items():
+            text = None if task.over else diagnose.waiting(facts[ref], JobRef(ref.job))
+            if text is not None and (ref.job, text) not in self._waits:
+                self._waits.add((ref.job, text))
+                self._book.events.append(Problem(text))

@@ -9,15 +9,18 @@ store. A burst belongs to the service that has written its name beside it last; 
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..store.session import Job, JobTask, Journal
 from ..wire.messages import Accepted, BurstId, Entry, Loss, Rejected, TaskKey, Terms
+from . import notes
 from .base import JobId, JobSpec, Queue, QuotaReached, SchedulerUnavailable, SubmitRejected
 from .book import Book
-from .records import Burst, Group, Task, cut
+from .notes import Notes
+from .records import Burst, Group, Task, cut, halves
 
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses between attempts to submit while the scheduler does not answer; the last one for ever."""
@@ -120,16 +123,9 @@ class Submitter:
         """Close the journal."""
         self._journal.close()
 
-    def notes(self) -> tuple[dict[str, JobId], dict[BurstId, int]]:
-        """What all services of the session have written down: job numbers by name, longest arrays by burst."""
-        jobs: dict[str, JobId] = {}
-        most: dict[BurstId, int] = {}
-        for note in self._journal.notes():
-            if "name" in note:
-                jobs[note["name"]] = JobId(note["job"])
-            else:
-                most.setdefault(BurstId(note["burst"]), note["most"])
-        return jobs, most
+    def notes(self) -> Notes:
+        """What all services of the session have written down."""
+        return notes.read(self._journal.notes())
 
     # ---- one burst ----
 
@@ -166,6 +162,8 @@ class Submitter:
         except SubmitRejected as exc:
             self._refuse(burst, self._left(entries), Loss("rejected", str(exc)))
         except QuotaReached as exc:
+            if self._halve(burst, group):
+                return False
             group.due_at = self._clock() + self._jobs.terms.poll_s
             self._book.say(f"{exc}; {len(entries)} tasks wait in the store until there is room")
             return False
@@ -174,6 +172,25 @@ class Submitter:
             return False
         except OSError as exc:
             self._lose_unwritten(burst, self._left(entries), exc)
+        return True
+
+    def _halve(self, burst: Burst, group: Group) -> bool:
+        """Cut an array that is refused though nothing of ours is in the queue: no end of another job would help it.
+
+        Noted before a half is submitted: whoever goes on has to cut it in the same way. Returns whether it was cut.
+        """
+        assert burst.groups is not None
+        queued = any(self._book.tasks[key].ref is not None for key in self._book.open)
+        if queued or len(group.positions) == 1:
+            return False
+        try:
+            self._journal.append({"burst": burst.submit.burst, "halved": group.name})
+        except OSError as exc:
+            self._book.say(f"the journal cannot be written: {exc}")
+            return False
+        shutil.rmtree(self._session.job_directory(group.name), ignore_errors=True)  # no job will ever have this name
+        burst.groups.popleft()
+        burst.groups.extendleft(reversed(halves(group)))
         return True
 
     def _refuse(self, burst: Burst, left: Sequence[Entry], loss: Loss) -> None:
