@@ -24,6 +24,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from . import attempts, checkpoint, retrying
 from .exits import Exit
 from .store.session import Claim, Job, JobTask, Session, log_tail, read_job
 from .wire.evidence import Evidence
@@ -69,17 +70,31 @@ def supervise(session: Session, job: Job, index: int) -> int:
     def on_sigterm(number: int, frame: object) -> None:
         nonlocal terminated
         terminated = True
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGTERM)
+        pass_on(signal.SIGTERM)
+        if job.resources.retry is not None:
+            signal.alarm(attempts.LAST_S)  # to tell how it ended while there is time
 
+    def pass_on(number: int, frame: object = None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    warned = job.resources.warning_s is not None
+    if warned:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # in the child, until it has something to save
     supervisor = os.getpid()
     child = os.fork()
     if child == 0:
         end_with(supervisor)
         _child(session, job, index)
     signal.signal(signal.SIGTERM, on_sigterm)
+    if warned:
+        signal.signal(signal.SIGUSR1, pass_on)
+    signal.signal(signal.SIGALRM, lambda number, frame: pass_on(signal.SIGKILL))
     began = time.monotonic()
     _, status, used = os.wait4(child, 0)
+    signal.alarm(0)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)  # the child's number may be another's by now
     end = Exit(os.waitstatus_to_exitcode(status), time.monotonic() - began, used.ru_maxrss * 1024)
     code = end.code
     task = job.tasks[index]
@@ -91,12 +106,15 @@ def supervise(session: Session, job: Job, index: int) -> int:
         return 0
     if terminated or code in (-signal.SIGKILL, -signal.SIGTERM):  # of one SIGTERM to all, the child's may come first
         _print(str(end))  # diagnose reads it
+        if code != -signal.SIGKILL or terminated:
+            with contextlib.suppress(OSError):  # a service will find out
+                attempts.end_by_scheduler(session, job, index)
         return 128 + (-code if code < 0 else signal.SIGTERM)
     claim = session.read_claim(task.key)
     if claim is None or claim.pid != child or claim.host != socket.gethostname():
         return code if code >= 0 else 128 - code  # 0: another runner has the task
     try:
-        session.publish_loss(task.key, _why(session, job, index, end))
+        attempts.end(session, job, index, _why(session, job, index, end))
     except OSError as exc:
         _print(f"cannot write to the store: {exc}")
         return EX_IOERR
@@ -171,7 +189,7 @@ def _child(session: Session, job: Job, index: int) -> None:
 
 def _run(session: Session, job: Job, task: JobTask) -> int:
     started, process = time.time(), os.getpid()
-    if not session.claim(task.key, Claim(job_id(), socket.gethostname(), process, started)):
+    if not session.claim(task.key, Claim(job_id(), socket.gethostname(), process, started), job.attempt):
         return 0
     if job.resources.cores > 1:
         from . import job_ranks
@@ -180,6 +198,7 @@ def _run(session: Session, job: Job, task: JobTask) -> int:
     from .store import hdf5
 
     key = session.key
+    checkpoint.begin(session, task.key, job.attempt)
     try:
         outcome = _compute(session, job, task, key)
     except InputLostError as lost:
@@ -187,9 +206,16 @@ def _run(session: Session, job: Job, task: JobTask) -> int:
         return 0
     if os.getpid() != process:
         return 0  # the user's function has forked, and this is its child: the outcome is the parent's to tell
-    outcome = hdf5.Outcome(outcome.ok, outcome.value, {**outcome.facts, **facts(started)})
+    if not outcome.ok and outcome.facts.get("kind") == "raised":
+        text = f"the function raised {outcome.facts.get('type')}: {outcome.facts.get('message')}"
+        raised = Loss("error", text, job=job_id(), node=socket.gethostname())
+        if retrying.next_attempt(job.resources, raised, job.attempt) is not None:
+            attempts.end(session, job, job.tasks.index(task), raised)
+            return 0
+    outcome = hdf5.Outcome(outcome.ok, outcome.value, {**outcome.facts, **facts(started), "attempts": job.attempt})
     session.publish_outcome(task.key, hdf5.write_outcome(task.key, outcome, key))
     session.running(task.key).unlink(missing_ok=True)
+    checkpoint.forget(session, task.key)
     return 0
 
 

@@ -17,12 +17,14 @@ class Notes:
     """The journals of all services together.
 
     Attributes:
-        jobs: the scheduler's numbers, by our names of the jobs.
+        jobs: the scheduler's numbers of the jobs of first attempts, by our names of them.
         most: the longest array that each burst was cut into.
+        again: the same of further attempts.
         halved: names of arrays that were too long for a limit, in the order in which they were halved.
     """
 
     jobs: dict[str, JobId] = field(default_factory=dict)
+    again: dict[str, JobId] = field(default_factory=dict)
     most: dict[BurstId, int] = field(default_factory=dict)
     halved: dict[BurstId, list[str]] = field(default_factory=dict)
 
@@ -32,6 +34,8 @@ def read(notes: Iterable[Mapping[str, Any]]) -> Notes:
     found = Notes()
     for note in notes:
         match note:
+            case {"job": job, "name": name, "again": True}:
+                found.again[name] = JobId(job)
             case {"job": job, "name": name}:
                 found.jobs[name] = JobId(job)
             case {"burst": burst, "most": most}:

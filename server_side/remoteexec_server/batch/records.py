@@ -28,6 +28,13 @@ class Task:
     failed: bool = False  # and it is an error or a loss
     ended_at: float | None = None  # when the scheduler first said that the job has ended
     wanted: bool = True  # the client has not been told how it ended
+    position: int = 0  # in the burst
+    attempt: int = 1
+
+    @property
+    def waits_again(self) -> bool:
+        """An attempt has died, and the job of the next is not known yet."""
+        return self.attempt > 1 and self.ref is None
 
 
 @dataclass
@@ -64,12 +71,16 @@ class Group:
     Attributes:
         attempt: submissions that got no answer.
         due_at: not before.
+        number: which attempt of the tasks it is, from 1.
+        resources: those of that attempt; None: those of the burst.
     """
 
     name: str
     positions: list[int]
     attempt: int = 0
     due_at: float = 0.0
+    number: int = 1
+    resources: Resources | None = None
 
 
 def cut(submit: Submit, most: int, halved: Sequence[str] = ()) -> deque[Group]:
@@ -94,7 +105,10 @@ def cut(submit: Submit, most: int, halved: Sequence[str] = ()) -> deque[Group]:
 def halves(group: Group) -> list[Group]:
     """Two groups in the place of one of at least two tasks."""
     middle = (len(group.positions) + 1) // 2
-    return [Group(f"{group.name}-a", group.positions[:middle]), Group(f"{group.name}-b", group.positions[middle:])]
+    return [
+        Group(f"{group.name}-{half}", positions, number=group.number, resources=group.resources)
+        for half, positions in (("a", group.positions[:middle]), ("b", group.positions[middle:]))
+    ]
 
 
 def refusal(submit: Submit, bundle: bytes, key: bytes, known: Collection[TaskKey]) -> tuple[str, str] | None:

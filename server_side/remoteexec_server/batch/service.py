@@ -37,6 +37,7 @@ from ..wire.messages import (
     Watch,
 )
 from . import diagnose
+from .again import Again
 from .base import JobFacts, JobId, JobRef, Queue, SchedulerUnavailable
 from .book import Book
 from .notes import Notes
@@ -79,6 +80,7 @@ class Service:
         self._watcher = Watcher(session.outcomes, clock)
         self._name = secrets.token_hex(8)
         self._submitter = Submitter(self._book, queue, jobs, self._name, clock)
+        self._again = Again(self._book, clock)
         self._beat_at = clock()
         self._strangers: dict[TaskKey, float] = {}  # waited for and not known: until when
         self._learn_at = 0.0
@@ -119,6 +121,8 @@ class Service:
             self._watcher.hurry()
         if self._strangers and now >= self._learn_at:
             self._expect(now)
+        if self._again.due_at is not None and now >= self._again.due_at:
+            self._try_again()
         if self._book.open and now >= self._watcher.due_at:
             self._look()
         if self._book.open and now >= self._ask_at:
@@ -128,7 +132,7 @@ class Service:
     @property
     def submitting(self) -> bool:
         """The scheduler has not been told yet of something that was asked for: jobs to be run, or to be ended."""
-        return self._submitter.busy or bool(self._book.doomed)
+        return self._submitter.busy or self._again.busy or bool(self._book.doomed)
 
     def wait_s(self) -> float | None:
         """Seconds until `step` has something to do; None: only after a request."""
@@ -142,6 +146,8 @@ class Service:
             due += [self._watcher.due_at, self._ask_at]
         if self._strangers:
             due.append(self._learn_at)
+        if self._again.due_at is not None:
+            due.append(self._again.due_at)
         if self._book.open or self._submitter.busy:
             due.append(self._beat_at)
         return max(0.0, min(due) - self.clock()) if due else None
@@ -197,8 +203,8 @@ class Service:
 
     def _adopt(self, submit: Submit) -> Burst:
         """Make records of a burst."""
-        for entry in submit.tasks:
-            self._book.add(entry, submit.burst, submit.resources[entry.resources])
+        for position, entry in enumerate(submit.tasks):
+            self._book.add(entry, submit.burst, submit.resources[entry.resources], position)
         burst = self._bursts[submit.burst] = Burst(submit, own=submit.burst.startswith(f"{self._client}-"))
         return burst
 
@@ -219,7 +225,7 @@ class Service:
             task = self._book.tasks.get(key)
             if task is not None:
                 task.wanted, task.over, task.started = True, False, False
-                if task.ref is not None or self._bursts[task.burst].followed:
+                if task.ref is not None or task.waits_again or self._bursts[task.burst].followed:
                     self._book.open[key] = None
             else:  # whoever said that there is such a task may be about to submit it
                 self._strangers[key] = self.clock() + _STRANGE_S
@@ -227,7 +233,9 @@ class Service:
         self._look_at_all()
         for key in keys:
             task = self._book.tasks.get(key)
-            if task is not None and not task.over and task.ref is None and self._bursts[task.burst].accepted:
+            if task is None or task.over or task.waits_again:
+                continue
+            if task.ref is None and self._bursts[task.burst].accepted:
                 loss = Loss("store", "its job could not be described: the store was full at that time")
                 self._book.tell_loss(task, loss)
 
@@ -263,6 +271,7 @@ class Service:
                 self._learn_jobs(burst, notes)
             if not burst.accepted and (not burst.followed or self._submitter.orphaned(burst)):
                 self._submitter.add(burst)
+        self._again.learn(notes.again)
 
     def _learn_jobs(self, burst: Burst, notes: Notes) -> None:
         name = burst.submit.burst
@@ -292,13 +301,15 @@ class Service:
         self._look()
 
     def _read(self, names: Iterable[str]) -> None:
-        for name in sorted(names):  # .h5 before .lost
+        for name in sorted(names, key=lambda name: (len(name), name)):  # .h5 before .lost, .died-2 before .died-10
             stem, _, suffix = name.rpartition(".")
             task = self._book.tasks.get(TaskKey(stem))
             if task is None or name.startswith("."):
                 continue
             if suffix == "running":
                 self._note_start(task)
+            elif suffix.startswith("died-") and suffix[5:].isdigit():
+                self._again.note(task, int(suffix[5:]))
             elif suffix == "h5" and not task.over:
                 self._note_outcome(task)
             elif suffix == "lost" and not task.over:
@@ -392,7 +403,18 @@ class Service:
         if loss is None and now - task.ended_at >= self._terms.grace_s:
             loss = diagnose.unexplained(facts, ref, self._terms.grace_s, log_tail(log), str(log))
         if loss is not None:
-            self._book.publish_loss(task, loss)
+            self._again.lose(task, loss)
+
+    def _try_again(self) -> None:
+        """Submit further attempts of this service's bursts, and of those that nobody has any more."""
+        self._learn()  # a supervisor may have submitted them
+        for name, group in list(self._again.groups()):
+            burst = self._bursts[name]
+            if self._submitter.owns(burst):
+                self._submitter.add_group(burst, group)
+            else:
+                keys = [burst.submit.tasks[position].key for position in group.positions]
+                self._again.put_off(keys, self._terms.poll_s)
 
     def _refuse_stuck(self, refs: Mapping[JobRef, Task], facts: Mapping[JobRef, JobFacts]) -> None:
         """A job that waits for what will never come is lost now; the scheduler would keep it for ever."""
