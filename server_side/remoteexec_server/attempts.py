@@ -20,7 +20,7 @@ from .store.session import SILENT_S, Job, Session, log_tail
 from .wire.messages import Loss
 from .wire.resources import Resources
 
-__all__ = ["LAST_S", "end", "end_by_scheduler"]
+__all__ = ["LAST_S", "end", "end_by_scheduler", "submit"]
 
 LAST_S = 10
 """How long a task may go on after SIGTERM where another attempt may follow: SLURM's KillWait is 30 s, and the next
@@ -44,7 +44,7 @@ def end(session: Session, job: Job, index: int, loss: Loss) -> None:
         return
     session.publish_death(task.key, job.attempt, loss)
     if not _is_cared_for(session, job, index):
-        _submit(session, job, index, resources)
+        submit(session, job, index, resources)
 
 
 def end_by_scheduler(session: Session, job: Job, index: int) -> None:
@@ -68,7 +68,7 @@ def end_by_scheduler(session: Session, job: Job, index: int) -> None:
     resources = retrying.next_attempt(job.resources, loss, job.attempt)
     if resources is not None:
         session.publish_death(job.tasks[index].key, job.attempt, loss)
-        _submit(session, job, index, resources)
+        submit(session, job, index, resources)
 
 
 def _is_cared_for(session: Session, job: Job, index: int) -> bool:
@@ -89,14 +89,19 @@ def _is_described(session: Session, job: Job, index: int) -> bool:
     return found is not None and found[0].attempt > job.attempt
 
 
-def _submit(session: Session, job: Job, index: int, resources: Resources) -> None:
-    """What cannot be submitted from here waits for a service."""
+def submit(session: Session, job: Job, index: int, resources: Resources) -> None:
+    """Submit the attempt after that of `job`, unless somebody is at it. What cannot be submitted from here waits for a
+    service."""
     from .batch import here
     from .batch.base import QueueError
 
     task, attempt = job.tasks[index], job.attempt + 1
     name = retrying.job_name(job.name, attempt, task.position)
-    following = replace(job, name=name, tasks=(task,), resources=resources, attempt=attempt)
+    following = replace(job, name=name, tasks=(task,), resources=resources, attempt=attempt, move=0)
+    try:
+        session.job_directory(name).mkdir(mode=0o700)  # several runners may come to this at once
+    except OSError:
+        return
     try:
         number = here.submit(session, following)
         text = f"attempt {attempt} is job {number}"

@@ -14,7 +14,7 @@ from dataclasses import replace
 from .wire.messages import Loss
 from .wire.resources import Resources
 
-__all__ = ["job_name", "next_attempt", "told"]
+__all__ = ["first_name", "job_name", "next_attempt", "told"]
 
 _GB = 1 << 30
 
@@ -64,8 +64,12 @@ def job_name(name: str, attempt: int, position: int) -> str:
         attempt: the number of the new one, from 2.
         position: the least in the burst of the tasks that it runs.
     """
-    first = name if attempt == 2 else re.sub(r"-r\d+-\d+(-[ab])*$", "", name)
-    return f"{first}-r{attempt}-{position}"
+    return f"{first_name(name)}-r{attempt}-{position}"
+
+
+def first_name(name: str) -> str:
+    """What the job of the first attempt was called."""
+    return re.sub(r"-r\d+(w\d+)?-\d+(-[ab])*$", "", name)
 
 
 def _was_memory(loss: Loss) -> bool:

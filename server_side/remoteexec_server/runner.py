@@ -33,6 +33,7 @@ from .wire.messages import Loss, TaskKey
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from . import late_inputs
     from .store.hdf5 import Outcome
     from .wire.payload import Pickled
 
@@ -53,6 +54,10 @@ class InputLostError(Exception):
     def __init__(self, key: TaskKey) -> None:
         super().__init__(f"input {key} has failed")
         self.key = key
+
+
+class InputLateError(InputLostError):
+    """An input of the task is tried again, and another job waits for it in the place of this one."""
 
 
 def main(argv: list[str]) -> NoReturn:
@@ -201,6 +206,9 @@ def _run(session: Session, job: Job, task: JobTask) -> int:
     checkpoint.begin(session, task.key, job.attempt)
     try:
         outcome = _compute(session, job, task, key)
+    except InputLateError:
+        session.running(task.key).unlink(missing_ok=True)
+        return 0
     except InputLostError as lost:
         session.publish_loss(task.key, Loss("upstream", str(lost), job=job_id(), upstream=lost.key))
         return 0
@@ -243,7 +251,7 @@ def _compute(session: Session, job: Job, task: JobTask, key: bytes) -> Outcome:
         function, arguments = hdf5.read_call(bundle, job.burst, task.position, key)
     except HeaderError as exc:
         return _failed(exc, "refused")
-    return called(job, function, arguments, Inputs(session, job, key))
+    return called(job, function, arguments, Inputs(session, job, key, job.tasks.index(task)))
 
 
 def called(job: Job, function: Pickled, arguments: Pickled, inputs: Callable[[TaskKey], Any]) -> Outcome:
@@ -312,10 +320,15 @@ def job_id() -> str:
 
 
 class Inputs:
-    """The results of other tasks, each read once, waited for if need be."""
+    """The results of other tasks, each read once, waited for if need be.
 
-    def __init__(self, session: Session, job: Job, key: bytes) -> None:
-        self._session, self._job, self._key = session, job, key
+    Args:
+        index: element of the job that needs them, which may go behind the job of an input that is tried again, with
+            `InputLateError`; None: it stays.
+    """
+
+    def __init__(self, session: Session, job: Job, key: bytes, index: int | None = None) -> None:
+        self._session, self._job, self._key, self._index = session, job, key, index
         self._values: dict[TaskKey, Any] = {}
 
     def __call__(self, key: TaskKey) -> Any:
@@ -348,11 +361,13 @@ class Inputs:
                 raise InputLostError(key)
             waited = time.monotonic() - began
             if waited >= ask_at:
-                ended, loss = self._ask(key)
-                if loss is not None:
-                    self._session.publish_loss(key, loss)
+                fate = self._ask(key)
+                if fate.loss is not None:
+                    self._session.publish_loss(key, fate.loss)
                     raise InputLostError(key)
-                ended_at = (ended_at or time.monotonic()) if ended else None
+                if fate.behind is not None and self._leave(fate.behind):
+                    raise InputLateError(key)
+                ended_at = (ended_at or time.monotonic()) if fate.ended else None
                 ask_at = waited + 30.0
             if ended_at is not None and time.monotonic() - ended_at > self._job.grace_s:
                 self._session.publish_loss(key, Loss("unknown", f"task {key} ended without an outcome"))
@@ -360,24 +375,19 @@ class Inputs:
             time.sleep(pause)
             pause = min(pause * 1.5, 5.0)
 
-    def _ask(self, key: TaskKey) -> tuple[bool, Loss | None]:
-        """Whether the job of an input has ended, and why it left no outcome if that is known."""
-        from .batch import diagnose, queues
-        from .batch.base import JobRef, QueueError
+    def _ask(self, key: TaskKey) -> late_inputs.Fate:
+        from . import late_inputs
+        from .batch.base import QueueError
 
-        name = self._job.upstream.get(key)
-        if name is None:
-            return True, None
         try:
-            queue = queues.connect(self._job.scheduler, self._session.path.parent.parent)
-            ref = JobRef.parse(name)
-            facts = queue.states([ref])[ref]
+            return late_inputs.ask(self._session, self._job, key)
         except QueueError as exc:
-            _print(f"waiting for task {key} of job {name}: {exc}")
-            return False, None
-        found = self._session.find_task(key) if facts.state.ended else None
-        if found is None:
-            return facts.state.ended, diagnose.loss(facts, ref, "", None)
-        job, index = found
-        log = self._session.log(job.name, index)
-        return True, diagnose.loss(facts, ref, log_tail(log), str(log), job.resources)
+            _print(f"waiting for task {key}: {exc}")
+            return late_inputs.Fate()
+
+    def _leave(self, behind: str) -> bool:
+        """Let another job wait for an input; once, and not where ranks of this one run."""
+        from . import late_inputs
+
+        index, self._index = self._index, None
+        return index is not None and late_inputs.go_behind(self._session, self._job, index, behind)

@@ -85,7 +85,7 @@ class Again:
                 except (OSError, ValueError):
                     continue  # removed by hand; or not seen yet: then next time
                 self._learned.add(name)
-        for job, number in sorted(new, key=lambda one: one[0].attempt):
+        for job, number in sorted(new, key=lambda one: (one[0].attempt, one[0].move)):
             self._assign(job, number)
 
     def groups(self) -> Iterator[tuple[BurstId, Group]]:
@@ -129,14 +129,16 @@ class Again:
         self._book.lengths[number] = len(job.tasks)
         for index, element in enumerate(job.tasks):
             task = self._book.tasks.get(element.key)
-            if task is None or task.attempt > job.attempt or (task.attempt == job.attempt and task.ref is not None):
+            if task is None or (task.attempt, task.move) > (job.attempt, job.move):
                 continue
-            if task.attempt < job.attempt:
-                self._advance(task, job.attempt, job.resources)
+            if (task.attempt, task.move) == (job.attempt, job.move) and task.ref is not None:
+                continue
+            self._advance(task, job.attempt, job.resources)
+            task.move = job.move
             self._book.place(task, job.name, index, JobRef(number, index if len(job.tasks) > 1 else None))
 
     def _advance(self, task: Task, attempt: int, resources: Resources) -> None:
-        task.attempt, task.resources = attempt, resources
+        task.attempt, task.move, task.resources = attempt, 0, resources
         task.ref, task.started, task.ended_at = None, False, None
         if not task.over:
             self._book.open[task.entry.key] = None

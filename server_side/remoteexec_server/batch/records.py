@@ -30,6 +30,7 @@ class Task:
     wanted: bool = True  # the client has not been told how it ended
     position: int = 0  # in the burst
     attempt: int = 1
+    move: int = 0  # see Job
 
     @property
     def waits_again(self) -> bool:

@@ -385,9 +385,10 @@ class Service:
         self._tell_waiting(refs, facts)
         ended = [ref for ref in refs if facts[ref].state.ended]
         if ended:
+            self._again.learn(self._submitter.notes().again)  # jobs that went behind others, or were tried again
             self._look_at_all()
         for ref in ended:
-            if not refs[ref].over:
+            if not refs[ref].over and refs[ref].ref == ref:
                 self._explain(refs[ref], ref, facts[ref])
 
     def _explain(self, task: Task, ref: JobRef, facts: JobFacts) -> None:

@@ -84,6 +84,7 @@ class Job:
         scheduler: name of the queue to ask about them.
         grace_s: see `messages.Hello`.
         attempt: which attempt of its tasks it is, from 1.
+        move: how often it went behind another job before it could begin; see `late_inputs`.
         pysqa_config_directory: see `messages.Terms`.
     """
 
@@ -95,6 +96,7 @@ class Job:
     scheduler: str = ""
     grace_s: float = 90.0
     attempt: int = 1
+    move: int = 0
     pysqa_config_directory: str | None = None
 
 
