@@ -61,6 +61,7 @@ class Ran(NamedTuple):
     started: float | None = None
     ended: float | None = None
     max_rss_bytes: int | None = None
+    attempts: int | None = None
 
 
 _NOT_YET = Ran()
@@ -82,6 +83,7 @@ class TaskInfo:
         started: when its function was called; inputs were there.
         ended: when that had returned, or the task was lost.
         max_rss_bytes: the most memory its process has had resident until then; a kept worker's earlier calls count.
+        attempts: how many it took, where jobs are tried again; see `Retry`.
         output: what it printed, if the executor keeps that; see `show_output` of SingleNodeExecutor.
     """
 
@@ -97,6 +99,7 @@ class TaskInfo:
     ended: float | None
     max_rss_bytes: int | None
     output: str | None = None
+    attempts: int | None = None
 
     @property
     def duration_s(self) -> float | None:
@@ -293,6 +296,7 @@ class TaskFuture(AwaitableFuture[R]):
             ran.ended,
             ran.max_rss_bytes,
             None if self.output is None else str(self.output),
+            ran.attempts,
         )
 
 

@@ -31,7 +31,7 @@ from ..pool.kept import KeptWorkers
 from ..pool.ledger import Ledger, Need, TooLarge
 from ..pool.output import Output
 from ..pool.tasks import Broken, Died, End, Function, PoolFuture, PoolTask
-from ..resources import check_names, read_resources, resource_names, says_threads
+from ..resources import ResourceError, check_names, read_resources, resource_names, says_threads
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, refuse_own_parameter
 from .checks import check_count, check_function, check_resources
@@ -593,5 +593,7 @@ def _read(given: Mapping[str, Any] | Resources | None, defaults: Resources | Non
     if given is not None and not isinstance(given, Resources):
         check_names(given)
     resources = read_resources(given, defaults)
+    if resources.retry is not None or resources.warn_time_s is not None:
+        raise ResourceError("retries and warn_time are for jobs of a cluster; leave them out of calls on this machine")
     mpi.launch(resources)  # said now if there is no MPI
     return resources

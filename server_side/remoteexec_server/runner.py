@@ -24,6 +24,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from . import attempts, checkpoint, retrying
 from .exits import Exit
 from .store.outcomes import Outcomes
 from .store.session import Claim, Job, JobTask, Session, log_tail, read_job
@@ -33,6 +34,7 @@ from .wire.messages import Loss, TaskKey
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from . import late_inputs
     from .store.hdf5 import Outcome
     from .wire.payload import Pickled
 
@@ -55,6 +57,10 @@ class InputLostError(Exception):
         self.key = key
 
 
+class InputLateError(InputLostError):
+    """An input of the task is tried again, and another job waits for it in the place of this one."""
+
+
 def main(argv: list[str]) -> NoReturn:
     """Run element INDEX (default 0) of the job described in JOBDIR."""
     os.umask(0o077)
@@ -70,17 +76,31 @@ def supervise(session: Session, job: Job, index: int) -> int:
     def on_sigterm(number: int, frame: object) -> None:
         nonlocal terminated
         terminated = True
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGTERM)
+        pass_on(signal.SIGTERM)
+        if job.resources.retry is not None:
+            signal.alarm(attempts.LAST_S)  # to tell how it ended while there is time
 
+    def pass_on(number: int, frame: object = None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    warned = job.resources.warning_s is not None
+    if warned:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # in the child, until it has something to save
     supervisor = os.getpid()
     child = os.fork()
     if child == 0:
         end_with(supervisor)
         _child(session, job, index)
     signal.signal(signal.SIGTERM, on_sigterm)
+    if warned:
+        signal.signal(signal.SIGUSR1, pass_on)
+    signal.signal(signal.SIGALRM, lambda number, frame: pass_on(signal.SIGKILL))
     began = time.monotonic()
     _, status, used = os.wait4(child, 0)
+    signal.alarm(0)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)  # the child's number may be another's by now
     end = Exit(os.waitstatus_to_exitcode(status), time.monotonic() - began, used.ru_maxrss * 1024)
     code = end.code
     task = job.tasks[index]
@@ -92,12 +112,15 @@ def supervise(session: Session, job: Job, index: int) -> int:
         return 0
     if terminated or code in (-signal.SIGKILL, -signal.SIGTERM):  # of one SIGTERM to all, the child's may come first
         _print(str(end))  # diagnose reads it
+        if code != -signal.SIGKILL or terminated:
+            with contextlib.suppress(OSError):  # a service will find out
+                attempts.end_by_scheduler(session, job, index)
         return 128 + (-code if code < 0 else signal.SIGTERM)
     claim = session.read_claim(task.key)
     if claim is None or claim.pid != child or claim.host != socket.gethostname():
         return code if code >= 0 else 128 - code  # 0: another runner has the task
     try:
-        session.publish_loss(task.key, _why(session, job, index, end))
+        attempts.end(session, job, index, _why(session, job, index, end))
     except OSError as exc:
         _print(f"cannot write to the store: {exc}")
         return EX_IOERR
@@ -172,7 +195,7 @@ def _child(session: Session, job: Job, index: int) -> None:
 
 def _run(session: Session, job: Job, task: JobTask) -> int:
     started, process = time.time(), os.getpid()
-    if not session.claim(task.key, Claim(job_id(), socket.gethostname(), process, started)):
+    if not session.claim(task.key, Claim(job_id(), socket.gethostname(), process, started), job.attempt):
         return 0
     if job.resources.cores > 1:
         from . import job_ranks
@@ -181,16 +204,27 @@ def _run(session: Session, job: Job, task: JobTask) -> int:
     from .store import hdf5
 
     key = session.key
+    checkpoint.begin(session, task.key, job.attempt)
     try:
         outcome = _compute(session, job, task, key)
+    except InputLateError:
+        session.running(task.key).unlink(missing_ok=True)
+        return 0
     except InputLostError as lost:
         session.publish_loss(task.key, Loss("upstream", str(lost), job=job_id(), upstream=lost.key))
         return 0
     if os.getpid() != process:
         return 0  # the user's function has forked, and this is its child: the outcome is the parent's to tell
-    outcome = hdf5.Outcome(outcome.ok, outcome.value, {**outcome.facts, **facts(started)})
+    if not outcome.ok and outcome.facts.get("kind") == "raised":
+        text = f"the function raised {outcome.facts.get('type')}: {outcome.facts.get('message')}"
+        raised = Loss("error", text, job=job_id(), node=socket.gethostname())
+        if retrying.next_attempt(job.resources, raised, job.attempt) is not None:
+            attempts.end(session, job, job.tasks.index(task), raised)
+            return 0
+    outcome = hdf5.Outcome(outcome.ok, outcome.value, {**outcome.facts, **facts(started), "attempts": job.attempt})
     session.publish_outcome(task.key, hdf5.write_outcome(task.key, outcome, key))
     session.running(task.key).unlink(missing_ok=True)
+    checkpoint.forget(session, task.key)
     return 0
 
 
@@ -218,7 +252,7 @@ def _compute(session: Session, job: Job, task: JobTask, key: bytes) -> Outcome:
         function, arguments = hdf5.read_call(bundle, job.burst, task.position, key)
     except HeaderError as exc:
         return _failed(exc, "refused")
-    return called(job, function, arguments, Inputs(session, job, key))
+    return called(job, function, arguments, Inputs(session, job, key, job.tasks.index(task)))
 
 
 def called(job: Job, function: Pickled, arguments: Pickled, inputs: Callable[[TaskKey], Any]) -> Outcome:
@@ -287,10 +321,15 @@ def job_id() -> str:
 
 
 class Inputs:
-    """The results of other tasks, each read once, waited for if need be."""
+    """The results of other tasks, each read once, waited for if need be.
 
-    def __init__(self, session: Session, job: Job, key: bytes) -> None:
-        self._session, self._job, self._key = session, job, key
+    Args:
+        index: element of the job that needs them, which may go behind the job of an input that is tried again, with
+            `InputLateError`; None: it stays.
+    """
+
+    def __init__(self, session: Session, job: Job, key: bytes, index: int | None = None) -> None:
+        self._session, self._job, self._key, self._index = session, job, key, index
         self._values: dict[TaskKey, Any] = {}
         self._outcomes = Outcomes(session)
 
@@ -324,11 +363,13 @@ class Inputs:
                 raise InputLostError(key)
             waited = time.monotonic() - began
             if waited >= ask_at:
-                ended, loss = self._ask(key)
-                if loss is not None:
-                    self._session.publish_loss(key, loss)
+                fate = self._ask(key)
+                if fate.loss is not None:
+                    self._session.publish_loss(key, fate.loss)
                     raise InputLostError(key)
-                ended_at = (ended_at or time.monotonic()) if ended else None
+                if fate.behind is not None and self._leave(fate.behind):
+                    raise InputLateError(key)
+                ended_at = (ended_at or time.monotonic()) if fate.ended else None
                 ask_at = waited + 30.0
             if ended_at is not None and time.monotonic() - ended_at > self._job.grace_s:
                 self._session.publish_loss(key, Loss("unknown", f"task {key} ended without an outcome"))
@@ -336,24 +377,19 @@ class Inputs:
             time.sleep(pause)
             pause = min(pause * 1.5, 5.0)
 
-    def _ask(self, key: TaskKey) -> tuple[bool, Loss | None]:
-        """Whether the job of an input has ended, and why it left no outcome if that is known."""
-        from .batch import diagnose, queues
-        from .batch.base import JobRef, QueueError
+    def _ask(self, key: TaskKey) -> late_inputs.Fate:
+        from . import late_inputs
+        from .batch.base import QueueError
 
-        name = self._job.upstream.get(key)
-        if name is None:
-            return True, None
         try:
-            queue = queues.connect(self._job.scheduler, self._session.path.parent.parent)
-            ref = JobRef.parse(name)
-            facts = queue.states([ref])[ref]
+            return late_inputs.ask(self._session, self._job, key)
         except QueueError as exc:
-            _print(f"waiting for task {key} of job {name}: {exc}")
-            return False, None
-        found = self._session.find_task(key) if facts.state.ended else None
-        if found is None:
-            return facts.state.ended, diagnose.loss(facts, ref, "", None)
-        job, index = found
-        log = self._session.log(job.name, index)
-        return True, diagnose.loss(facts, ref, log_tail(log), str(log), job.resources)
+            _print(f"waiting for task {key}: {exc}")
+            return late_inputs.Fate()
+
+    def _leave(self, behind: str) -> bool:
+        """Let another job wait for an input; once, and not where ranks of this one run."""
+        from . import late_inputs
+
+        index, self._index = self._index, None
+        return index is not None and late_inputs.go_behind(self._session, self._job, index, behind)

@@ -34,7 +34,22 @@ SERVER = {
     "__main__": set(),
     "gateway": {"batch", "wire"},
     "probe": {"batch", "mpi_facts", "store", "wire"},
-    "runner": {"batch", "exits", "failure", "job_ranks", "store", "wire"},
+    "runner": {
+        "attempts",
+        "batch",
+        "checkpoint",
+        "exits",
+        "failure",
+        "job_ranks",
+        "late_inputs",
+        "retrying",
+        "store",
+        "wire",
+    },
+    "late_inputs": {"attempts", "batch", "retrying", "store", "wire"},
+    "attempts": {"batch", "retrying", "runner", "store", "wire"},
+    "checkpoint": {"store", "wire"},
+    "retrying": {"wire"},
     "job_ranks": {"batch", "failure", "job_rank", "mpi", "mpi_facts", "runner", "store", "sweeper", "wire"},
     "job_rank": {"aborts", "failure", "rank_exchange", "runner", "store", "sweeper", "wire"},
     "rank_exchange": {"wire"},
@@ -51,7 +66,7 @@ SERVER = {
     "mpi_watch": set(),
     "sweeper": set(),
     "failure": {"wire"},
-    "batch": {"exits", "store", "wire"},
+    "batch": {"exits", "retrying", "store", "wire"},
     "store": {"wire"},
     "contents": {"wire", "worker"},  # asks the worker when its process began
     "wire": set(),
@@ -118,7 +133,7 @@ def part(module: str) -> tuple[str, str]:
 def test_arrows_go_one_way(module: str) -> None:
     package, of = part(module)
     allowed = (CLIENT if package == "remoteexec" else SERVER) | {
-        "": {"executors", "engine", "selections", "futures", "growing", "worker"}
+        "": {"executors", "engine", "selections", "checkpoint", "futures", "growing", "worker"}
     }
     inside = {part(name)[1] for name in imported(module) if part(name)[0] == package} - {of, ""}
     assert of in allowed, f"{module}: a new part of {package} needs its row in this test"

@@ -40,23 +40,29 @@ class Book:
         self._dependants: dict[TaskKey, list[TaskKey]] = {}
         self._problem = ""
 
-    def add(self, entry: Entry, burst: BurstId, resources: Resources) -> None:
+    def add(self, entry: Entry, burst: BurstId, resources: Resources, position: int = 0) -> None:
         """One more task."""
-        self.tasks[entry.key] = Task(entry, burst, resources)
+        self.tasks[entry.key] = Task(entry, burst, resources, position=position)
         for upstream in entry.upstream:
             self._dependants.setdefault(upstream, []).append(entry.key)
 
-    def assign(self, name: str, keys: Sequence[TaskKey], job: JobId) -> None:
-        """These tasks are the elements of that job."""
+    def assign(self, name: str, keys: Sequence[TaskKey], job: JobId, attempt: int = 1) -> None:
+        """These tasks are the elements of that job, except those that are beyond that attempt."""
         self.lengths[job] = len(keys)
         for index, key in enumerate(keys):
             task = self.tasks[key]
-            task.ref = JobRef(job, index if len(keys) > 1 else None)
-            task.job_name, task.index = name, index
-            if not task.over:
-                self.open[key] = None
-            else:  # cancelled while the scheduler was asked
-                self.doomed.append(task.ref)
+            if task.attempt <= attempt:
+                self.place(task, name, index, JobRef(job, index if len(keys) > 1 else None))
+            elif not task.job_name:
+                task.job_name = name
+
+    def place(self, task: Task, name: str, index: int, ref: JobRef) -> None:
+        """A task is that element of that job."""
+        task.ref, task.job_name, task.index = ref, name, index
+        if not task.over:
+            self.open[task.entry.key] = None
+        else:  # cancelled while the scheduler was asked
+            self.doomed.append(ref)
 
     def whole_arrays(self, refs: Sequence[JobRef]) -> tuple[JobRef, ...]:
         """The same jobs, an array that is waited for in all its elements named once."""

@@ -28,6 +28,7 @@ from ..wire.messages import (
     Loss,
     Lost,
     OutcomeReady,
+    Problem,
     Rejected,
     Started,
     Submit,
@@ -36,9 +37,11 @@ from ..wire.messages import (
     Watch,
 )
 from . import diagnose
+from .again import Again
 from .base import JobFacts, JobId, JobRef, Queue, SchedulerUnavailable
 from .book import Book
 from .crews import Crews
+from .notes import Notes
 from .records import Burst, Task, cut, refusal
 from .submitter import Jobs, Submitter, accepted
 from .unheeded import Notices
@@ -79,11 +82,13 @@ class Service:
         self._name = secrets.token_hex(8)
         self._submitter = Submitter(self._book, queue, jobs, self._name, clock)
         self._crews = Crews(self._book, queue, jobs, client, self._name, clock)
+        self._again = Again(self._book, clock)
         self._beat_at = clock()
         self._strangers: dict[TaskKey, float] = {}  # waited for and not known: until when
         self._learn_at = 0.0
         self._doom_at = 0.0
         self._ask_at = clock() + self._terms.poll_s
+        self._waits: set[tuple[JobId, str]] = set()  # why jobs wait, as it was said
         self._learn()
         if self._book.tasks:
             self._look_at_all()
@@ -121,6 +126,8 @@ class Service:
             self._crews.step()
         if self._strangers and now >= self._learn_at:
             self._expect(now)
+        if self._again.due_at is not None and now >= self._again.due_at:
+            self._try_again()
         if self._book.open and now >= self._outcomes.due_at:
             self._look()
         if self._book.open and now >= self._ask_at:
@@ -130,7 +137,7 @@ class Service:
     @property
     def submitting(self) -> bool:
         """The scheduler has not been told yet of something that was asked for: jobs to be run, or to be ended."""
-        return self._submitter.busy or self._crews.busy or bool(self._book.doomed)
+        return self._submitter.busy or self._again.busy or self._crews.busy or bool(self._book.doomed)
 
     def wait_s(self) -> float | None:
         """Seconds until `step` has something to do; None: only after a request."""
@@ -143,6 +150,8 @@ class Service:
             due += [self._outcomes.due_at, self._ask_at]
         if self._strangers:
             due.append(self._learn_at)
+        if self._again.due_at is not None:
+            due.append(self._again.due_at)
         if self._book.open or self._submitter.busy:
             due.append(self._beat_at)
         return max(0.0, min(due) - self.clock()) if due else None
@@ -201,8 +210,8 @@ class Service:
 
     def _adopt(self, submit: Submit) -> Burst:
         """Make records of a burst."""
-        for entry in submit.tasks:
-            self._book.add(entry, submit.burst, submit.resources[entry.resources])
+        for position, entry in enumerate(submit.tasks):
+            self._book.add(entry, submit.burst, submit.resources[entry.resources], position)
         burst = self._bursts[submit.burst] = Burst(submit, own=submit.burst.startswith(f"{self._client}-"))
         return burst
 
@@ -231,7 +240,8 @@ class Service:
             task = self._book.tasks.get(key)
             if task is not None:
                 task.wanted, task.over, task.started = True, False, False
-                if task.ref is not None or self._bursts[task.burst].followed or self._crews.of(task.burst):
+                elsewhere = self._bursts[task.burst].followed or self._crews.of(task.burst)
+                if task.ref is not None or task.waits_again or elsewhere:
                     self._book.open[key] = None
             else:  # whoever said that there is such a task may be about to submit it
                 self._strangers[key] = self.clock() + _STRANGE_S
@@ -239,8 +249,9 @@ class Service:
         self._look_at_all()
         for key in keys:
             task = self._book.tasks.get(key)
-            unknown = task is not None and not task.over and task.ref is None and not self._crews.of(task.burst)
-            if task is not None and unknown and self._bursts[task.burst].accepted:
+            if task is None or task.over or task.waits_again or self._crews.of(task.burst):
+                continue
+            if task.ref is None and self._bursts[task.burst].accepted:
                 loss = Loss("store", "its job could not be described: the store was full at that time")
                 self._book.tell_loss(task, loss)
 
@@ -262,7 +273,7 @@ class Service:
 
     def _learn(self) -> None:
         """Bursts and jobs that the store knows and we do not; those of our client are ours to submit."""
-        jobs, most = self._submitter.notes()
+        notes = self._submitter.notes()
         for submit in self.session.bursts():
             burst = self._bursts.get(submit.burst)
             if burst is not None and not burst.followed:
@@ -275,18 +286,21 @@ class Service:
             if self._crews.of(submit.burst):
                 self._crews.learn(burst)
                 continue
-            if submit.burst in most:  # else nothing of it was submitted
-                self._learn_jobs(burst, most[submit.burst], jobs)
+            if submit.burst in notes.most:  # else nothing of it was submitted
+                self._learn_jobs(burst, notes)
             if not burst.accepted and (not burst.followed or self._submitter.orphaned(burst)):
                 self._submitter.add(burst)
+        self._again.learn(notes.again)
 
-    def _learn_jobs(self, burst: Burst, most: int, jobs: Mapping[str, JobId]) -> None:
-        if burst.groups is None:
-            burst.groups = cut(burst.submit, most)
+    def _learn_jobs(self, burst: Burst, notes: Notes) -> None:
+        name = burst.submit.burst
+        if burst.groups is None or burst.followed:  # whoever submits it may have halved an array since
+            burst.groups = cut(burst.submit, notes.most[name], notes.halved.get(name, ()))
         for group in list(burst.groups):
-            if group.name in jobs:
+            if group.name in notes.jobs:
                 keys = [burst.submit.tasks[position].key for position in group.positions]
-                self._book.assign(group.name, keys, jobs[group.name])
+                if not self._book.tasks[keys[0]].job_name:  # else it was learned before
+                    self._book.assign(group.name, keys, notes.jobs[group.name])
                 burst.groups.remove(group)
         if not burst.groups:
             burst.accepted, burst.followed = True, False
@@ -306,13 +320,15 @@ class Service:
         self._look()
 
     def _read(self, names: Iterable[str]) -> None:
-        for name in sorted(names):  # .h5 before .lost
+        for name in sorted(names, key=lambda name: (len(name), name)):  # .h5 before .lost, .died-2 before .died-10
             stem, _, suffix = name.rpartition(".")
             task = self._book.tasks.get(TaskKey(stem))
             if task is None or name.startswith("."):
                 continue
             if suffix == "running":
                 self._note_start(task)
+            elif suffix.startswith("died-") and suffix[5:].isdigit():
+                self._again.note(task, int(suffix[5:]))
             elif suffix == "h5" and not task.over:
                 self._note_outcome(task)
             elif suffix == "lost" and not task.over:
@@ -385,12 +401,14 @@ class Service:
             return
         self._book.no_problem()
         self._refuse_stuck(refs, facts)
+        self._tell_waiting(refs, facts)
         ended = [ref for ref in refs if facts[ref].state.ended]
         if ended or any(facts[ref].state.ended for ref in pilots):
+            self._again.learn(self._submitter.notes().again)  # jobs that went behind others, or were tried again
             self._look_at_all()
         self._crews.heard(facts, self._outcomes)
         for ref in ended:
-            if not refs[ref].over:
+            if not refs[ref].over and refs[ref].ref == ref:
                 self._explain(refs[ref], ref, facts[ref])
 
     def _explain(self, task: Task, ref: JobRef, facts: JobFacts) -> None:
@@ -406,7 +424,18 @@ class Service:
         if loss is None and now - task.ended_at >= self._terms.grace_s:
             loss = diagnose.unexplained(facts, ref, self._terms.grace_s, log_tail(log), str(log))
         if loss is not None:
-            self._book.publish_loss(task, loss)
+            self._again.lose(task, loss)
+
+    def _try_again(self) -> None:
+        """Submit further attempts of this service's bursts, and of those that nobody has any more."""
+        self._learn()  # a supervisor may have submitted them
+        for name, group in list(self._again.groups()):
+            burst = self._bursts[name]
+            if self._submitter.owns(burst):
+                self._submitter.add_group(burst, group)
+            else:
+                keys = [burst.submit.tasks[position].key for position in group.positions]
+                self._again.put_off(keys, self._terms.poll_s)
 
     def _refuse_stuck(self, refs: Mapping[JobRef, Task], facts: Mapping[JobRef, JobFacts]) -> None:
         """A job that waits for what will never come is lost now; the scheduler would keep it for ever."""
@@ -415,3 +444,11 @@ class Service:
             if loss is not None and not task.started:
                 self._book.doomed.append(ref)
                 self._book.publish_loss(task, loss)
+
+    def _tell_waiting(self, refs: Mapping[JobRef, Task], facts: Mapping[JobRef, JobFacts]) -> None:
+        """Say what may keep a job waiting for long, once for each job and text."""
+        for ref, task in refs.items():
+            text = None if task.over else diagnose.waiting(facts[ref], JobRef(ref.job))
+            if text is not None and (ref.job, text) not in self._waits:
+                self._waits.add((ref.job, text))
+                self._book.events.append(Problem(text))

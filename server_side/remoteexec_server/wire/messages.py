@@ -10,7 +10,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NewType, Union
 
@@ -215,6 +215,7 @@ class Loss:
         log_path: where the whole log lies on the cluster.
         upstream: with reason "upstream": the task whose failure this one inherits.
         evidence: the scheduler's facts, and what to change.
+        attempts: why each attempt ended, this one last, where there were several.
     """
 
     reason: str
@@ -227,6 +228,7 @@ class Loss:
     log_path: str | None = None
     upstream: TaskKey | None = None
     evidence: Evidence = NOTHING
+    attempts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -312,7 +314,9 @@ def build(kind: type[T], plain: object) -> T:
         raise MessageError(f"{kind.__name__}: unknown fields {sorted(unknown)}")
     try:
         return kind(**{name: _read(hints[name], value, f"{kind.__name__}.{name}") for name, value in plain.items()})
-    except TypeError as exc:
+    except MessageError:
+        raise
+    except (TypeError, ValueError) as exc:  # a class may refuse values itself
         raise MessageError(f"{kind.__name__}: {exc}") from exc
 
 
@@ -349,7 +353,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
             except MessageError:
                 continue
         raise MessageError(f"{where}: {value!r:.80} is none of {hint}")
-    if origin is tuple:
+    if origin is tuple or origin is Collection:
         if not isinstance(value, list):
             raise MessageError(f"{where}: expected a list, got {value!r:.80}")
         return tuple(_read(args[0], item, where) for item in value)
