@@ -234,7 +234,7 @@ def _prepare(job: Job) -> None:
         os.environ[name] = str(job.resources.threads_per_core)
     os.environ.update(job.resources.environment)
     if job.resources.cwd is not None:
-        cwd = Path(job.resources.cwd).expanduser()
+        cwd = Path(os.path.expandvars(job.resources.cwd)).expanduser()
         cwd.mkdir(parents=True, exist_ok=True)
         os.chdir(cwd)
 
