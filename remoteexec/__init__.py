@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from remoteexec_server.checkpoint import checkpoint
 from remoteexec_server.growing import current_executor
 from remoteexec_server.worker import worker_id
 
@@ -12,26 +13,29 @@ from ._version import __version__
 from .executors.base import BaseExecutor
 from .executors.single_node import SingleNodeExecutor
 from .futures import TaskFuture, TaskInfo
-from .resources import ResourceError, Resources
+from .resources import ResourceError, Resources, Retry
 from .selections import get_item_from_future, split_future
 
 if TYPE_CHECKING:
     from .engine.cache import get_cache_data, get_future_from_cache
     from .engine.left_tasks import get_cache_data_queue, terminate_task_in_cache, terminate_tasks_in_cache
-    from .executors.cluster import SlurmClusterExecutor, TestClusterExecutor
+    from .executors.cluster import FluxClusterExecutor, SlurmClusterExecutor, TestClusterExecutor
     from .executors.remote import RemoteExecutor
 
 __all__ = [
     "BaseExecutor",
+    "FluxClusterExecutor",
     "RemoteExecutor",
     "ResourceError",
     "Resources",
+    "Retry",
     "SingleNodeExecutor",
     "SlurmClusterExecutor",
     "TaskFuture",
     "TaskInfo",
     "TestClusterExecutor",
     "__version__",
+    "checkpoint",
     "current_executor",
     "get_cache_data",
     "get_cache_data_queue",
@@ -44,6 +48,7 @@ __all__ = [
 ]
 
 _LATE = {
+    "FluxClusterExecutor": "executors.cluster",
     "RemoteExecutor": "executors.remote",
     "SlurmClusterExecutor": "executors.cluster",
     "TestClusterExecutor": "executors.cluster",

@@ -30,7 +30,13 @@
             ├── TaskCancelled           "cancelled"
             ├── TaskPreempted           "preempted"
             ├── TaskKilled              "killed": a signal that none of the above explains
-            └── TaskUnknownLoss         "store", "unknown"
+            ├── TaskRejected            "rejected": asks for what it can never get; also a SubmitRejected
+            │   └── TaskOverQuota       "quota": more than account or QOS allow one job
+            ├── TaskNeverStarted        "never_started": the scheduler could not launch it
+            ├── TaskPythonMissing       "python_missing": its job found no Python
+            ├── TaskImportError         "import_error": a module is missing there; also a RemoteTaskError
+            ├── TaskStoreUnreachable    "store": the files of the session cannot be read or written
+            └── TaskUnknownLoss         "unknown"
 
 (t): `transient` is True, trying again later can help. An exception that the user's function raises is not in this tree:
 it comes back as itself.
@@ -43,7 +49,9 @@ see the same object.
 from __future__ import annotations
 
 import pickle
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from remoteexec_server.wire.evidence import NOTHING, Evidence
 
 __all__ = [
     "AuthenticationFailed",
@@ -68,11 +76,17 @@ __all__ = [
     "SubmitRejected",
     "TaskCancelled",
     "TaskError",
+    "TaskImportError",
     "TaskKilled",
     "TaskLost",
+    "TaskNeverStarted",
     "TaskNodeFailure",
     "TaskOutOfMemory",
+    "TaskOverQuota",
     "TaskPreempted",
+    "TaskPythonMissing",
+    "TaskRejected",
+    "TaskStoreUnreachable",
     "TaskTimeout",
     "TaskUnknownLoss",
     "TransportError",
@@ -259,7 +273,7 @@ class TaskLost(TaskError):
     """The task ended without an outcome, and none will come.
 
     Attributes:
-        reason: "timeout", "out_of_memory", "node_failure", "cancelled", "preempted", "killed", "store" or "unknown".
+        reason: which class this is, in a word: see the tree above.
         task: Key of the task.
         job: The scheduler's id of its job, None if it never had one.
         node: Name of the machine, None where unknown.
@@ -267,6 +281,9 @@ class TaskLost(TaskError):
         signal: Number of the signal that ended it, None if none did or where unknown.
         log_tail: Last lines of the job's log.
         log_path: The log's path on the cluster.
+        evidence: What the scheduler says: `evidence.state`, `.reason`, `.cancelled_by`, `.suggestion`, and
+            `evidence.usage`, time in seconds and memory in bytes, used against allowed: `.time_s`, `.time_limit_s`,
+            `.memory_bytes`, `.memory_limit_bytes`.
     """
 
     default_reason: ClassVar[str] = "unknown"
@@ -283,6 +300,7 @@ class TaskLost(TaskError):
         signal: int | None = None,
         log_tail: str = "",
         log_path: str | None = None,
+        evidence: Evidence = NOTHING,
     ) -> None:
         super().__init__(message, task=task)
         self.reason = self.default_reason if reason is None else reason
@@ -292,6 +310,7 @@ class TaskLost(TaskError):
         self.signal = signal
         self.log_tail = log_tail
         self.log_path = log_path
+        self.evidence = evidence
 
 
 class TaskTimeout(TaskLost):
@@ -330,37 +349,69 @@ class TaskKilled(TaskLost):
     default_reason = "killed"
 
 
+class TaskRejected(TaskLost, SubmitRejected):
+    """The job asks for what it can never get: the scheduler took it, and would keep it waiting for ever."""
+
+    default_reason = "rejected"
+
+
+class TaskOverQuota(TaskRejected):
+    """The job asks for more than its account or QOS allow one job. What is only full for now is waited for."""
+
+    default_reason = "quota"
+
+
+class TaskNeverStarted(TaskLost):
+    """The scheduler could not launch the job: a node that did not boot, a prolog that failed, no place for its log."""
+
+    default_reason = "never_started"
+
+
+class TaskPythonMissing(TaskLost):
+    """The job found no Python that can be run: exit code 126 or 127."""
+
+    default_reason = "python_missing"
+
+
+class TaskImportError(TaskLost, RemoteTaskError):
+    """A module is missing on the cluster: one that the call needs, or one of ours."""
+
+    default_reason = "import_error"
+
+
+class TaskStoreUnreachable(TaskLost):
+    """The session's files cannot be read or written from the node: full, not mounted, a stale handle, removed."""
+
+    default_reason = "store"
+
+
 class TaskUnknownLoss(TaskLost):
-    """The outcome could not be written ("store"), or there is no telling ("unknown")."""
+    """There is no telling."""
 
 
 _LOST_CLASSES: dict[str, type[TaskLost]] = {
     lost.default_reason: lost
-    for lost in (TaskTimeout, TaskOutOfMemory, TaskNodeFailure, TaskCancelled, TaskPreempted, TaskKilled)
+    for lost in (
+        TaskTimeout,
+        TaskOutOfMemory,
+        TaskNodeFailure,
+        TaskCancelled,
+        TaskPreempted,
+        TaskKilled,
+        TaskRejected,
+        TaskOverQuota,
+        TaskNeverStarted,
+        TaskPythonMissing,
+        TaskImportError,
+        TaskStoreUnreachable,
+    )
 }
 
 
-def task_lost(
-    reason: str,
-    message: str,
-    *,
-    task: str = "",
-    job: str | None = None,
-    node: str | None = None,
-    exit_code: int | None = None,
-    signal: int | None = None,
-    log_tail: str = "",
-    log_path: str | None = None,
-) -> TaskLost:
-    """Make the TaskLost whose class fits the reason. See TaskLost."""
-    return _LOST_CLASSES.get(reason, TaskUnknownLoss)(
-        message,
-        reason=reason,
-        task=task,
-        job=job,
-        node=node,
-        exit_code=exit_code,
-        signal=signal,
-        log_tail=log_tail,
-        log_path=log_path,
-    )
+def task_lost(reason: str, message: str, **facts: Any) -> TaskLost:
+    """Make the TaskLost whose class fits the reason.
+
+    Args:
+        facts: the keywords of TaskLost.
+    """
+    return _LOST_CLASSES.get(reason, TaskUnknownLoss)(message, reason=reason, **facts)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from remoteexec_server.callbacks import call_back
 from remoteexec_server.wire.names import TaskKey
 
 R = TypeVar("R")
@@ -60,6 +61,7 @@ class Ran(NamedTuple):
     started: float | None = None
     ended: float | None = None
     max_rss_bytes: int | None = None
+    attempts: int | None = None
 
 
 _NOT_YET = Ran()
@@ -81,6 +83,7 @@ class TaskInfo:
         started: when its function was called; inputs were there.
         ended: when that had returned, or the task was lost.
         max_rss_bytes: the most memory its process has had resident until then; a kept worker's earlier calls count.
+        attempts: how many it took, where jobs are tried again; see `Retry`.
         output: what it printed, if the executor keeps that; see `show_output` of SingleNodeExecutor.
     """
 
@@ -96,6 +99,7 @@ class TaskInfo:
     ended: float | None
     max_rss_bytes: int | None
     output: str | None = None
+    attempts: int | None = None
 
     @property
     def duration_s(self) -> float | None:
@@ -138,6 +142,9 @@ class AwaitableFuture(concurrent.futures.Future[R]):
         import asyncio
 
         return asyncio.wrap_future(self).__await__()
+
+    def _invoke_callbacks(self) -> None:
+        call_back(self, self._done_callbacks)  # type: ignore[attr-defined]  # typeshed leaves it out
 
     def __reduce__(self) -> Any:
         refer = getattr(_pickling, "refer", None)
@@ -227,7 +234,7 @@ class TaskFuture(AwaitableFuture[R]):
                     waiter.add_exception(self)
             self._condition.notify_all()
         if self._callbacks is not None:
-            self._invoke_callbacks()  # type: ignore[attr-defined]  # typeshed leaves it out
+            self._invoke_callbacks()
 
     def cancel(self) -> bool:
         """Cancel the task unless it has started; see concurrent.futures.Future.cancel."""
@@ -248,7 +255,7 @@ class TaskFuture(AwaitableFuture[R]):
                 waiter.add_cancelled(self)
             self._condition.notify_all()
         if self._callbacks is not None:
-            self._invoke_callbacks()  # type: ignore[attr-defined]  # typeshed leaves it out
+            self._invoke_callbacks()
         return True
 
     def show_running(self) -> bool:
@@ -289,6 +296,7 @@ class TaskFuture(AwaitableFuture[R]):
             ran.ended,
             ran.max_rss_bytes,
             None if self.output is None else str(self.output),
+            ran.attempts,
         )
 
 

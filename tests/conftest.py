@@ -5,7 +5,10 @@ REMOTEEXEC_REQUIRE=slurm,netcluster makes tests fail that would otherwise be ski
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +19,13 @@ from remoteexec.demo.slurm import SlurmOptions, missing_packages
 from tests.clusters.accounts import NoClusterPython
 from tests.clusters.embedded import EmbeddedTestCluster
 from tests.clusters.embedded import embedded_cluster as start_embedded_cluster
+from tests.clusters.flux import FluxInstance
+from tests.clusters.flux import flux_instance as start_flux_instance
 from tests.clusters.netcluster import NetCluster, obstacle
 from tests.clusters.netcluster import net_cluster as start_net_cluster
 from tests.clusters.rootless import SlurmCluster
 from tests.clusters.rootless import slurm_cluster as start_slurm_cluster
+from tests.leftovers import gone
 
 SLURM_FIXTURES = {"slurm_cluster", "small_array_cluster"}
 
@@ -39,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slurm")
         if "net_cluster" in used:
             item.add_marker("netcluster")
+        if "flux_instance" in used:
+            item.add_marker("flux")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,6 +56,19 @@ def _by_value(request: pytest.FixtureRequest) -> Iterator[None]:
     cloudpickle.register_pickle_by_value(module)
     yield
     cloudpickle.unregister_pickle_by_value(module)
+
+
+@pytest.fixture
+def process_mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """In the environment of all processes that the test starts; in the end none of them is left.
+
+    Five seconds are what a caller that was killed may take; executors that nobody holds any more end by themselves.
+    """
+    name = f"REMOTEEXEC_TEST_{uuid.uuid4().hex}"
+    monkeypatch.setenv(name, "1")
+    yield name
+    gc.collect()
+    assert gone(name) == []
 
 
 def _started(options: SlurmOptions) -> Iterator[SlurmCluster]:
@@ -62,8 +83,8 @@ def _started(options: SlurmOptions) -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[SlurmCluster]:
-    """A rootless SLURM of two nodes with four CPUs each behind an sshd."""
-    yield from _started(SlurmOptions())
+    """A rootless SLURM of two nodes with four CPUs and two GPUs, which are none, each behind an sshd."""
+    yield from _started(SlurmOptions(gpus=2, features=("fast,rack1", "slow,rack2")))
 
 
 @pytest.fixture(scope="session")
@@ -91,10 +112,20 @@ def net_cluster() -> Iterator[NetCluster]:
         skip_for_want_of("netcluster", str(exc))
 
 
+@pytest.fixture(scope="session")
+def flux_instance() -> Iterator[FluxInstance]:
+    """A Flux instance of two nodes with four cores each, which `flux` and our queue find through FLUX_URI."""
+    if shutil.which("flux") is None:
+        skip_for_want_of("flux", "no `flux` on PATH: flux-core is not installed")
+    with start_flux_instance() as instance, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLUX_URI", instance.uri)
+        yield instance
+
+
 @pytest.fixture(autouse=True)
 def _recovered(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test on a cluster: no jobs left, every daemon and node up, options as at first."""
-    fixtures = {*SLURM_FIXTURES, "embedded_cluster", "net_cluster"}
+    fixtures = {*SLURM_FIXTURES, "embedded_cluster", "flux_instance", "net_cluster"}
     used = [request.getfixturevalue(name) for name in sorted(fixtures & set(request.fixturenames))]
     yield
     for cluster in used:

@@ -136,6 +136,7 @@ class Visit:
             Check("dependencies", ("Python",), self.dependencies),
             Check("remoteexec_server", ("dependencies",), self.server),
             Check("scheduler", ("remoteexec_server",), self.scheduler),
+            Check("MPI", ("scheduler",), self.mpi),
         ]
         return [*checks, Check("a task there and back", ("scheduler",), self.task)] if task else checks
 
@@ -232,6 +233,11 @@ class Visit:
                 f"`remoteexec config add-cluster {name} --login-shell`, and without a scheduler `--scheduler local`."
             )
         return f"{facts.scheduler}{'; partitions: ' if facts.partitions else ''}{', '.join(facts.partitions)}"
+
+    def mpi(self) -> str:
+        """Never fails: most tasks need none."""
+        assert self._facts is not None
+        return self._facts.mpi
 
     def task(self) -> str:
         from concurrent.futures import TimeoutError as FutureTimeout

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..config import ClusterConfig, config_path, load_cluster, load_clusters, remove_cluster, save_cluster
-from ..config.model import check_name, to_table
+from ..config.model import SCHEDULERS, check_name, to_table
 from ..errors import ConfigError, TransportError
 from . import hostkeys, terminal
 
@@ -36,7 +36,13 @@ def add_cluster(
         str | None, typer.Option(help="Our directory there; may begin with ~ or $SCRATCH.  [default: ~/.remoteexec]")
     ] = None,
     python: Annotated[str | None, typer.Option(help="Python there.  [default: ROOT/env/bin/python]")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="slurm, or local for no scheduler.  [default: slurm]")] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="slurm, flux, pbs, torque, lsf, sge, moab, or local for no scheduler.  [default: slurm]"),
+    ] = None,
+    pysqa_config_directory: Annotated[
+        str | None, typer.Option(help="The site's pysqa configuration there: queue.yaml and templates.")
+    ] = None,
     login_shell: Annotated[
         bool | None, typer.Option("--login-shell/--no-login-shell", help="Start our processes from `bash -l`.")
     ] = None,
@@ -57,6 +63,7 @@ def add_cluster(
         "root": root,
         "python": python,
         "scheduler": scheduler,
+        "pysqa_config_directory": pysqa_config_directory,
         "login_shell": login_shell,
     }
     old = load_clusters().get(check_name(name))
@@ -149,7 +156,7 @@ def _questions(values: dict[str, Any]) -> dict[str, Any]:
             or None
         ),
         "root": typer.prompt("Our directory there", default=values.get("root") or "~/.remoteexec"),
-        "scheduler": typer.prompt("Scheduler, slurm or local", default=values.get("scheduler") or "slurm"),
+        "scheduler": typer.prompt(f"Scheduler ({', '.join(SCHEDULERS)})", default=values.get("scheduler") or "slurm"),
     }
     return answers
 

@@ -14,7 +14,7 @@ from ..ssh.base import SshSettings
 
 __all__ = ["SCHEDULERS", "ClusterConfig", "check_name", "to_table"]
 
-SCHEDULERS = ("slurm", "local")
+SCHEDULERS = ("slurm", "flux", "pbs", "torque", "lsf", "sge", "moab", "local")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ROOT = re.compile(r"(/|~(/|$)|\$[A-Za-z_][A-Za-z0-9_]*(/|$)|\$\{[A-Za-z_][A-Za-z0-9_]*\}(/|$))")
@@ -34,9 +34,10 @@ class ClusterConfig:
         root: Our directory on the cluster: absolute, or beginning with `~` or a variable such as `$SCRATCH`, which are
             replaced there.
         python: Interpreter on the cluster: a path like `root`, or a name on PATH; None is ROOT/env/bin/python.
-        scheduler: "slurm", or "local" for running jobs on the login node itself.
+        scheduler: "slurm", another of `SCHEDULERS`, or "local" for running jobs on the login node itself.
         login_shell: Start our processes from `bash -l`, for sites that set PATH or modules only there.
         poll_s: Seconds between two questions to the scheduler, at least; > 0.
+        pysqa_config_directory: On the cluster, with the site's templates and limits: a path like `root`.
         resources: Defaults under each call's `resource_dict`.
 
     Raises:
@@ -54,6 +55,7 @@ class ClusterConfig:
     scheduler: str = "slurm"
     login_shell: bool = False
     poll_s: float = 30.0
+    pysqa_config_directory: str | None = None
     resources: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -153,8 +155,12 @@ _RULES: dict[str, tuple[str, Callable[[object], bool]]] = {
         lambda v: _text(v) and bool(_ROOT.match(str(v))) and ".." not in str(v).split("/"),
     ),
     "python": ("a path or the name of a program on the cluster", _optional(_text)),
-    "scheduler": (" or ".join(repr(name) for name in SCHEDULERS), lambda v: v in SCHEDULERS),
+    "scheduler": (f"one of {', '.join(SCHEDULERS)}", lambda v: v in SCHEDULERS),
     "login_shell": ("true or false", lambda v: isinstance(v, bool)),
     "poll_s": ("a number of seconds greater than 0", _seconds),
+    "pysqa_config_directory": (
+        "a path on the cluster that begins with '/', '~/' or a variable such as '$HOME/'",
+        _optional(lambda v: _text(v) and bool(_ROOT.match(str(v)))),
+    ),
     "resources": ("a table whose keys are resource names such as cores", _resources),
 }

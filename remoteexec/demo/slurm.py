@@ -6,6 +6,7 @@ The user is the caller; root may name another `Account`.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shlex
@@ -42,6 +43,8 @@ class SlurmOptions:
 
     Attributes:
         memory_per_cpu_mb: what a job gets that asks for no memory; it is killed for using more.
+        gpus: of each node, 0 to 2; nothing but files that stand for them.
+        features: of the nodes, in their order, for jobs' constraints.
         preload: a shared library for slurmctld's LD_PRELOAD.
         environment: variables that every SSH session finds, besides HOME and SLURM_CONF.
     """
@@ -51,6 +54,8 @@ class SlurmOptions:
     memory_mb: int = 4000
     memory_per_cpu_mb: int = 500
     max_array_size: int = 10001
+    gpus: int = 0
+    features: Sequence[str] = ()
     preload: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -372,8 +377,8 @@ class RootlessSlurm(SlurmCommands):
         directory, options = self.directory, self.options
         hostname = socket.gethostname().partition(".")[0]
         nodes = "\n".join(
-            f"NodeName={node} NodeHostname={hostname} NodeAddr=127.0.0.1 Port={port}"
-            for node, port in zip(self.nodes, self._node_ports, strict=True)
+            f"NodeName={node} NodeHostname={hostname} NodeAddr=127.0.0.1 Port={port}{more}"
+            for node, port, more in zip(self.nodes, self._node_ports, self._node_options(), strict=True)
         )
         slurm = render(
             "slurm.conf",
@@ -388,6 +393,7 @@ class RootlessSlurm(SlurmCommands):
             tmp=str(directory / "tmp" / "%n"),
             memory_per_cpu_mb=str(options.memory_per_cpu_mb),
             max_array_size=str(options.max_array_size),
+            gres_types="GresTypes=gpu" if options.gpus else "",
             cpus=str(options.cpus),
             memory_mb=str(options.memory_mb),
             nodes=nodes,
@@ -408,9 +414,15 @@ class RootlessSlurm(SlurmCommands):
             environment="SetEnv " + " ".join(f"{name}={value}" for name, value in session.items()),
         )
         self.slurm_conf.write_text(slurm, encoding="utf-8")
+        (directory / "etc" / "gres.conf").write_text(_gres_conf(options.gpus), encoding="utf-8")
         (directory / "etc" / "cgroup.conf").write_text(self._cgroup_conf(), encoding="utf-8")
         (directory / "etc" / "sshd_config").write_text(sshd, encoding="utf-8")
         (directory / "etc" / "banner").write_text("", encoding="utf-8")
+
+    def _node_options(self) -> list[str]:
+        gpus = f" Gres=gpu:fake:{self.options.gpus}" if self.options.gpus else ""
+        features = [f" Feature={feature}" for feature in self.options.features]
+        return [gpus + more for more, _ in itertools.zip_longest(features, self.nodes, fillvalue="")]
 
     def _cgroup_conf(self) -> str:
         shown = subprocess.run(["slurmctld", "-V"], env=self.environment, capture_output=True, text=True, check=True)
@@ -429,6 +441,12 @@ class RootlessSlurm(SlurmCommands):
             program("slurmctld", tool("slurmctld"), "-D", **preload),
             *(program(node, tool("slurmd"), "-D", "-N", node) for node in self.nodes),
         ]
+
+
+def _gres_conf(gpus: int) -> str:
+    """slurmd insists on character devices, and counts those it is given."""
+    files = ["/dev/null", "/dev/zero"][:gpus]
+    return f"Name=gpu Type=fake File={','.join(files)}\n" if files else ""
 
 
 def tool(name: str) -> str:

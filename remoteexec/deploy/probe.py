@@ -31,6 +31,7 @@ class Facts:
         pysqa: Version, None if it cannot be imported; h5py and cloudpickle alike.
         scheduler: "slurm 22.05.8"; None if it does not answer.
         partitions: Names, the default first.
+        mpi: What MPI functions would use, or why there is nothing.
         problem: What else is wrong, None if nothing is.
     """
 
@@ -44,6 +45,7 @@ class Facts:
     cloudpickle: str | None
     scheduler: str | None
     partitions: tuple[str, ...]
+    mpi: str
     problem: str | None
 
 
@@ -55,7 +57,9 @@ def probe(link: Link, config: ClusterConfig, timeout_s: float = 60.0) -> Facts:
         TransportError: The connection, or no answer within `timeout_s`.
     """
     sentinel = secrets.token_hex(16)
-    argv = start_argv(config, package_files().digest, "probe", "--scheduler", config.scheduler, "--sentinel", sentinel)
+    argv = start_argv(
+        config, package_files().digest, "probe", "--scheduler", config.scheduler, "--sentinel", sentinel, "--mpi"
+    )
     done = link.run(argv, timeout_s=timeout_s)
     facts = _find(done.stdout, sentinel)
     if facts is None:
@@ -79,6 +83,7 @@ def probe(link: Link, config: ClusterConfig, timeout_s: float = 60.0) -> Facts:
         cloudpickle=facts.get("cloudpickle"),
         scheduler=facts.get("scheduler"),
         partitions=tuple(facts.get("partitions") or ()),
+        mpi=str(facts.get("mpi", "")),
         problem=facts.get("problem"),
     )
 

@@ -266,6 +266,9 @@ class Caching:
                 running = self._running.get((directory, name))
                 if running is not None and not running.inner.cancelled():
                     return running.another()
+                if running is not None and running.pointed:  # to what nobody is to take up
+                    running.pointed = False
+                    directory.forget(name)
                 hit = self._usable(directory.find(name))
                 if hit is not None:
                     return _done(hit, name, token, function_name(call.fn))

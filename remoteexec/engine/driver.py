@@ -36,6 +36,7 @@ from remoteexec_server.wire.messages import (
     Problem,
     Refused,
     Rejected,
+    Script,
     Started,
     Submit,
     TaskKey,
@@ -51,6 +52,7 @@ from . import outcomes
 from .calls import Call, ForeignFailed, Pickler, bundle
 from .client import Failed, Heard, ServiceClient, refusal
 from .inbox import Adopt, Ask, Flush, ForeignDone, New, Stop
+from .scripts import Scripts
 from .tracker import (
     Action,
     Added,
@@ -130,6 +132,7 @@ class Driver:
         self._session_key = b""  # the service says it
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._pickler = Pickler(self)
+        self._scripts = Scripts()
         self._lock = threading.RLock()  # the garbage collector may come to `stop` an executor while it is held
         self._closing: str | None = None
         self._submitted = self._numbered = self._statements = 0
@@ -159,6 +162,7 @@ class Driver:
         Raises:
             RuntimeError: see `submit`.
         """
+        self._check_open()  # first: where the interpreter exits, an import of h5py crashes it (Python 3.13)
         # imported now, if not before: h5py undoes its hooks in an exit handler, and crashes if it gets none
         importlib.import_module("remoteexec_server.store.hdf5")
         with self._lock:
@@ -254,6 +258,16 @@ class Driver:
         """See `submit`."""
         return self._pickler.pickle_function(fn)
 
+    def job_script(self, resources: Resources) -> str:
+        """What would be submitted for a task; see BatchExecutor.job_script."""
+        with self._lock:
+            self._check_open()
+            if self._unreachable is not None:
+                raise errors.ConnectionLost(self._unreachable)
+            question, answer = self._scripts.new(resources)
+        self._client.send(question)
+        return answer.result()
+
     @contextmanager
     def gathering(self) -> Iterator[None]:
         """Submits within belong to one burst."""
@@ -307,6 +321,7 @@ class Driver:
             self._break(exc)
         finally:
             self._client.close()
+            self._scripts.fail(RuntimeError("the executor has ended"))
 
     def _loop(self) -> None:
         began_at = 0.0  # when the burst that is being gathered began
@@ -435,8 +450,11 @@ class Driver:
                 self._do(event)
             case Unlinked():
                 self._unreachable = event.reason
+                self._scripts.fail(errors.ConnectionLost(event.reason))
                 log.warning("%s", event.reason)
                 self._do(event)
+            case Script():
+                self._scripts.answer(event)
             case Problem():
                 log.warning("%s", event.message)
             case Failed():
@@ -457,7 +475,12 @@ class Driver:
         task = self._tasks.get(event.key)
         if task is not None:
             ran, loss = task.future.ran, event.loss
-            task.future.ran = ran._replace(host=loss.node or ran.host, job=loss.job or ran.job, ended=time.time())
+            task.future.ran = ran._replace(
+                host=loss.node or ran.host,
+                job=loss.job or ran.job,
+                ended=time.time(),
+                attempts=len(loss.attempts) or ran.attempts,
+            )
 
     def _finish(self, key: TaskKey, data: bytes) -> None:
         if key not in self._tasks:  # cancelled meanwhile, or told twice

@@ -1,9 +1,8 @@
-"""How a task of a pool ended, as the caller sees it."""
+"""How a task of a pool has ended, as its future says it."""
 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 from typing import Any
 
@@ -13,7 +12,7 @@ from remoteexec_server.wire.names import TaskKey
 
 from .. import errors
 from ..futures import Ran, TaskFuture
-from ..pool.tasks import Answered, Broken, Died, End
+from ..pool.tasks import Answered, Broken, Died, End, how_ended
 from . import outcomes
 
 _TAIL = 20
@@ -22,7 +21,7 @@ _HOST = socket.gethostname()
 
 
 def outcome(future: TaskFuture[Any], end: End) -> tuple[Any, BaseException | None]:
-    """Note where and when it ran; result and exception, of which the exception counts if it is not None."""
+    """Result and exception; exactly one of them counts, the exception if it is not None."""
     key = future.key
     match end:
         case Answered():
@@ -39,28 +38,20 @@ def outcome(future: TaskFuture[Any], end: End) -> tuple[Any, BaseException | Non
 
 
 def broken(key: TaskKey, end: Broken) -> errors.TaskLost:
-    """The error of a task that the pool cannot run."""
+    """What is said of a task that could not be run."""
     return errors.TaskKilled(f"task {key} cannot run: {end.reason}", task=key)
 
 
 def death(key: TaskKey, died: Died, printed: object = None) -> errors.TaskLost:
-    """The error of a task whose process has ended.
-
-    Args:
-        printed: by the task; the last lines are told.
-    """
+    """What is said of a task whose process has ended, with the end of what it has printed."""
     log_tail = "\n".join(str(printed).splitlines()[-_TAIL:]) if printed is not None else ""
     if died.timed_out:
         return errors.TaskTimeout(f"task {key} took longer than its run_time_max and was ended", task=key)
     code = os.waitstatus_to_exitcode(died.status)
-    if code < 0:
-        what, number = f"was ended by {signal.Signals(-code).name}", -code
-    else:
-        what, number = f"ended itself with exit code {code}", None
     return errors.TaskKilled(
-        f"the process of task {key} (pid {died.pid}) {what}",
+        f"the process of task {key} (pid {died.pid}) {how_ended(died.status)}",
         task=key,
-        signal=number,
-        exit_code=code if number is None else None,
+        signal=-code if code < 0 else None,
+        exit_code=code if code >= 0 else None,
         log_tail=log_tail,
     )

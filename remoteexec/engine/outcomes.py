@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from remoteexec_server.wire import payload
+from remoteexec_server.wire.evidence import Evidence
 from remoteexec_server.wire.names import TaskKey
 from remoteexec_server.wire.payload import Pickled
 
@@ -70,7 +71,7 @@ def result(data: bytes, buffers: Sequence[Any], task: TaskKey) -> tuple[Any, Bas
 
 def lost(task: TaskKey, loss: Loss) -> errors.TaskLost | errors.SubmitRejected:
     """The error that says why a task will never have an outcome."""
-    if loss.reason == "rejected":
+    if loss.reason == "rejected" and loss.job is None:  # there never was a job to be lost
         return errors.SubmitRejected(loss.message)
     return errors.task_lost(
         loss.reason,
@@ -82,6 +83,7 @@ def lost(task: TaskKey, loss: Loss) -> errors.TaskLost | errors.SubmitRejected:
         signal=loss.signal,
         log_tail=loss.log_tail,
         log_path=loss.log_path,
+        evidence=loss.evidence,
     )
 
 
@@ -130,9 +132,12 @@ def _ours(task: TaskKey, facts: Any, here: bool) -> BaseException:
             return errors.TaskKilled(
                 f"task {task}: {text}",
                 task=task,
+                job=facts.get("job"),
+                node=facts.get("host"),
                 exit_code=facts.get("exit_code"),
                 signal=facts.get("signal"),
                 log_tail=facts.get("log_tail", ""),
+                log_path=facts.get("log_path"),
             )
         case "refused":
             if name.endswith("PythonMismatchError"):
@@ -141,10 +146,21 @@ def _ours(task: TaskKey, facts: Any, here: bool) -> BaseException:
         case "call_not_loadable":
             where = "in the process that was to run it" if here else "on the cluster"
             message = f"the call of task {task} cannot be loaded {where}: {name.removeprefix('builtins.')}: {text}"
-            if name.endswith("ModuleNotFoundError"):
-                message += f"; {_INSTALL_HERE if here else _INSTALL_THERE}"
+            if "ImportError" in facts.get("bases", ()):
+                if here:
+                    return errors.RemoteTaskError(f"{message}; {_INSTALL_HERE}", task=task, type_name=name, text=text)
+                return _import_error(task, message, name, text)
             return errors.RemoteTaskError(message, task=task, type_name=name, text=text)
     return _stand_in(task, name, text, facts.get("bases", ()))
+
+
+def _import_error(task: TaskKey, message: str, name: str, text: str) -> errors.TaskImportError:
+    """The call needs a module that is not there, or is there in another version."""
+    error = errors.TaskImportError(
+        f"{message}; {_INSTALL_THERE}", task=task, evidence=Evidence(suggestion=_INSTALL_THERE)
+    )
+    error.type_name, error.text = name, text
+    return error
 
 
 def _stand_in(task: TaskKey, name: str, text: str, bases: Any) -> errors.RemoteTaskError:

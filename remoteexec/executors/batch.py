@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from remoteexec_server.store.session import NAME
 from remoteexec_server.wire import header
 from remoteexec_server.wire.messages import Hello, TaskKey, Terms
+from remoteexec_server.wire.pilots import Pilots, check_fits
 from remoteexec_server.wire.resources import Resources
 
 from .._version import __version__
@@ -23,9 +24,11 @@ from ..engine.calls import Call
 from ..engine.client import ServiceClient
 from ..engine.driver import Driver
 from ..futures import TaskFuture, function_name
-from ..resources import ResourceError, read_resources, resource_names
+from ..resources import read_resources, resource_names
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, leave_first, refuse_own_parameter
+from .checks import check_count, check_resources
+from .pilots import PilotWish
 
 R = TypeVar("R")
 log = logging.getLogger("remoteexec")
@@ -45,8 +48,13 @@ class Options:
         submits_per_minute: submissions to the scheduler on average; sixty may follow each other at once.
         poll_s: seconds between two questions to the scheduler, for all jobs at once, while results are missing.
         disable_dependencies: futures as arguments are a ValueError.
+        pysqa_config_directory: on the cluster, with the site's templates and limits; see docs/configuration.md.
         views: see Views.
         wait: whether leaving the `with` block waits for all tasks.
+        block_allocation: run tasks in at most `max_workers` jobs that keep a worker each, instead of one job for each.
+        init_function: runs once in each such worker; the dictionary it returns fills parameters of later calls that
+            have those names and were not given.
+        idle_time_s: seconds without anything to do after which such a job ends.
     """
 
     max_workers: int | None = None
@@ -55,8 +63,12 @@ class Options:
     submits_per_minute: float = 60.0
     poll_s: float = 30.0
     disable_dependencies: bool = False
+    pysqa_config_directory: str | None = None
     views: Views = field(default_factory=Views)
     wait: bool = True
+    block_allocation: bool = False
+    init_function: Callable[[], Mapping[str, Any] | None] | None = None
+    idle_time_s: float = 60.0
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -64,7 +76,9 @@ class Options:
         Raises:
             ValueError: names parameter, value and rule.
         """
-        for name in ("max_workers", "max_cores", "submits_per_minute", "poll_s"):
+        check_count("max_workers", self.max_workers)
+        check_count("max_cores", self.max_cores)
+        for name in ("submits_per_minute", "poll_s"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be greater than 0, not {value}")
@@ -74,14 +88,22 @@ class Options:
                 "it becomes a file name"
             )
         self.views.check(self.disable_dependencies)
+        self.wish.check()
 
-    def terms(self) -> Terms:
+    @property
+    def wish(self) -> PilotWish:
+        """What of it concerns jobs that host workers."""
+        return PilotWish(self.block_allocation, self.max_workers, self.init_function, self.idle_time_s)
+
+    def terms(self, pilots: Pilots | None) -> Terms:
         """The same for the service."""
         return Terms(
             poll_s=self.poll_s,
             submits_per_minute=self.submits_per_minute,
-            jobs_at_once=self.max_workers,
+            jobs_at_once=None if self.block_allocation else self.max_workers,
             cores_at_once=self.max_cores,
+            pilots=pilots,
+            pysqa_config_directory=self.pysqa_config_directory,
         )
 
 
@@ -106,22 +128,25 @@ class BatchExecutor(BaseExecutor):
     ) -> None:
         self._options = options or Options()
         self._options.check()
+        check_resources(resource_dict)
         super().__init__(self._options.wait)
         self._caching = caching or Caching(None)
         resource_dict = self._caching.take_defaults(resource_dict)
-        self._defaults = _one_rank(read_resources(resource_dict))
+        self._defaults = read_resources(resource_dict)
+        self._pilots = self._options.wish.read(self._defaults)
         self._connect, self._place = connect, place
         self._recorder = self._options.views.recorder()
         self._lock = threading.Lock()  # guards the drivers of other sessions
         self._others: dict[str, Driver] = {}
         name = secrets.token_hex(4)
         self._session = self._options.session or f"s-{name}"
-        self._driver = self._make_driver(name, self._session, keep=self._options.session is not None)
+        keep = self._options.session is not None
+        self._driver = self._make_driver(name, self._session, self._pilots, keep)
         finish_at_exit(self._caching, last=True)
 
-    def _make_driver(self, name: str, session: str, keep: bool = False) -> Driver:
+    def _make_driver(self, name: str, session: str, pilots: Pilots | None = None, keep: bool = False) -> Driver:
         key = secrets.token_hex(32)
-        hello = Hello(header.PROTOCOL, header.PYTHON, __version__, name, session, key, self._options.terms())
+        hello = Hello(header.PROTOCOL, header.PYTHON, __version__, name, session, key, self._options.terms(pilots))
         driver = Driver(self._connect(hello), name, keep)
         weakref.finalize(self, driver.stop).atexit = False  # an executor nobody holds takes no more calls
         finish_at_exit(driver)
@@ -140,13 +165,16 @@ class BatchExecutor(BaseExecutor):
         resource_dict, wish = self._caching.split(resource_dict)
         resources = self._defaults
         if resource_dict is not None:
-            resources = _one_rank(read_resources(resource_dict, self._defaults))
+            resources = read_resources(resource_dict, self._defaults)
+            if self._pilots is not None:
+                check_fits(resources, self._pilots)
         seen = self._inspector(fn, args, kwargs)
         if self._options.views.nothing_runs:
             return self._driver.draw(fn, args, kwargs, seen)
         self.reach()
         if wish is not None and self._recorder is None:
-            call = CachedCall(fn, args, kwargs, resource_names(resources))
+            beside = (("init", self._options.init_function),) if self._options.init_function is not None else ()
+            call = CachedCall(fn, args, kwargs, resource_names(resources), beside)
             return self._caching.submit(
                 wish,
                 call,
@@ -166,6 +194,32 @@ class BatchExecutor(BaseExecutor):
         """
         self.reach()
         return self._driver.futures()
+
+    def job_script(
+        self,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        resource_dict: Mapping[str, Any] | Resources | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """The job script that `submit` with the same arguments would submit, which it does not.
+
+        The script depends on the resources alone; a real one names a directory of its own, an array where several calls
+        are submitted at once, and the jobs that it waits for.
+
+        Raises:
+            SubmitRejected: the resources, or the template, cannot be used.
+            SchedulerUnavailable: the script cannot be rendered now.
+            ConnectionLost: the connection broke before the answer.
+
+        See `submit` for the arguments and other errors.
+        """
+        refuse_own_parameter(fn)
+        resource_dict, _ = self._caching.split(resource_dict)
+        resources = self._defaults if resource_dict is None else read_resources(resource_dict, self._defaults)
+        self.reach()
+        return self._driver.job_script(resources)
 
     def map(  # type: ignore[override]  # fn is positional-only, as CPython has it from 3.14 on
         self,
@@ -271,15 +325,6 @@ class BatchExecutor(BaseExecutor):
                 driver = self._others[pointer.session]
             driver.start()
         return driver.adopt(TaskKey(pointer.task), name)
-
-
-def _one_rank(resources: Resources) -> Resources:
-    if resources.cores > 1:
-        raise ResourceError(
-            f"cores={resources.cores}: functions that run on several MPI ranks are not supported on clusters yet; "
-            "use threads_per_core for threads"
-        )
-    return resources
 
 
 class _Mapped(concurrent.futures.Executor):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from remoteexec_server.store import root
-from remoteexec_server.wire.resources import Resources
+from remoteexec_server.wire.resources import Resources, Retry
 
 from ..engine.cache import Pointer
 from ..engine.caching import Caching
@@ -18,7 +18,7 @@ from ..resources import with_defaults
 from ..views.views import Views
 from .batch import BatchExecutor, Options
 
-__all__ = ["LoginNodeExecutor", "SlurmClusterExecutor", "TestClusterExecutor"]
+__all__ = ["FluxClusterExecutor", "LoginNodeExecutor", "SlurmClusterExecutor", "TestClusterExecutor"]
 
 
 class LoginNodeExecutor(BatchExecutor):
@@ -31,7 +31,9 @@ class LoginNodeExecutor(BatchExecutor):
             before a call is run: see docs/cache.md.
         cache_errors: keep what calls raised, too.
         resource_dict: what every call asks for unless it says otherwise; see `read_resources`.
-        pmi_mode: as in `resource_dict`, for all calls; so is `openmpi_oversubscribe`.
+        pysqa_config_directory: with a `queue.yaml` and the templates it names, whose limits hold; see
+            docs/configuration.md.
+        pmi_mode: as in `resource_dict`, for all calls; so are `openmpi_oversubscribe` and `retries`, a `Retry`.
         hostname_localhost: taken, and without effect: nothing listens.
         refresh_rate: taken, and without effect: a result is seen within a tenth of the time it took, 2 s at most.
         plot_dependency_graph: see Views, as the next three.
@@ -53,6 +55,7 @@ class LoginNodeExecutor(BatchExecutor):
         cache_directory: str | os.PathLike[str] | None = None,
         max_cores: int | None = None,
         resource_dict: Mapping[str, Any] | Resources | None = None,
+        pysqa_config_directory: str | os.PathLike[str] | None = None,
         pmi_mode: str | None = None,
         hostname_localhost: bool | None = None,
         disable_dependencies: bool = False,
@@ -65,8 +68,12 @@ class LoginNodeExecutor(BatchExecutor):
         openmpi_oversubscribe: bool = False,
         cache_errors: bool = False,
         session: str | None = None,
+        retries: Retry | None = None,
         submits_per_minute: float = 60.0,
         poll_s: float | None = None,
+        block_allocation: bool = False,
+        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
+        idle_time_s: float = 60.0,
     ) -> None:
         where = str(root.absolute(cache_directory)) if cache_directory is not None else root.DEFAULT
         views = Views(plot_dependency_graph, plot_dependency_graph_filename, export_workflow_filename, log_obj_size)
@@ -77,12 +84,20 @@ class LoginNodeExecutor(BatchExecutor):
             submits_per_minute=submits_per_minute,
             poll_s=self.POLL_S if poll_s is None else poll_s,
             disable_dependencies=disable_dependencies,
+            pysqa_config_directory=None
+            if pysqa_config_directory is None
+            else str(root.absolute(pysqa_config_directory)),
             views=views,
             wait=wait,
+            block_allocation=block_allocation,
+            init_function=init_function,
+            idle_time_s=idle_time_s,
         )
         super().__init__(
             lambda hello: InProcess(hello, where, self.SCHEDULER),
-            with_defaults(resource_dict, pmi_mode=pmi_mode, openmpi_oversubscribe=openmpi_oversubscribe or None),
+            with_defaults(
+                resource_dict, pmi_mode=pmi_mode, openmpi_oversubscribe=openmpi_oversubscribe or None, retries=retries
+            ),
             options,
             Caching(None if cache_directory is None else where, cache_errors, otherwise=where),
             place=f"{self.SCHEDULER} {where}",
@@ -98,6 +113,15 @@ class SlurmClusterExecutor(LoginNodeExecutor):
     """Each call is a SLURM job, submitted from this machine, which is a login node. See LoginNodeExecutor."""
 
     SCHEDULER = "slurm"
+
+
+class FluxClusterExecutor(LoginNodeExecutor):
+    """Each call is a job of the Flux instance that `flux` talks to here: the system's, or the one that FLUX_URI names.
+
+    See LoginNodeExecutor.
+    """
+
+    SCHEDULER = "flux"
 
 
 class TestClusterExecutor(LoginNodeExecutor):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import logging
 import select
 import socket
 from collections import deque
@@ -13,7 +15,7 @@ from remoteexec_server.wire import pooled
 from .ledger import Need
 from .output import OutputReader
 from .tasks import PoolTask
-from .zygote_client import Endpoint
+from .zygote_client import Endpoint, most_files
 
 Pieces = deque["bytes | memoryview"]
 
@@ -22,6 +24,8 @@ POOL = 0
 _tickets = itertools.count(1)
 _MOST_KNOWN = 256
 """Functions a worker keeps: enough for a workflow's, few enough for a loop over lambdas."""
+
+log = logging.getLogger("remoteexec")
 
 
 class WorkerState:
@@ -37,12 +41,12 @@ class WorkerState:
         writer: who is writing to its socket, and nobody else may: POOL or a ticket; None for nobody.
         pending: what the pool thread has still to write.
         halted: it was stopped by a signal, and gets nothing until it goes on.
-        retiring: it ends when it has nothing.
+        retiring: it has nothing and was told to end.
         timed_out: we ended it, since a task took too long.
         cancelled: we ended it, since its task was cancelled.
         gpus: it has for all its life.
         need: what it takes of the machine and has not given back.
-        resting: its task waits for tasks that it has submitted, and its place is theirs.
+        resting: its task waits for tasks that it has submitted, or is taken to, and its place is theirs.
         spare: it has nothing, and others have all places.
     """
 
@@ -70,6 +74,11 @@ class WorkerState:
     def number(self) -> int:
         """Which worker it is."""
         return self.endpoint.number
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether its task has submitted others that have not ended."""
+        return any(task.children for task in itertools.islice(self.has.values(), 1))
 
     def ticket(self) -> int:
         """Become its writer; under the pool's lock."""
@@ -108,6 +117,31 @@ class WorkerState:
         for number in old:
             del self.knows[number]
         return [(number, None, pooled.FORGET) for number in old]
+
+
+def warn_of_halt(task: PoolTask, whose: str, pid: int) -> None:
+    """Say that a task waits, for whoever can see to that."""
+    log.warning(
+        "task %s (%s) waits: %s was stopped by a signal; `kill -CONT %d` lets it go on, cancel() of its future ends it",
+        *(task.future.key, task.future.task.function, whose, pid),
+    )
+
+
+def no_room(exc: OSError, resting: int) -> str:
+    """Why one more worker cannot be started, and what helps.
+
+    Args:
+        resting: how many there are whose tasks wait for others.
+    """
+    wait = f"{resting} tasks wait for tasks that they have submitted, each in a process of its own"
+    if exc.errno == errno.EUSERS:
+        return f"{wait}, which is the most: let tasks return such futures instead of waiting for them"
+    if exc.errno != errno.EMFILE:
+        return str(exc)
+    limit = f"one more takes more open files than the {most_files()} that this process may have (`ulimit -n`)"
+    if resting:
+        return f"{wait}, and {limit}: raise that limit, or let tasks return such futures instead of waiting"
+    return f"{limit}: raise that limit"
 
 
 def write(sock: socket.socket, pieces: Pieces, patience_s: float = 0.0) -> bool:

@@ -9,10 +9,13 @@ from pathlib import Path
 COMMANDS = {
     "gateway": "gateway",
     "runner": "runner",
+    "pilot": "pilot.main",
     "probe": "probe",
     "pysqa-submit": "batch.pysqa_helper",
     "zygote": "zygote",
     "mpi-rank": "mpi_rank",
+    "mpi-library": "mpi_facts",
+    "job-rank": "job_rank",
     "local-scheduler": "batch.local_scheduler",
 }
 

@@ -23,6 +23,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from . import failure
+from .callbacks import call_back
 from .wire import payload, pooled
 
 if TYPE_CHECKING:
@@ -113,6 +114,9 @@ class ChildFuture(concurrent.futures.Future[R]):
             return False
         self._growth.cancelled(self)
         return True
+
+    def _invoke_callbacks(self) -> None:
+        call_back(self, self._done_callbacks)  # type: ignore[attr-defined]  # typeshed leaves it out
 
     def __reduce__(self) -> Any:
         raise TypeError(

@@ -1,4 +1,4 @@
-"""What `remoteexec check` wants to know of a cluster: `probe --root ROOT --scheduler NAME [--sentinel HEX]`.
+"""What `remoteexec check` wants to know of a cluster: `probe --root ROOT --scheduler NAME [--sentinel HEX] [--mpi]`.
 
 Prints one JSON object in one line and exits with 0 whatever it finds: each finding is a fact or the text of what is
 wrong. The sentinel comes back in it, so that the line is known from whatever a noisy login shell prints.
@@ -7,17 +7,21 @@ wrong. The sentinel comes back in it, so that the line is known from whatever a 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.metadata
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from . import __version__
+from . import __version__, mpi_facts
 from .store.root import UnsafeRootError, open_root
 from .wire.header import PROTOCOL
+from .wire.resources import Resources
 
 __all__ = ["Facts", "main"]
 
@@ -28,8 +32,9 @@ class Facts:
 
     Attributes:
         root: absolute; as it was given, if it has a `root_problem`.
-        scheduler: as the queue calls itself: "slurm 22.05.8", "local"; None where it does not answer.
-        partitions: of SLURM, the usable ones, the default first.
+        scheduler: as the queue calls itself: "slurm 22.05.8", "flux 0.88.0", "local"; None where it does not answer.
+        partitions: of SLURM, the usable ones, the default first; Flux's queues.
+        mpi: if asked for: which MPI functions on several ranks would use, and by what, or why there is none.
         problem: everything else that will keep tasks from running.
     """
 
@@ -44,6 +49,7 @@ class Facts:
     cloudpickle: str | None = None
     scheduler: str | None = None
     partitions: tuple[str, ...] = ()
+    mpi: str = ""
     problem: str | None = None
 
 
@@ -53,12 +59,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--root", required=True)
     parser.add_argument("--scheduler", default="slurm")
     parser.add_argument("--sentinel", default="")
+    parser.add_argument("--mpi", action="store_true")
     options = parser.parse_args(argv)
     facts = Facts(options.sentinel)
     problems: list[str] = []
     _look_at_root(facts, options.root)
     _look_at_packages(facts, options.scheduler, problems)
     _look_at_scheduler(facts, options.scheduler, problems)
+    if options.mpi:
+        facts.mpi = _mpi(options.scheduler)
     facts.problem = "; ".join(problems) or None
     print(json.dumps(asdict(facts)), flush=True)
     return 0
@@ -87,16 +96,26 @@ def _look_at_packages(facts: Facts, scheduler: str, problems: list[str]) -> None
 
 
 def _look_at_scheduler(facts: Facts, scheduler: str, problems: list[str]) -> None:
+    from .batch import queues
     from .batch.base import SchedulerUnavailable
 
-    asked: dict[str, Callable[[Facts], None]] = {"slurm": _ask_slurm, "local": _ask_local}
-    if scheduler not in asked:
-        problems.append(f"scheduler {scheduler!r}: must be one of {', '.join(asked)}")
+    if scheduler not in queues.NAMES:
+        problems.append(f"scheduler {scheduler!r}: must be one of {', '.join(queues.NAMES)}")
         return
+    asked: dict[str, Callable[[Facts], None]] = {"slurm": _ask_slurm, "flux": _ask_flux, "local": _ask_local}
     try:
-        asked[scheduler](facts)
+        asked.get(scheduler, functools.partial(_ask_dialect, scheduler))(facts)
     except SchedulerUnavailable as exc:
         problems.append(str(exc))
+
+
+def _mpi(scheduler: str) -> str:
+    """Of this machine: the compute nodes may differ, and are looked at again by the jobs that need it."""
+    found = mpi_facts.look(scheduler, os.environ)
+    if found.problem:
+        return f"none: {found.problem}"
+    ways = mpi_facts.ways(found, scheduler, Resources(cores=2))
+    return f"{found.library}, mpi4py {found.mpi4py}, {ways[0].name if ways else 'nothing that starts its ranks'}"
 
 
 def _ask_slurm(facts: Facts) -> None:
@@ -106,6 +125,23 @@ def _ask_slurm(facts: Facts) -> None:
     facts.scheduler = f"slurm {queue.config().version}".strip()
     usable = sorted((p for p in queue.partitions() if p.available), key=lambda p: not p.default)
     facts.partitions = tuple(partition.name for partition in usable)
+
+
+def _ask_flux(facts: Facts) -> None:
+    from .batch.flux_queue import FluxQueue
+
+    queue = FluxQueue()
+    facts.scheduler = f"flux {queue.version()}"
+    facts.partitions = tuple(queue.queues())
+
+
+def _ask_dialect(scheduler: str, facts: Facts) -> None:
+    """Whether its command answers when asked for the user's jobs; not all of them tell a version."""
+    from .batch import queues
+
+    queue = queues.connect(scheduler, Path(facts.root))
+    queue.find("rx-none")
+    facts.scheduler = queue.name
 
 
 def _ask_local(facts: Facts) -> None:

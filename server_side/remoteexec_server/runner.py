@@ -8,8 +8,8 @@ The supervisor sees every way a process can end (a signal, os._exit, a crashed i
 the moment they happen, with nobody logged in. What it leaves to the scheduler: SIGKILL (out of memory? cancelled?)
 and SIGTERM, which it sends first (time limit, cancelled, preempted).
 
-Exit codes: 0 an outcome or a loss is published, or another runner has the task; 74 it could not be written; 128 + n for
-signal n; else that of a child that did not get as far as the claim.
+Exit codes: 0 an outcome or a loss is published, or another runner has the task; 74 it could not be written; 78 a module
+of ours is missing; 128 + n for signal n; else that of a child that did not get as far as the claim.
 """
 
 from __future__ import annotations
@@ -24,13 +24,21 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from . import attempts, checkpoint, retrying
+from .exits import Exit
+from .store.outcomes import Outcomes
 from .store.session import Claim, Job, JobTask, Session, log_tail, read_job
+from .wire.evidence import Evidence
 from .wire.messages import Loss, TaskKey
 
 if TYPE_CHECKING:
-    from .store.hdf5 import Outcome
+    from collections.abc import Callable
 
-EX_IOERR = 74
+    from . import late_inputs
+    from .store.hdf5 import Outcome
+    from .wire.payload import Pickled
+
+EX_IOERR, EX_CONFIG = 74, 78
 _PR_SET_PDEATHSIG = 1
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -49,12 +57,16 @@ class InputLostError(Exception):
         self.key = key
 
 
+class InputLateError(InputLostError):
+    """An input of the task is tried again, and another job waits for it in the place of this one."""
+
+
 def main(argv: list[str]) -> NoReturn:
     """Run element INDEX (default 0) of the job described in JOBDIR."""
     os.umask(0o077)
     session, job = read_job(Path(argv[0]).resolve())
     index = int(argv[1]) if len(argv) > 1 and argv[1] else 0
-    _exit(supervise(session, job, index))
+    end_process(supervise(session, job, index))
 
 
 def supervise(session: Session, job: Job, index: int) -> int:
@@ -64,17 +76,33 @@ def supervise(session: Session, job: Job, index: int) -> int:
     def on_sigterm(number: int, frame: object) -> None:
         nonlocal terminated
         terminated = True
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGTERM)
+        pass_on(signal.SIGTERM)
+        if job.resources.retry is not None:
+            signal.alarm(attempts.LAST_S)  # to tell how it ended while there is time
 
+    def pass_on(number: int, frame: object = None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    warned = job.resources.warning_s is not None
+    if warned:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # in the child, until it has something to save
     supervisor = os.getpid()
     child = os.fork()
     if child == 0:
-        _end_with(supervisor)
+        end_with(supervisor)
         _child(session, job, index)
     signal.signal(signal.SIGTERM, on_sigterm)
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
+    if warned:
+        signal.signal(signal.SIGUSR1, pass_on)
+    signal.signal(signal.SIGALRM, lambda number, frame: pass_on(signal.SIGKILL))
+    began = time.monotonic()
+    _, status, used = os.wait4(child, 0)
+    signal.alarm(0)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)  # the child's number may be another's by now
+    end = Exit(os.waitstatus_to_exitcode(status), time.monotonic() - began, used.ru_maxrss * 1024)
+    code = end.code
     task = job.tasks[index]
     try:
         names = os.listdir(session.outcomes)
@@ -83,12 +111,16 @@ def supervise(session: Session, job: Job, index: int) -> int:
     if f"{task.key}.h5" in names or f"{task.key}.lost" in names:
         return 0
     if terminated or code in (-signal.SIGKILL, -signal.SIGTERM):  # of one SIGTERM to all, the child's may come first
+        _print(str(end))  # diagnose reads it
+        if code != -signal.SIGKILL or terminated:
+            with contextlib.suppress(OSError):  # a service will find out
+                attempts.end_by_scheduler(session, job, index)
         return 128 + (-code if code < 0 else signal.SIGTERM)
     claim = session.read_claim(task.key)
     if claim is None or claim.pid != child or claim.host != socket.gethostname():
         return code if code >= 0 else 128 - code  # 0: another runner has the task
     try:
-        session.publish_loss(task.key, _why(session, job, index, code))
+        attempts.end(session, job, index, _why(session, job, index, end))
     except OSError as exc:
         _print(f"cannot write to the store: {exc}")
         return EX_IOERR
@@ -101,7 +133,7 @@ def _print(text: str) -> None:
         print(f"remoteexec: {text}", file=sys.stderr)
 
 
-def _exit(code: int) -> NoReturn:
+def end_process(code: int) -> NoReturn:
     """End this process with that code: Python's own way out makes it 120 where the log cannot be written."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # closed or replaced by the user's function, or the disk is full
@@ -109,7 +141,7 @@ def _exit(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Be killed when the parent is: who has lost its supervisor is lost, and must not go on unseen (Linux only)."""
     with contextlib.suppress(Exception):
         import ctypes
@@ -119,9 +151,12 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def _why(session: Session, job: Job, index: int, code: int) -> Loss:
-    log = session.log(job.name, index)
-    if code == EX_IOERR:
+def _why(session: Session, job: Job, index: int, end: Exit) -> Loss:
+    log, code = session.log(job.name, index), end.code
+    reason = {EX_IOERR: "store", EX_CONFIG: "import_error"}.get(code, "killed")
+    if code == EX_CONFIG:
+        what = f"the runner cannot import what it needs; complete the environment of {sys.executable} on every node"
+    elif code == EX_IOERR:
         what = "the outcome could not be written to the store; is the disk full, or a quota reached?"
     elif code < 0:
         name = signal.Signals(-code).name
@@ -129,7 +164,7 @@ def _why(session: Session, job: Job, index: int, code: int) -> Loss:
     else:
         what = f"the function ended its process with exit code {code} (os._exit, or an exit in compiled code)"
     return Loss(
-        reason="store" if code == EX_IOERR else "killed",
+        reason=reason,
         message=f"{what}; its log is {log}",
         job=job_id(),
         node=socket.gethostname(),
@@ -137,6 +172,7 @@ def _why(session: Session, job: Job, index: int, code: int) -> Loss:
         signal=-code if code < 0 else None,
         log_tail=log_tail(log),
         log_path=str(log),
+        evidence=Evidence(usage=end.usage),
     )
 
 
@@ -148,35 +184,52 @@ def _child(session: Session, job: Job, index: int) -> None:
     except OSError as exc:
         code = EX_IOERR
         _print(f"cannot write to the store: {exc}")
-    except BaseException:  # the process edge
+    except BaseException as exc:  # the process edge
+        if isinstance(exc, ImportError):  # one of the user's is an outcome
+            code = EX_CONFIG
         with contextlib.suppress(Exception):
             traceback.print_exc()
     finally:
-        _exit(code)  # threads and atexit hooks of the user's libraries must not hold the job's cores
+        end_process(code)  # threads and atexit hooks of the user's libraries must not hold the job's cores
 
 
 def _run(session: Session, job: Job, task: JobTask) -> int:
     started, process = time.time(), os.getpid()
-    if not session.claim(task.key, Claim(job_id(), socket.gethostname(), process, started)):
+    if not session.claim(task.key, Claim(job_id(), socket.gethostname(), process, started), job.attempt):
         return 0
+    if job.resources.cores > 1:
+        from . import job_ranks
+
+        return job_ranks.run(session, job, task)
     from .store import hdf5
 
     key = session.key
+    checkpoint.begin(session, task.key, job.attempt)
     try:
         outcome = _compute(session, job, task, key)
+    except InputLateError:
+        session.running(task.key).unlink(missing_ok=True)
+        return 0
     except InputLostError as lost:
         session.publish_loss(task.key, Loss("upstream", str(lost), job=job_id(), upstream=lost.key))
         return 0
     if os.getpid() != process:
         return 0  # the user's function has forked, and this is its child: the outcome is the parent's to tell
-    facts = {**outcome.facts, **_facts(started)}
-    outcome = hdf5.Outcome(outcome.ok, outcome.value, facts)
+    if not outcome.ok and outcome.facts.get("kind") == "raised":
+        text = f"the function raised {outcome.facts.get('type')}: {outcome.facts.get('message')}"
+        raised = Loss("error", text, job=job_id(), node=socket.gethostname())
+        if retrying.next_attempt(job.resources, raised, job.attempt) is not None:
+            attempts.end(session, job, job.tasks.index(task), raised)
+            return 0
+    outcome = hdf5.Outcome(outcome.ok, outcome.value, {**outcome.facts, **facts(started), "attempts": job.attempt})
     session.publish_outcome(task.key, hdf5.write_outcome(task.key, outcome, key))
     session.running(task.key).unlink(missing_ok=True)
+    checkpoint.forget(session, task.key)
     return 0
 
 
-def _facts(started: float) -> dict[str, Any]:
+def facts(started: float) -> dict[str, Any]:
+    """Who ran a task, and when."""
     import resource
 
     return {
@@ -192,7 +245,6 @@ def _facts(started: float) -> dict[str, Any]:
 def _compute(session: Session, job: Job, task: JobTask, key: bytes) -> Outcome:
     """Load the call, call it, and say how that went."""
     from .store import hdf5
-    from .wire import payload
     from .wire.header import HeaderError
 
     try:
@@ -200,11 +252,22 @@ def _compute(session: Session, job: Job, task: JobTask, key: bytes) -> Outcome:
         function, arguments = hdf5.read_call(bundle, job.burst, task.position, key)
     except HeaderError as exc:
         return _failed(exc, "refused")
+    return called(job, function, arguments, Inputs(session, job, key, job.tasks.index(task)))
+
+
+def called(job: Job, function: Pickled, arguments: Pickled, inputs: Callable[[TaskKey], Any]) -> Outcome:
+    """Call it, and say how that went.
+
+    Args:
+        inputs: the results that the arguments refer to.
+    """
+    from .store import hdf5
+    from .wire import payload
+
     try:
         _prepare(job)
     except OSError as exc:  # the directory that the user named
         return _failed(exc, "raised")
-    inputs = _Inputs(session, job, key)
     try:
         fn = payload.loads(function.data, function.buffers)
         args, kwargs = payload.loads(arguments.data, arguments.buffers, inputs)
@@ -229,10 +292,13 @@ def _compute(session: Session, job: Job, task: JobTask, key: bytes) -> Outcome:
         return _failed(exc, "result_not_picklable", f"{type(result).__module__}.{type(result).__qualname__}")
 
 
+def variables(job: Job) -> dict[str, str]:
+    """What the function sees in its environment."""
+    return {**dict.fromkeys(_THREADS, str(job.resources.threads_per_core)), **job.resources.environment}
+
+
 def _prepare(job: Job) -> None:
-    for name in _THREADS:
-        os.environ[name] = str(job.resources.threads_per_core)
-    os.environ.update(job.resources.environment)
+    os.environ.update(variables(job))
     if job.resources.cwd is not None:
         cwd = Path(os.path.expandvars(job.resources.cwd)).expanduser()
         cwd.mkdir(parents=True, exist_ok=True)
@@ -254,45 +320,56 @@ def job_id() -> str:
     return os.environ.get("SLURM_JOB_ID") or os.environ.get("REMOTEEXEC_JOB_ID", "")
 
 
-class _Inputs:
-    """The results of other tasks, each read once, waited for if need be."""
+class Inputs:
+    """The results of other tasks, each read once, waited for if need be.
 
-    def __init__(self, session: Session, job: Job, key: bytes) -> None:
-        self._session, self._job, self._key = session, job, key
+    Args:
+        index: element of the job that needs them, which may go behind the job of an input that is tried again, with
+            `InputLateError`; None: it stays.
+    """
+
+    def __init__(self, session: Session, job: Job, key: bytes, index: int | None = None) -> None:
+        self._session, self._job, self._key, self._index = session, job, key, index
         self._values: dict[TaskKey, Any] = {}
+        self._outcomes = Outcomes(session)
 
     def __call__(self, key: TaskKey) -> Any:
-        if key not in self._values:
-            self._values[key] = self._read(key)
-        return self._values[key]
-
-    def _read(self, key: TaskKey) -> Any:
-        from .store import hdf5
         from .wire import payload
 
+        if key not in self._values:
+            pickled = self.pickled(key)
+            self._values[key] = payload.loads(pickled.data, pickled.buffers)
+        return self._values[key]
+
+    def pickled(self, key: TaskKey) -> Pickled:
+        """One of them, not loaded."""
+        from .store import hdf5
+
         self._wait(key)
-        outcome = hdf5.read_outcome(self._session.outcome(key).read_bytes(), key, self._key)
+        outcome = hdf5.read_outcome(self._outcomes.outcome(key), key, self._key)
         if not outcome.ok or outcome.value is None:
             raise InputLostError(key)
-        return payload.loads(outcome.value.data, outcome.value.buffers)
+        return outcome.value
 
     def _wait(self, key: TaskKey) -> None:
         """Return when the outcome is there; an input that will never come raises `InputLostError`."""
         began, ask_at, pause = time.monotonic(), 0.0, 0.05
         ended_at: float | None = None
         while True:
-            names = os.listdir(self._session.outcomes)
-            if f"{key}.h5" in names:
+            self._outcomes.look()
+            if self._outcomes.has(key, "h5"):
                 return
-            if f"{key}.lost" in names:
+            if self._outcomes.has(key, "lost"):
                 raise InputLostError(key)
             waited = time.monotonic() - began
             if waited >= ask_at:
-                ended, loss = self._ask(key)
-                if loss is not None:
-                    self._session.publish_loss(key, loss)
+                fate = self._ask(key)
+                if fate.loss is not None:
+                    self._session.publish_loss(key, fate.loss)
                     raise InputLostError(key)
-                ended_at = (ended_at or time.monotonic()) if ended else None
+                if fate.behind is not None and self._leave(fate.behind):
+                    raise InputLateError(key)
+                ended_at = (ended_at or time.monotonic()) if fate.ended else None
                 ask_at = waited + 30.0
             if ended_at is not None and time.monotonic() - ended_at > self._job.grace_s:
                 self._session.publish_loss(key, Loss("unknown", f"task {key} ended without an outcome"))
@@ -300,24 +377,19 @@ class _Inputs:
             time.sleep(pause)
             pause = min(pause * 1.5, 5.0)
 
-    def _ask(self, key: TaskKey) -> tuple[bool, Loss | None]:
-        """Whether the job of an input has ended, and why it left no outcome if that is known."""
-        from .batch import diagnose, queues
-        from .batch.base import JobRef, QueueError
+    def _ask(self, key: TaskKey) -> late_inputs.Fate:
+        from . import late_inputs
+        from .batch.base import QueueError
 
-        name = self._job.upstream.get(key)
-        if name is None:
-            return True, None
         try:
-            queue = queues.connect(self._job.scheduler, self._session.path.parent.parent)
-            ref = JobRef.parse(name)
-            facts = queue.states([ref])[ref]
+            return late_inputs.ask(self._session, self._job, key)
         except QueueError as exc:
-            _print(f"waiting for task {key} of job {name}: {exc}")
-            return False, None
-        found = self._session.find_task(key) if facts.state.ended else None
-        if found is None:
-            return facts.state.ended, diagnose.loss(facts, ref, "", None)
-        job, index = found
-        log = self._session.log(job.name, index)
-        return True, diagnose.loss(facts, ref, log_tail(log), str(log), job.resources)
+            _print(f"waiting for task {key}: {exc}")
+            return late_inputs.Fate()
+
+    def _leave(self, behind: str) -> bool:
+        """Let another job wait for an input; once, and not where ranks of this one run."""
+        from . import late_inputs
+
+        index, self._index = self._index, None
+        return index is not None and late_inputs.go_behind(self._session, self._job, index, behind)

@@ -13,6 +13,9 @@ _SHARED = "/dev/shm"
 _SEGMENTS = tuple(f"{_SHARED}/{name}" for name in ("mpich_shm_", "vader_segment.", "sm_segment."))
 """Files of MPICH and Open MPI, which each rank has in its memory and nobody removes if they are killed."""
 
+_ROUNDS = 10
+"""Of looking for processes with a mark; picked, not measured: one is enough unless they start others."""
+
 
 def shared_memory(pid: int) -> set[str]:
     """Files of MPI that a process has in its memory; none if it has ended."""
@@ -52,6 +55,10 @@ class Sweeper:
         """This file is removed in the end: who has it in memory may have ended before."""
         self._tell(f"file {path}")
 
+    def note_mark(self, mark: str) -> None:
+        """All processes with this text in their environment are killed in the end, with MPI's files in their memory."""
+        self._tell(f"mark {mark}")
+
     def _tell(self, line: str) -> None:
         with contextlib.suppress(OSError):  # somebody killed it
             os.write(self._told, line.encode() + b"\0")
@@ -75,13 +82,31 @@ def _sweep(end: int, directory: str) -> None:
     with open(3, "rb") as file:
         told = [line.decode().partition(" ") for line in file.read().split(b"\0")[:-1]]
     groups = [int(what) for kind, _, what in told if kind == "group"]
+    marks = [what.encode() for kind, _, what in told if kind == "mark"]
+    groups += _marked(marks)
     files = {what for kind, _, what in told if kind == "file"}.union(*map(shared_memory, groups))
     for pid in groups:
         _kill(pid)
+    for _ in range(_ROUNDS):  # what a process has started while it was looked for
+        for pid in (found := _marked(marks)):
+            _kill(pid)
+        if not found:
+            break
     for path in files:
         with contextlib.suppress(OSError):
             os.unlink(path)
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _marked(marks: list[bytes]) -> list[int]:
+    found = []
+    for name in os.listdir("/proc") if marks and os.path.isdir("/proc") else ():
+        with contextlib.suppress(OSError, ValueError):
+            with open(f"/proc/{int(name)}/environ", "rb") as file:
+                environment = file.read()
+            if any(mark in environment for mark in marks):
+                found.append(int(name))
+    return found
 
 
 def _kill(pid: int) -> None:

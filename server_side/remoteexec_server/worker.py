@@ -3,8 +3,8 @@
 It reads a token before each call (see `wire.pooled`), and sends each result at once: the next call may take long. It
 ends when the pool closes its socket; a worker without tokens ends after one call.
 
-Tokens are written before their calls. So one that waits does so for its socket alone, which wakes it once for a call,
-and calls without a token were taken back.
+Tokens are written before their calls. So one that has nothing waits for its socket alone, which wakes it once for a
+call, and a call without a token was taken back.
 """
 
 from __future__ import annotations
@@ -35,8 +35,14 @@ _number: int | None = None
 
 
 def worker_id() -> int | None:
-    """Number of the kept worker this code runs in, from 0; None elsewhere."""
+    """Number of the kept worker this code runs in, from 0; None elsewhere. In pilots: of the worker in its pilot."""
     return _number
+
+
+def take_number(number: int) -> None:
+    """This process is that kept worker from now on."""
+    global _number
+    _number = number
 
 
 _started = 0.0
@@ -72,7 +78,7 @@ class Worker:
         _number, _started = number if tokens is not None else None, time.time()
         self._sock, self._tokens = sock, tokens
         self._stream = pooled.Stream(sock)
-        self._functions: dict[int, _Function] = {}
+        self._functions: dict[int, Function] = {}
         self._pickled: dict[int, tuple[Any, Sequence[Any]]] = {}
         self._large: set[int] = set()  # functions that are not kept for later calls
         self._calls: deque[tuple[pooled.Call, Sequence[Any]]] = deque()
@@ -85,6 +91,7 @@ class Worker:
         self._callee_number = -1
         self._altered: Sequence[str] | None = None  # modules of the function that runs, if it is not the client's
         self._growth: growing.Growth | None = None  # reads the socket from then on
+        self._growing = threading.Lock()  # guards that there is one: the user's threads ask for it
         self._error_log: str | None = None
         self._defaults: Mapping[str, Any] = {}
         self._ranks: mpi.Ranks | None = None  # of a worker for MPI functions
@@ -96,9 +103,12 @@ class Worker:
         _current = self
         with contextlib.suppress(EOFError, ConnectionError):
             self._receive()
+            _standard.update({handle: os.dup(handle) for handle in (1, 2) if _is_open(handle)})
             self._send([])  # nothing: told to be ready
             while (task := self._next_task()) is not None:
                 self._run(*task)
+                for handle in _standard:  # the caller has his result, and does not wait for this
+                    _restored(handle)
 
     def serve_one(self) -> None:
         """Run one call."""
@@ -128,13 +138,11 @@ class Worker:
                     self._forget_large()
                 if self._growth is None:
                     self._hear()
-                else:
-                    self._wait(self._tokens)
             try:
                 token = os.read(self._tokens, pooled.TOKEN.size)
                 break
             except BlockingIOError:
-                self._calls.clear()
+                self._wait(self._tokens)
         if not token:
             return None
         (number,) = pooled.TOKEN.unpack(token)
@@ -147,9 +155,10 @@ class Worker:
             self._hear()
 
     def _wait(self, tokens: int) -> None:
-        """Wait for a token, where another thread reads the socket: it would read a call whose token nobody has taken.
+        """Wait for a token alone.
 
-        The pool may take such a call back, and has not copied it if it is large.
+        That is for two cases: what is here was taken back, of which the pool may give one again and not send it again;
+        or another thread reads the socket, and would read all of a large call that may be taken back and is not copied.
         """
         poll = select.poll()
         poll.register(tokens, select.POLLIN)
@@ -163,7 +172,9 @@ class Worker:
         if self._growth is None:
             from . import growing  # late: few tasks need it
 
-            self._growth = growing.Growth(self)
+            with self._growing:
+                if self._growth is None:
+                    self._growth = growing.Growth(self)
         return self._growth
 
     def read(self) -> tuple[Any, Sequence[Any]]:
@@ -242,20 +253,19 @@ class Worker:
             _limit_memory(setup.get("memory_bytes"))
             cwd = setup.get("cwd")
             if cwd is not None:
-                os.makedirs(cwd, exist_ok=True)
-                os.chdir(cwd)
+                _go_to(cwd)
             init = setup.get("init")
             if init is not None:
                 self._defaults = dict(payload.loads(init)() or {})
         except BaseException as exc:  # the process edge: told to every call
             self._broken = failure.packed(exc, "raised")
 
-    def _function(self, number: int) -> _Function:
+    def _function(self, number: int) -> Function:
         pickled = self._pickled.pop(number, None)
         if pickled is not None:
             loaded = payload.loads(*pickled)
             altered = loaded.modules if type(loaded) is payload.Altered else None
-            self._functions[number] = _Function(loaded if altered is None else loaded.function, self._defaults, altered)
+            self._functions[number] = Function(loaded if altered is None else loaded.function, self._defaults, altered)
         return self._functions[number]
 
     def _run(self, call: pooled.Call, buffers: Sequence[Any]) -> None:
@@ -285,6 +295,8 @@ class Worker:
             return
         del buffers, call, data, inputs
         self._callee, self._callee_number = function.call, number
+        if function.main:
+            vars(sys.modules["__main__"]).update(function.main)
         try:
             result = function.call(*args, **kwargs)
         except BaseException as exc:  # SystemExit and KeyboardInterrupt are the user's, too
@@ -336,7 +348,8 @@ def _print_mark(mark: bytes) -> None:
     try:
         os.write(1, mark)
     except OSError:  # the user's function has closed it
-        pass
+        if _restored(1):
+            os.write(1, mark)
 
 
 def _max_rss_bytes() -> int:
@@ -346,12 +359,50 @@ def _max_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+_standard: dict[int, int] = {}
+"""What 1 and 2 were at first, in a worker that is kept: the next call shall print, though one has closed them."""
+
+
 def _flush_output() -> None:
-    for stream in (sys.stdout, sys.stderr):
+    for handle, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
         try:
             stream.flush()
         except (OSError, ValueError, AttributeError):  # closed, full, or replaced by the user
-            pass
+            if not _restored(handle):
+                continue
+            if stream is None or getattr(stream, "closed", False):
+                text = os.fdopen(handle, "w", 1, "utf-8", "backslashreplace", closefd=False)
+                setattr(sys, name, text)
+                setattr(sys, f"__{name}__", text)
+            else:
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    stream.flush()  # what was printed since
+
+
+def _is_open(handle: int) -> bool:
+    try:
+        os.get_inheritable(handle)  # the fastest question
+    except OSError:
+        return False
+    return True
+
+
+def _restored(handle: int) -> bool:
+    """Whether it is open, again if need be; False in a worker that is not kept."""
+    if handle not in _standard:
+        return False
+    if not _is_open(handle):
+        os.dup2(_standard[handle], handle)
+    return True
+
+
+def _go_to(cwd: str) -> None:
+    try:
+        os.makedirs(cwd, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as exc:
+        raise NotADirectoryError(f"cwd={cwd!r}: {exc.filename} is a file, not a directory; name another") from exc
+    os.chdir(cwd)
 
 
 def _limit_memory(size: int | None) -> None:
@@ -367,19 +418,24 @@ def _limit_memory(size: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (size if most < 0 else min(size, most), most))
 
 
-class _Function:
+class Function:
     """A function of the user's, and which of its parameters this worker fills.
 
     Args:
         call: the function.
         defaults: what `init_function` returned.
         altered: see `payload.Altered`: its modules.
+
+    Attributes:
+        main: functions and classes of the user's script that it uses. They are to be found in `__main__` while it runs:
+            what forks of this process are sent by `multiprocessing` says their names only.
     """
 
     def __init__(
         self, call: Callable[..., Any], defaults: Mapping[str, Any], altered: Sequence[str] | None = None
     ) -> None:
         self.call, self.altered = call, altered
+        self.main = _of_main(call)
         self._fill = {name: value for name, value in defaults.items() if name in _parameters(call)}
         if _number is not None and _NUMBER_PARAMETER in _parameters(call):
             self._fill[_NUMBER_PARAMETER] = _number
@@ -390,6 +446,18 @@ class _Function:
             return kwargs
         given = set(_parameters(self.call)[: len(args)])
         return {**{name: value for name, value in self._fill.items() if name not in given}, **kwargs}
+
+
+def _of_main(call: Callable[..., Any]) -> dict[str, Any]:
+    if getattr(call, "__module__", None) != "__main__" or not inspect.isfunction(call):
+        return {}
+    found = {call.__name__: call, **call.__globals__}
+    return {name: value for name, value in found.items() if _is_of_main(name, value)}
+
+
+def _is_of_main(name: str, value: Any) -> bool:
+    is_code = inspect.isfunction(value) or inspect.isclass(value)
+    return is_code and value.__module__ == "__main__" and value.__qualname__ == name
 
 
 def _parameters(call: Callable[..., Any]) -> list[str]:

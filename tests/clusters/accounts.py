@@ -10,13 +10,15 @@ import subprocess
 import sys
 import sysconfig
 import time
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 from remoteexec.demo.processes import Account
 
 # What the cluster side imports, and what the examples' tasks do.
 CLUSTER_PACKAGES = ("ase", "cloudpickle", "h5py", "numpy", "pysqa")
+# And for MPI functions, where the tests' own environment has them.
+MPI_PACKAGES = ("mpi4py", "mpich")
 SHARED = Path("/var/tmp/remoteexec-tests")
 
 
@@ -79,9 +81,17 @@ def cluster_python(account: Account, directory: Path, unseen: tuple[str, ...] = 
     return shared_environment(account)
 
 
+def is_installed(package: str) -> bool:
+    """Whether this environment has a package of that name; mpich is nothing that can be imported."""
+    return bool(list(distributions(name=package)))
+
+
 def borrowing_environment(directory: Path) -> Path:
-    """Make a virtual environment that finds this one's packages, but processes none of its .pth files."""
+    """Make a virtual environment that finds this one's packages and MPI, but processes none of its .pth files."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
+    for place, pattern in (("lib", "libmp*"), ("bin", "mpi*"), ("bin", "hydra*")):
+        for path in Path(sys.prefix, place).glob(pattern):
+            (directory / place / path.name).symlink_to(path)
     site_packages = next((directory / "lib").glob("python3*/site-packages"))
     (site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     return directory / "bin" / "python"
@@ -95,7 +105,7 @@ def shared_environment(account: Account) -> Path:
         raise NoClusterPython(
             f"{sys.executable} cannot be executed by {account.name}, and there is no /usr/bin/{minor}"
         )
-    pins = [f"{name}=={version(name)}" for name in CLUSTER_PACKAGES]
+    pins = [f"{name}=={version(name)}" for name in (*CLUSTER_PACKAGES, *filter(is_installed, MPI_PACKAGES))]
     SHARED.mkdir(mode=0o755, exist_ok=True)
     if SHARED.lstat().st_uid != os.geteuid() or SHARED.is_symlink() or SHARED.lstat().st_mode & 0o022:
         raise NoClusterPython(f"{SHARED} is not ours; remove it")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from remoteexec_server.batch.base import JobFacts, JobId, JobRef, JobSpec
+    from remoteexec_server.wire.resources import Resources
     from tests.clusters.rootless import SlurmCluster
 
 
@@ -76,6 +77,13 @@ class ServedQueue:
         job: JobId = self._call("submit", spec)
         return job
 
+    def unheeded(self, resources: Resources) -> Sequence[str]:
+        found: Sequence[str] = self._call("unheeded", resources)
+        return found
+
+    def script(self, spec: JobSpec) -> str:
+        return str(self._call("script", spec))
+
     def find(self, name: str) -> JobId | None:
         job: JobId | None = self._call("find", name)
         return job
@@ -112,7 +120,7 @@ def main() -> None:
             return
         try:
             if what == "helper_pid":
-                answer: object = queue._helper._process.pid if queue._helper is not None else None
+                answer: object = queue._helper.pid
             else:
                 found = getattr(queue, what)
                 answer = found(*arguments) if callable(found) else found

@@ -19,6 +19,8 @@ import remoteexec_server
 from tests.contract import cpython_executors
 from tests.contract.cpython_executors import Files, Fresh, Kept
 
+pytestmark = pytest.mark.usefixtures("process_mark")
+
 _ROOTS = [str(Path(path).parent) for module in (remoteexec, remoteexec_server) for path in module.__path__]
 _NAMES = ("ExecutorTest", "AsCompletedTests", "WaitTests", "ExecutorShutdownTest")
 _MODULES = ("executor", "test_as_completed", "test_wait", "test_shutdown")  # from Python 3.12 on

@@ -23,7 +23,14 @@ from typing import Any
 
 import pytest
 
-from remoteexec import RemoteExecutor, ResourceError, SlurmClusterExecutor, TestClusterExecutor, errors
+from remoteexec import (
+    FluxClusterExecutor,
+    RemoteExecutor,
+    ResourceError,
+    SlurmClusterExecutor,
+    TestClusterExecutor,
+    errors,
+)
 from remoteexec.executors.batch import BatchExecutor
 from tests.clusters.rootless import SlurmCluster
 from tests.integration.conftest import installed
@@ -68,8 +75,10 @@ KINDS = (
     else [
         "threads",
         "TestClusterExecutor",
+        "TestClusterExecutor, pilots",
         "RemoteExecutor, local scheduler",
         pytest.param("RemoteExecutor, SLURM", marks=pytest.mark.slurm),
+        pytest.param("FluxClusterExecutor", marks=pytest.mark.flux),
     ]
 )
 
@@ -83,6 +92,10 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         case "TestClusterExecutor":
             root = tmp_path_factory.mktemp("a'; echo b ü", numbered=False) / "root"
             place = Place(lambda: TestClusterExecutor(cache_directory=str(root)), shared)
+        case "TestClusterExecutor, pilots":
+            root = tmp_path_factory.mktemp("pilots") / "root"
+            few: dict[str, Any] = {"block_allocation": True, "max_workers": 2, "idle_time_s": 0.2}
+            place = Place(lambda: TestClusterExecutor(cache_directory=str(root), **few), shared)
         case "RemoteExecutor, local scheduler":
             embedded = request.getfixturevalue("embedded_cluster")
             near = installed(embedded, "contract")
@@ -91,6 +104,10 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             cluster = request.getfixturevalue("slurm_cluster")
             far = installed(cluster, "contract")
             place = Place(lambda: RemoteExecutor(far), cluster.make_directory("contract"))
+        case "FluxClusterExecutor":
+            instance = request.getfixturevalue("flux_instance")
+            there = instance.new_root("a'; echo b ü")
+            place = Place(lambda: FluxClusterExecutor(cache_directory=there, poll_s=1.0), shared)
         case _:
             home = Path(os.environ[LOGIN_NODE])
             options = {"cache_directory": str(home / "root"), "poll_s": 1.0}

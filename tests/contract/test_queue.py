@@ -1,4 +1,4 @@
-"""What every queue promises (`batch.base`), asked of the embedded scheduler and of a real SLURM."""
+"""What every queue promises (`batch.base`), asked of the embedded scheduler, of a real SLURM and of a real Flux."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ from remoteexec_server.batch.base import (
     SchedulerUnavailable,
     SubmitRejected,
 )
+from remoteexec_server.batch.flux_queue import FluxQueue
 from remoteexec_server.batch.local_queue import LocalQueue, LocalSettings
 from remoteexec_server.batch.local_spool import Spool
+from remoteexec_server.wire.evidence import Usage
 from remoteexec_server.wire.resources import Resources
+from tests.clusters.flux import FluxInstance
 from tests.clusters.rootless import SlurmCluster
 from tests.contract.served_queue import ServedQueue
 
@@ -139,7 +142,32 @@ def slurm(slurm_cluster: SlurmCluster, slurm_queue: ServedQueue) -> Iterator[Pla
     slurm_cluster.cancel_all()
 
 
-@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
+@pytest.fixture(scope="module")
+def flux_queue(flux_instance: FluxInstance) -> Iterator[FluxQueue]:
+    """One for all tests, so that pysqa is imported once."""
+    queue = FluxQueue()
+    yield queue
+    queue.close()
+
+
+@pytest.fixture
+def flux(flux_instance: FluxInstance, flux_queue: FluxQueue) -> Place:
+    def time_out(ref: JobRef) -> None:
+        """Jobs of these tests that reach their limit have a short one."""
+
+    def make_directory(name: str) -> Path:
+        return flux_instance.make_directory(f"queue-{next(_numbers)}/{name}")
+
+    return Place("flux", flux_queue, make_directory, FluxQueue, time_out)
+
+
+@pytest.fixture(
+    params=[
+        "local",
+        pytest.param("slurm", marks=pytest.mark.slurm),
+        pytest.param("flux", marks=pytest.mark.flux),
+    ]
+)
 def place(request: pytest.FixtureRequest) -> Place:
     found: Place = request.getfixturevalue(request.param)
     return found
@@ -275,7 +303,7 @@ def test_any_name_of_a_job_directory_will_do(place: Place, name: str) -> None:
 @pytest.mark.timeout(90)
 def test_a_job_beyond_its_time_limit_is_ended(place: Place) -> None:
     """SLURM looks at limits every 30 s."""
-    refs = place.submit("sleep 60; true", run_time_max_s=0.5 if place.kind == "local" else 60)
+    refs = place.submit("sleep 60; true", run_time_max_s=60 if place.kind == "slurm" else 0.5)
     place.wait_for_start(refs)
     place.time_out(refs[0])
     [facts] = place.wait(refs, deadline_s=60)
@@ -340,7 +368,8 @@ def test_slurm_refuses_in_its_own_words(slurm: Place) -> None:
         slurm.queue.submit(spec)
     assert str(caught.value) == (
         f"sbatch refused job {spec.name}: invalid partition specified: nowhere / Batch job submission failed: "
-        f"Invalid partition name specified (exit code 1); its script is {spec.directory / 'run_queue.sh'}"
+        f"Invalid partition name specified (exit code 1). See partition=…: `sinfo` lists those there are; "
+        f"its script is {spec.directory / 'run_queue.sh'}"
     )
     assert not caught.value.dependency
     with pytest.raises(SubmitRejected, match="unrecognized option '--no-such-thing'"):
@@ -439,7 +468,7 @@ def test_what_squeue_has_forgotten_is_asked_of_sacct_where_there_is_accounting(
 ) -> None:
     """The database is played by a wrapper: a rootless cluster has none."""
     directory = slurm_cluster.make_directory(f"wrappers-{next(_numbers)}")
-    line = "987654_3|OUT_OF_MEMORY|0:125|0:0|n2|OutOfMemory|rx-old-1.energy"
+    line = "987654_3|OUT_OF_MEMORY|0:125|0:0|n2|OutOfMemory|61|2|200M||rx-old-1.energy"
     flaky(directory, "sacct", 1, f"echo '{line}'; exit")
     flaky(
         directory,
@@ -450,7 +479,7 @@ def test_what_squeue_has_forgotten_is_asked_of_sacct_where_there_is_accounting(
     queue = ServedQueue(slurm_cluster, PATH=f"{directory}:{slurm_cluster.environment['PATH']}")
     known, unknown = JobRef(JobId("987654"), 3), JobRef(JobId("987654"), 4)
     assert queue.states([known, unknown]) == {
-        known: JobFacts(JobState.OUT_OF_MEMORY, "OutOfMemory", "n2", None, 125),
+        known: JobFacts(JobState.OUT_OF_MEMORY, "OutOfMemory", "n2", None, 125, usage=Usage(61, 120, None, 200 << 20)),
         unknown: JobFacts(JobState.GONE),
     }
     assert (queue.find("rx-old-1"), queue.find("rx-old")) == ("987654", None)

@@ -112,7 +112,7 @@ def test_from_nothing_to_a_checked_cluster(cluster: Cluster, run: Run, tmp_path:
     assert statuses(early.stdout) == {
         **dict.fromkeys(["name resolves", "port answers", "host key known", "login", "root directory"], "ok"),
         "Python": "failed",
-        **dict.fromkeys(["dependencies", "remoteexec_server", "scheduler", "a task there and back"], "skipped"),
+        **dict.fromkeys(["dependencies", "remoteexec_server", "scheduler", "MPI", "a task there and back"], "skipped"),
     }
     assert "\n         Run `remoteexec install mine`.\n" in early.stdout
 
@@ -122,7 +122,7 @@ def test_from_nothing_to_a_checked_cluster(cluster: Cluster, run: Run, tmp_path:
 
     checked = run("check", "mine")
     assert (checked.returncode, set(statuses(checked.stdout).values()), checked.stderr) == (0, {"ok"}, "")
-    assert len(statuses(checked.stdout)) == 10
+    assert len(statuses(checked.stdout)) == 11
 
 
 def test_a_login_that_fails_is_not_saved(cluster: Cluster, run: Run, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_without_options_the_terminal_asks(
     terminal.answer("User there (empty: as in ~/.ssh/config) []: ", embedded_cluster.user)
     terminal.answer("Private key (empty: agent and usual files) []: ", str(embedded_cluster.identity_file))
     terminal.answer("Our directory there [~/.remoteexec]: ", "")
-    terminal.answer("Scheduler, slurm or local [slurm]: ", "local")
+    terminal.answer("Scheduler (slurm, flux, pbs, torque, lsf, sge, moab, local) [slurm]: ", "local")
     terminal.answer("Trust it? [y/N]: ", "y")
     code, text = terminal.end()
     assert (code, f"Saved 'mine' in {tmp_path / 'clusters.toml'}.\n" in text) == (0, True)

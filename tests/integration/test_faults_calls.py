@@ -266,7 +266,7 @@ def make_large_with_small_files(megabytes: int) -> bytes:
 
 def test_a_result_that_finds_no_room_is_lost_with_reason_store(exe: RemoteExecutor) -> None:
     exc = lost(exe.submit(make_large_with_small_files, 2))
-    assert (type(exc), exc.reason, exc.exit_code, exc.signal) == (errors.TaskUnknownLoss, "store", 74, None)
+    assert (type(exc), exc.reason, exc.exit_code, exc.signal) == (errors.TaskStoreUnreachable, "store", 74, None)
     assert "could not be written to the store" in str(exc)
     assert "File too large" in exc.log_tail
 

@@ -9,7 +9,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,8 @@ import pytest
 from remoteexec import errors
 from remoteexec.config.model import ClusterConfig
 from tests.clusters.rootless import SlurmCluster
+from tests.integration.faults import PROMPT_S, Place, outcome_within, placed
 from tests.integration.running import running
-
-PROMPT_S = 15.0
-"""A loss that the next question to the scheduler explains; it is asked every second here."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a task runs, as it says itself."""
-
-    job: str
-    node: str
-    pid: int
-    parent: int
 
 
 def hold(path: str, megabytes: int = 0) -> None:
@@ -49,23 +37,6 @@ def hold(path: str, megabytes: int = 0) -> None:
 
 def follow(value: Any) -> Any:
     return value
-
-
-def placed(path: Path, deadline_s: float = 30.0) -> Place:
-    """What `hold` says, once it runs."""
-    end = time.monotonic() + deadline_s
-    while not path.exists():
-        assert time.monotonic() < end, "the task does not start"
-        time.sleep(0.02)
-    return Place(*json.loads(path.read_text()))
-
-
-def outcome_within(future: concurrent.futures.Future[Any], seconds: float) -> BaseException | None:
-    """The exception of a future that has to have one soon."""
-    began = time.monotonic()
-    exc = future.exception(seconds)
-    assert time.monotonic() - began < seconds
-    return exc
 
 
 End = Callable[[SlurmCluster, Place], Any]

@@ -16,6 +16,7 @@ import pytest
 from remoteexec import errors
 from remoteexec.config.model import ClusterConfig
 from tests.clusters.rootless import SlurmCluster
+from tests.integration.faults import FAILS_EVERY_SECOND_TIME, executions, with_wrappers
 from tests.integration.running import running
 
 
@@ -29,23 +30,6 @@ def record(path: str, number: int, seconds: float = 0.0) -> int:
 
 def follow(value: Any) -> Any:
     return value
-
-
-def executions(path: Path) -> Counter[int]:
-    return Counter(map(int, path.read_text().split()))
-
-
-def with_wrappers(cluster: SlurmCluster, config: ClusterConfig, **scripts: str) -> tuple[ClusterConfig, Path]:
-    """The cluster with commands of ours before SLURM's own; in them `$real` is the real one, `$state` a directory."""
-    directory = cluster.make_directory(f"wrappers-{time.time_ns()}")
-    state = cluster.make_directory(f"{directory.name}/state")
-    assert config.python is not None
-    python = f'PATH={directory}:$PATH exec {config.python} "$@"'
-    for name, text in {**scripts, "python-with-wrappers": python}.items():
-        path = directory / name
-        path.write_text(f"#!/bin/bash\nstate={state}\nreal=/usr/bin/{name}\n{text}\n")
-        path.chmod(0o755)
-    return replace(config, python=str(directory / "python-with-wrappers")), state
 
 
 LIES_ONCE = """
@@ -70,16 +54,6 @@ def test_an_sbatch_that_submits_and_says_that_it_timed_out_runs_nothing_twice(
         assert total.result(40) == 10
         assert len((state / "jobs").read_text().split()) == 3  # sbatch ran once for each of the three jobs
     assert executions(state / "lines") == Counter(range(5))
-
-
-FAILS_EVERY_SECOND_TIME = """
-if mkdir $state/odd 2>/dev/null; then
-    echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2
-    exit 1
-fi
-rmdir $state/odd
-exec "$real" "$@"
-"""
 
 
 def test_a_squeue_that_fails_every_second_time_is_asked_again(

@@ -248,7 +248,7 @@ def test_a_full_disk_loses_the_results_that_find_no_room_and_nothing_else(
     with running(config) as exe:
         exc = exe.submit(make_bytes, 4_000_000).exception(30)
         assert isinstance(exc, errors.TaskLost)
-        assert (type(exc), exc.reason, exc.exit_code) == (errors.TaskUnknownLoss, "store", 74)
+        assert (type(exc), exc.reason, exc.exit_code) == (errors.TaskStoreUnreachable, "store", 74)
         assert "No space left on device" in exc.log_tail
         assert len(exe.submit(make_bytes, 100_000).result(30)) == 100_000
         large = exe.submit(len, os.urandom(4_000_000))
@@ -287,7 +287,7 @@ def test_a_disk_that_is_full_to_the_last_byte_still_ends_in_a_loss(
         future = exe.submit(fill_the_disk, str(small_disk / "filler"))
         exc = future.exception(30)
         assert isinstance(exc, errors.TaskLost)
-        assert (type(exc), exc.reason) == (errors.TaskUnknownLoss, "store")
-        assert type(exe.submit(abs, future).exception(30)) is errors.TaskUnknownLoss
+        assert (type(exc), exc.reason) == (errors.TaskStoreUnreachable, "store")
+        assert type(exe.submit(abs, future).exception(30)) is errors.TaskStoreUnreachable
         (small_disk / "filler").unlink()
         assert exe.submit(abs, -1).result(30) == 1

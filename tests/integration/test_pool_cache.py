@@ -21,6 +21,8 @@ import pytest
 from remoteexec import SingleNodeExecutor, TestClusterExecutor, errors, get_cache_data
 from remoteexec.engine.cache import CacheWarning
 
+pytestmark = pytest.mark.usefixtures("process_mark")
+
 
 def local(directory: Path, **settings: Any) -> SingleNodeExecutor:
     return SingleNodeExecutor(max_workers=2, cache_directory=str(directory), **settings)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from scipy.optimize import differential_evolution, rosen
 
 from remoteexec import SingleNodeExecutor
 
+pytestmark = pytest.mark.usefixtures("process_mark")
+
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
-@pytest.fixture(scope="module")
-def exe() -> SingleNodeExecutor:
-    """Kept workers, which the interpreter's exit ends."""
-    return SingleNodeExecutor(max_workers=2, block_allocation=True)
+@pytest.fixture
+def exe() -> Iterator[SingleNodeExecutor]:
+    """Kept workers."""
+    with SingleNodeExecutor(max_workers=2, block_allocation=True) as executor:
+        yield executor
 
 
 def test_scipy_optimizes_over_our_map(exe: SingleNodeExecutor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import gc
 import os
 import resource
@@ -12,7 +13,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from tests.integration.pool_tools import (
     own_pid,
     sleep_after_saying,
 )
+
+pytestmark = pytest.mark.usefixtures("process_mark")
 
 # ---- workers that die ----
 
@@ -208,6 +211,38 @@ def test_without_restarts_the_calls_of_dead_workers_fail_and_say_so() -> None:
 
 
 @both_modes
+def test_what_depends_on_a_call_that_died_fails_with_the_same_error(kept: bool) -> None:
+    with executor(kept, restart_limit=1) as exe:
+        doomed = exe.submit(kill_self)
+        dependant = exe.submit(add_one, exe.submit(add_one, doomed))
+        assert isinstance(doomed.exception(timeout=20), errors.TaskKilled)
+        assert dependant.exception(timeout=20) is doomed.exception()
+        assert exe.submit(add_one, 1).result(timeout=20) == 2
+
+
+def test_an_init_function_that_ends_its_worker_fails_all_calls() -> None:
+    def leave() -> dict[str, int]:
+        os._exit(9)
+
+    with executor(True, restart_limit=3, init_function=leave) as exe:
+        futures = [exe.submit(add_one, n) for n in range(5)]
+        assert [type(future.exception(timeout=20)) for future in futures] == [errors.TaskKilled] * 5
+
+
+@both_modes
+def test_nothing_is_computed_here_while_calls_run_and_wait(kept: bool) -> None:
+    with executor(kept) as exe:
+        futures = [exe.submit(time.sleep, 0.6) for _ in range(2)]
+        waiting = [exe.submit(add_one, n) for n in range(500)]
+        time.sleep(0.1)
+        before = time.process_time()
+        time.sleep(0.4)
+        assert time.process_time() - before < 0.04
+        assert [future.result(timeout=20) for future in futures] == [None, None]
+        assert [future.result(timeout=60) for future in waiting] == list(range(1, 501))
+
+
+@both_modes
 def test_the_end_of_the_zygote_fails_what_waits_and_leaves_no_worker(kept: bool, tmp_path: Path) -> None:
     said = tmp_path / "pid"
     with executor(kept) as exe:
@@ -228,18 +263,33 @@ def test_the_end_of_the_zygote_fails_what_waits_and_leaves_no_worker(kept: bool,
 # ---- the caller's end ----
 
 
-def script(text: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """Run a script in an interpreter and a process group of its own."""
-    roots = [str(Path(path).parent) for module in (remoteexec, remoteexec_server) for path in module.__path__]
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(text), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(roots)},
-        start_new_session=True,
-        **options,
-    )
+Script = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    """Runs a script in an interpreter and a process group of its own, which is killed in the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(text: str, *arguments: str) -> subprocess.Popen[str]:
+        roots = [str(Path(path).parent) for module in (remoteexec, remoteexec_server) for path in module.__path__]
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(text), *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(roots)},
+                start_new_session=True,
+            )
+        )
+        return started[-1]
+
+    yield run
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):  # a fork of it may live where it does not
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 _BUSY = """
@@ -257,7 +307,7 @@ _BUSY = """
 
 
 @both_modes
-def test_a_caller_that_is_killed_leaves_nothing_behind(kept: bool) -> None:
+def test_a_caller_that_is_killed_leaves_nothing_behind(kept: bool, script: Script) -> None:
     caller = script(_BUSY + "    futures[0].result()", str(kept))
     assert caller.stdout is not None
     assert [caller.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
@@ -266,13 +316,10 @@ def test_a_caller_that_is_killed_leaves_nothing_behind(kept: bool) -> None:
     caller.kill()
     caller.wait()
     eventually(lambda: not any(alive(pid) for pid in family), 5.0)
-    caller.stdout.close()
-    assert caller.stderr is not None
-    caller.stderr.close()
 
 
 @both_modes
-def test_ctrl_c_ends_the_calls_and_the_program(kept: bool) -> None:
+def test_ctrl_c_ends_the_calls_and_the_program(kept: bool, script: Script) -> None:
     caller = script(
         _BUSY
         + """
@@ -294,7 +341,7 @@ def test_ctrl_c_ends_the_calls_and_the_program(kept: bool) -> None:
 
 
 @both_modes
-def test_ctrl_c_outside_of_a_with_block_ends_the_program_too(kept: bool) -> None:
+def test_ctrl_c_outside_of_a_with_block_ends_the_program_too(kept: bool, script: Script) -> None:
     caller = script(_BUSY + "    futures[0].result()", str(kept))
     assert caller.stdout is not None
     assert [caller.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
@@ -304,7 +351,7 @@ def test_ctrl_c_outside_of_a_with_block_ends_the_program_too(kept: bool) -> None
 
 
 @both_modes
-def test_a_script_without_shutdown_and_without_a_main_guard_finishes_its_calls(kept: bool) -> None:
+def test_a_script_without_shutdown_and_without_a_main_guard_finishes_its_calls(kept: bool, script: Script) -> None:
     caller = script(
         """
         import sys, time
@@ -325,7 +372,7 @@ def test_a_script_without_shutdown_and_without_a_main_guard_finishes_its_calls(k
 
 
 @both_modes
-def test_a_fork_of_the_caller_neither_keeps_workers_alive_nor_waits_for_them(kept: bool) -> None:
+def test_a_fork_of_the_caller_neither_keeps_workers_alive_nor_waits_for_them(kept: bool, script: Script) -> None:
     caller = script(
         """
         import os, sys, time
@@ -352,8 +399,6 @@ def test_a_fork_of_the_caller_neither_keeps_workers_alive_nor_waits_for_them(kep
     assert len(family) == 2  # zygote and worker
     os.kill(caller.pid, signal.SIGKILL)
     eventually(lambda: not any(alive(pid) for pid in family), 5.0)
-    os.killpg(caller.pid, signal.SIGKILL)
-    caller.communicate()
 
 
 # ---- the zygote ----
@@ -378,7 +423,11 @@ def test_a_module_that_starts_threads_is_refused_for_preload(tmp_path: Path, mon
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     with SingleNodeExecutor(1, preload=["threads_at_import"]) as exe:
-        assert isinstance(exe.submit(add_one, 1).exception(timeout=20), errors.TaskKilled)
+        with pytest.raises(ImportError, match="preload: threads_at_import starts 1 threads when it is imported"):
+            exe.submit(add_one, 1)
+    with SingleNodeExecutor(1, preload=["no_such_module_x"]) as exe:
+        with pytest.raises(ImportError, match="preload: no_such_module_x cannot be imported: ModuleNotFoundError"):
+            exe.submit(add_one, 1)
 
 
 def test_forks_of_a_preloaded_numpy_draw_different_random_numbers() -> None:

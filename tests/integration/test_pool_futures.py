@@ -17,6 +17,8 @@ import pytest
 
 from remoteexec import SingleNodeExecutor, TestClusterExecutor, get_item_from_future, split_future
 
+pytestmark = pytest.mark.usefixtures("process_mark")
+
 
 @pytest.fixture(params=["fresh", "kept", "debug"])
 def exe(request: pytest.FixtureRequest) -> Iterator[SingleNodeExecutor]:

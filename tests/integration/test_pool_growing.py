@@ -20,6 +20,8 @@ from remoteexec import SingleNodeExecutor, current_executor, get_item_from_futur
 from remoteexec.errors import TaskKilled
 from remoteexec.selections import batched
 
+pytestmark = pytest.mark.usefixtures("process_mark")
+
 
 @pytest.fixture(params=[False, True], ids=["fresh", "kept"])
 def exe(request: pytest.FixtureRequest) -> Iterator[SingleNodeExecutor]:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from remoteexec.pool.mpi import launch
 from remoteexec_server import mpi
 from remoteexec_server.wire.resources import Resources
 from tests.conftest import skip_for_want_of
+from tests.leftovers import gone, living
 
 THREE: dict[str, Any] = {"cores": 3, "openmpi_oversubscribe": True}
 SHARED = Path("/dev/shm")
@@ -35,28 +35,16 @@ def executor(**options: Any) -> Any:
     return SingleNodeExecutor(**options)
 
 
-def living(mark: str) -> list[str]:
-    """Command lines of the processes that have the mark in their environment; zombies have none."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            if int(entry.name) != os.getpid() and mark.encode() in (entry / "environ").read_bytes():
-                found.append((entry / "cmdline").read_text().replace("\0", " "))
-    return found
-
-
-def gone(mark: str, word: str = "", within_s: float = 5.0) -> list[str]:
-    """What is left of the marked processes with that word in their command lines, after some time at most."""
-    end = time.monotonic() + within_s
-    while (left := [line for line in living(mark) if word in line]) and time.monotonic() < end:
-        time.sleep(0.05)
-    return left
-
-
 def left_in_memory() -> set[str]:
     """What MPI and we keep in shared memory."""
     names = ("remoteexec-mpi-", "mpich_shm", "vader_segment", "sm_segment")
-    return {path.name for path in SHARED.glob("*") if path.name.startswith(names)} if SHARED.is_dir() else set()
+    if not SHARED.is_dir():
+        return set()
+    with contextlib.suppress(FileNotFoundError):  # somebody's file went meanwhile
+        return {
+            path.name for path in SHARED.glob("*") if path.name.startswith(names) and path.stat().st_uid == os.geteuid()
+        }
+    return left_in_memory()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,14 +56,15 @@ def _mpi() -> None:
 
 
 @pytest.fixture
-def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """In the environment of all processes that the test starts; in the end none of them is left, and no file."""
-    name = f"REMOTEEXEC_TEST_{uuid.uuid4().hex}"
+def mark(process_mark: str) -> Iterator[str]:
+    """See process_mark; no file is left either. Another MPI program may have some at that moment: it is waited for."""
     before = left_in_memory()
-    monkeypatch.setenv(name, "1")
-    yield name
-    assert gone(name) == []
-    assert left_in_memory() - before == set()
+    yield process_mark
+    assert gone(process_mark) == []
+    end = time.monotonic() + 10
+    while (left := left_in_memory() - before) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert left == set()
 
 
 @pytest.fixture(params=["fresh", "kept"])

@@ -18,6 +18,8 @@ from remoteexec import SingleNodeExecutor
 from remoteexec.errors import TaskKilled
 from remoteexec.pool.output import MOST_KEPT
 
+pytestmark = pytest.mark.usefixtures("process_mark")
+
 
 @pytest.fixture(params=[False, True], ids=["fresh", "kept"])
 def exe(request: pytest.FixtureRequest) -> Iterator[SingleNodeExecutor]:

@@ -14,6 +14,8 @@ import pytest
 
 from remoteexec import SingleNodeExecutor, get_item_from_future
 
+pytestmark = pytest.mark.usefixtures("process_mark")
+
 SVG = "{http://www.w3.org/2000/svg}"
 
 

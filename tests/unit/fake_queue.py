@@ -16,6 +16,7 @@ from remoteexec_server.batch.base import (
     SubmitRejected,
     least_advanced,
 )
+from remoteexec_server.wire.resources import Resources
 
 PENDING = JobFacts(JobState.PENDING)
 LIE = SchedulerUnavailable("sbatch: error: Socket timed out, though the job is there")
@@ -77,6 +78,13 @@ class FakeQueue:
         if trouble is not None:
             raise trouble
         return job
+
+    def unheeded(self, resources: Resources) -> list[str]:
+        return [] if resources.qos is None else [f"qos={resources.qos!r} has no effect: this queue has none"]
+
+    def script(self, spec: JobSpec) -> str:
+        self._called("script")
+        return f"#!/bin/sh\n{' '.join(spec.command)}\n"
 
     def find(self, name: str) -> JobId | None:
         self._called("find")

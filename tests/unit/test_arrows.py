@@ -33,17 +33,40 @@ CLIENT = {
 SERVER = {
     "__main__": set(),
     "gateway": {"batch", "wire"},
-    "probe": {"batch", "store", "wire"},
-    "runner": {"batch", "failure", "store", "wire"},
+    "probe": {"batch", "mpi_facts", "store", "wire"},
+    "runner": {
+        "attempts",
+        "batch",
+        "checkpoint",
+        "exits",
+        "failure",
+        "job_ranks",
+        "late_inputs",
+        "retrying",
+        "store",
+        "wire",
+    },
+    "late_inputs": {"attempts", "batch", "retrying", "store", "wire"},
+    "attempts": {"batch", "retrying", "runner", "store", "wire"},
+    "checkpoint": {"store", "wire"},
+    "retrying": {"wire"},
+    "job_ranks": {"batch", "failure", "job_rank", "mpi", "mpi_facts", "runner", "store", "sweeper", "wire"},
+    "job_rank": {"aborts", "failure", "rank_exchange", "runner", "store", "sweeper", "wire"},
+    "rank_exchange": {"wire"},
+    "mpi_facts": {"wire"},
+    "aborts": set(),
+    "exits": {"wire"},
+    "pilot": {"batch", "failure", "job_ranks", "runner", "store", "wire", "worker"},
     "zygote": {"growing", "worker", "wire"},
     "worker": {"failure", "growing", "mpi", "wire"},
-    "growing": {"failure", "worker", "wire"},  # a task talks through the worker it runs in
+    "growing": {"callbacks", "failure", "worker", "wire"},  # a task talks through the worker it runs in
+    "callbacks": set(),
     "mpi": {"failure", "mpi_rank", "mpi_watch", "sweeper", "wire"},
     "mpi_rank": {"mpi_watch", "sweeper", "worker", "wire"},
     "mpi_watch": set(),
     "sweeper": set(),
     "failure": {"wire"},
-    "batch": {"store", "wire"},
+    "batch": {"exits", "retrying", "store", "wire"},
     "store": {"wire"},
     "contents": {"wire", "worker"},  # asks the worker when its process began
     "wire": set(),
@@ -110,7 +133,7 @@ def part(module: str) -> tuple[str, str]:
 def test_arrows_go_one_way(module: str) -> None:
     package, of = part(module)
     allowed = (CLIENT if package == "remoteexec" else SERVER) | {
-        "": {"executors", "engine", "selections", "futures", "growing", "worker"}
+        "": {"executors", "engine", "selections", "checkpoint", "futures", "growing", "worker"}
     }
     inside = {part(name)[1] for name in imported(module) if part(name)[0] == package} - {of, ""}
     assert of in allowed, f"{module}: a new part of {package} needs its row in this test"
@@ -138,9 +161,11 @@ def test_the_cluster_side_needs_four_libraries_and_what_pysqa_brings() -> None:
     } - set(sys.stdlib_module_names)
 
     # cryptography: for large arrays in what is compared with the client, by workers of its own machine
-    known = {"remoteexec_server", "cloudpickle", "h5py", "numpy", "pysqa", "jinja2", "mpi4py", "cryptography"}
+    known = {"remoteexec_server", "cloudpickle", "h5py", "numpy", "pysqa", "jinja2", "yaml", "mpi4py", "cryptography"}
     assert foreign <= known
-    assert {module for module in MODULES if "mpi4py" in imported(module)} <= {"remoteexec_server.mpi_rank"}
+    assert {module for module in MODULES if "mpi4py" in imported(module)} <= {
+        f"remoteexec_server.{name}" for name in ("mpi_rank", "job_rank", "mpi_facts")
+    }
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

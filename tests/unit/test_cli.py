@@ -105,8 +105,8 @@ def test_files_are_named_from_the_root_of_this_machine(
             "'a b' cannot name a cluster: use letters, digits, '.', '_' and '-', and begin with a letter or digit.",
         ),
         (
-            ("config", "add-cluster", "two", "--host", "h", "--scheduler", "pbs", "--no-test"),
-            "scheduler = 'pbs' of cluster 'two': must be 'slurm' or 'local'.",
+            ("config", "add-cluster", "two", "--host", "h", "--scheduler", "abacus", "--no-test"),
+            "scheduler = 'abacus' of cluster 'two': must be one of slurm, flux, pbs, torque, lsf, sge, moab, local.",
         ),
         (
             ("config", "remove-cluster", "one"),

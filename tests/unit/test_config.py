@@ -87,7 +87,8 @@ def test_a_variable_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         (
             "[mycluster]\nhost = 'h'\nxyzzy = 22\n",
             "{file}: cluster 'mycluster' has an unknown key 'xyzzy': known are host, user, port, identity_file, "
-            "known_hosts, root, python, scheduler, login_shell, poll_s, resources.\n{remedy}",
+            "known_hosts, root, python, scheduler, login_shell, poll_s, "
+            "pysqa_config_directory, resources.\n{remedy}",
         ),
         (
             "[mycluster]\nuser = 'me'\n",
@@ -103,8 +104,9 @@ def test_a_variable_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             "a variable such as '$SCRATCH/'.\n{remedy}",
         ),
         (
-            "[mycluster]\nhost = 'h'\nscheduler = 'pbs'\n",
-            "{file}: scheduler = 'pbs' of cluster 'mycluster': must be 'slurm' or 'local'.\n{remedy}",
+            "[mycluster]\nhost = 'h'\nscheduler = 'abacus'\n",
+            "{file}: scheduler = 'abacus' of cluster 'mycluster': must be one of "
+            "slurm, flux, pbs, torque, lsf, sge, moab, local.\n{remedy}",
         ),
         (
             "[mycluster]\nhost = '-oProxyCommand=x'\n",

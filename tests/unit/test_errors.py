@@ -9,6 +9,7 @@ import re
 import pytest
 
 from remoteexec import errors
+from remoteexec_server.wire.evidence import Evidence, Usage
 
 CLASSES = [
     value
@@ -62,30 +63,43 @@ def test_pickling_errors_are_also_those_of_the_standard_library() -> None:
         ("cancelled", errors.TaskCancelled),
         ("preempted", errors.TaskPreempted),
         ("killed", errors.TaskKilled),
-        ("store", errors.TaskUnknownLoss),
+        ("rejected", errors.TaskRejected),
+        ("quota", errors.TaskOverQuota),
+        ("never_started", errors.TaskNeverStarted),
+        ("python_missing", errors.TaskPythonMissing),
+        ("store", errors.TaskStoreUnreachable),
         ("unknown", errors.TaskUnknownLoss),
         ("a reason of tomorrow", errors.TaskUnknownLoss),
     ],
 )
 def test_a_loss_is_of_the_class_that_its_reason_names(reason: str, cls: type[errors.TaskLost]) -> None:
-    error = errors.task_lost(
-        reason, "text", task="k", job="12_3", node="n1", exit_code=1, signal=9, log_tail="end", log_path="/x/0.log"
-    )
+    facts = {
+        "task": "k",
+        "job": "12_3",
+        "node": "n1",
+        "exit_code": 1,
+        "signal": 9,
+        "log_tail": "end",
+        "log_path": "/x/0.log",
+        "evidence": Evidence("FAILED", "NonZeroExitCode", usage=Usage(time_s=3.0), suggestion="less"),
+    }
 
-    assert (type(error), error.args, vars(error)) == (
-        cls,
-        ("text",),
-        {
-            "reason": reason,
-            "task": "k",
-            "job": "12_3",
-            "node": "n1",
-            "exit_code": 1,
-            "signal": 9,
-            "log_tail": "end",
-            "log_path": "/x/0.log",
-        },
-    )
+    error = errors.task_lost(reason, "text", **facts)
+
+    assert (type(error), error.args, vars(error)) == (cls, ("text",), {"reason": reason, **facts})
+
+
+def test_a_module_that_is_missing_is_a_loss_and_an_error_of_the_call() -> None:
+    error = errors.task_lost("import_error", "text", task="k")
+
+    assert isinstance(error, errors.TaskImportError)
+    assert issubclass(errors.TaskImportError, errors.RemoteTaskError)
+    assert (error.reason, error.task, error.type_name) == ("import_error", "k", "")
+
+
+def test_what_can_never_start_is_caught_as_what_is_refused() -> None:
+    assert issubclass(errors.TaskOverQuota, errors.TaskRejected)
+    assert issubclass(errors.TaskRejected, errors.SubmitRejected)
 
 
 def test_all_is_sorted_and_complete() -> None:

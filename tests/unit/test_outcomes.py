@@ -16,6 +16,7 @@ from remoteexec_server import runner
 from remoteexec_server.store import hdf5
 from remoteexec_server.store.hdf5 import Outcome
 from remoteexec_server.wire import payload
+from remoteexec_server.wire.evidence import Evidence, Usage
 from remoteexec_server.wire.header import HeaderError, PythonMismatchError
 from remoteexec_server.wire.messages import Loss, TaskKey
 
@@ -139,7 +140,7 @@ def test_an_exception_whose_class_exists_only_there_is_caught_by_its_builtin_bas
         (
             "call_not_loadable",
             ModuleNotFoundError("No module named 'm'"),
-            errors.RemoteTaskError,
+            errors.TaskImportError,
             "install NAME --with",
         ),
         ("call_not_loadable", AttributeError("gone"), errors.RemoteTaskError, "cannot be loaded on the cluster: Attr"),
@@ -167,7 +168,8 @@ def test_a_result_that_cannot_be_loaded_here_is_an_error_and_not_a_crash() -> No
 
 
 def test_a_loss_has_all_its_evidence() -> None:
-    got = outcomes.lost(T, Loss("timeout", "m", "7_1", "n1", 1, 9, "tail", "/log"))
+    evidence = Evidence("TIMEOUT", "TimeLimit", usage=Usage(61.0, 60.0), suggestion="run_time_max=60 -> try 120")
+    got = outcomes.lost(T, Loss("timeout", "m", "7_1", "n1", 1, 9, "tail", "/log", evidence=evidence))
 
     assert (type(got), str(got), vars(got)) == (
         errors.TaskTimeout,
@@ -181,7 +183,20 @@ def test_a_loss_has_all_its_evidence() -> None:
             "signal": 9,
             "log_tail": "tail",
             "log_path": "/log",
+            "evidence": evidence,
         },
+    )
+
+
+def test_a_call_whose_module_is_missing_says_which_and_keeps_its_text() -> None:
+    got = loaded(runner._failed(ModuleNotFoundError("No module named 'm'"), "call_not_loadable"))[1]
+
+    assert isinstance(got, errors.TaskImportError)
+    assert (got.reason, got.task, got.type_name, got.text) == (
+        "import_error",
+        T,
+        "builtins.ModuleNotFoundError",
+        "No module named 'm'",
     )
 
 
@@ -189,3 +204,10 @@ def test_a_rejection_told_as_a_loss_is_a_rejection() -> None:
     got = outcomes.lost(T, Loss("rejected", "sbatch: error: invalid partition"))
 
     assert (type(got), str(got)) == (errors.SubmitRejected, "sbatch: error: invalid partition")
+
+
+def test_a_rejection_of_a_job_that_the_scheduler_took_has_its_evidence() -> None:
+    got = outcomes.lost(T, Loss("rejected", "m", job="7", evidence=Evidence("PENDING", "PartitionTimeLimit")))
+
+    assert isinstance(got, errors.TaskRejected)
+    assert (got.job, got.evidence.reason) == ("7", "PartitionTimeLimit")

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from remoteexec_server import __version__, probe
+from remoteexec_server import __version__, mpi_facts, probe
+from remoteexec_server.mpi_facts import MpiFacts
 
 
-def ask(capsys: pytest.CaptureFixture[str], root: str, scheduler: str) -> dict[str, Any]:
-    assert probe.main(["--root", root, "--scheduler", scheduler, "--sentinel", "abc123"]) == 0
+def ask(capsys: pytest.CaptureFixture[str], root: str, scheduler: str, *more: str) -> dict[str, Any]:
+    assert probe.main(["--root", root, "--scheduler", scheduler, "--sentinel", "abc123", *more]) == 0
     [line] = capsys.readouterr().out.splitlines()
     found: dict[str, Any] = json.loads(line)
     return found
@@ -24,6 +25,30 @@ def test_a_usable_place(capsys: pytest.CaptureFixture[str], tmp_root: Path) -> N
     assert (facts["root"], facts["root_problem"]) == (str(tmp_root), None)
     assert (facts["scheduler"], facts["partitions"], facts["problem"]) == ("local", [], None)
     assert all(facts[name] for name in ("python", "cloudpickle", "h5py", "pysqa"))
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (
+            MpiFacts("MPICH Version: 5.0.2", "4.1.2", mpiexec=("/m/mpiexec",)),
+            "MPICH Version: 5.0.2, mpi4py 4.1.2, /m/mpiexec",
+        ),
+        (
+            MpiFacts("MPICH Version: 5.0.2", "4.1.2"),
+            "MPICH Version: 5.0.2, mpi4py 4.1.2, nothing that starts its ranks",
+        ),
+        (MpiFacts(problem="mpi4py is not installed for python"), "none: mpi4py is not installed for python"),
+    ],
+)
+def test_the_mpi_is_named_if_asked_for_and_is_no_problem_if_missing(
+    capsys: pytest.CaptureFixture[str], tmp_root: Path, monkeypatch: pytest.MonkeyPatch, found: MpiFacts, said: str
+) -> None:
+    monkeypatch.setattr(mpi_facts, "look", lambda scheduler, environment: found)
+
+    facts = ask(capsys, str(tmp_root), "local", "--mpi")
+
+    assert (facts["mpi"], facts["problem"]) == (said, None)
 
 
 def test_a_root_that_others_can_read(capsys: pytest.CaptureFixture[str], tmp_root: Path) -> None:
@@ -44,4 +69,4 @@ def test_no_slurm(capsys: pytest.CaptureFixture[str], tmp_root: Path, monkeypatc
 
 def test_an_unknown_scheduler(capsys: pytest.CaptureFixture[str], tmp_root: Path) -> None:
     facts = ask(capsys, str(tmp_root), "abacus")
-    assert facts["problem"] == "scheduler 'abacus': must be one of slurm, local"
+    assert facts["problem"] == "scheduler 'abacus': must be one of slurm, flux, pbs, torque, lsf, sge, moab, local"

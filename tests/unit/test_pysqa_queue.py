@@ -14,13 +14,7 @@ from remoteexec_server.wire.resources import Resources
 
 def test_an_sbatch_that_never_gives_a_number_is_believed_four_times(monkeypatch: pytest.MonkeyPatch) -> None:
     queue = SlurmQueue()
-    answer: dict[str, Any] = {
-        "failed": "answer",
-        "command": "sbatch",
-        "exit_code": 0,
-        "errors": "",
-        "output": "thanks!",
-    }
+    answer: dict[str, Any] = {"command": "sbatch", "exit_code": 0, "errors": "", "output": "thanks!"}
     monkeypatch.setattr(queue, "_request", lambda request: answer)
     spec = JobSpec("rx-b-0", Path("/x"), ("true",), 1, Resources())
 

@@ -11,7 +11,7 @@ from jinja2 import Template
 
 from remoteexec_server.batch import slurm_script
 from remoteexec_server.batch.base import JobId, JobRef, JobSpec
-from remoteexec_server.wire.resources import ResourceError, Resources
+from remoteexec_server.wire.resources import ResourceError, Resources, Retry
 
 RUNNER = ("/opt/py thon", "/r/server", "runner", "/r/jobs/rx-a-0")
 
@@ -76,8 +76,16 @@ def test_every_resource_reaches_the_script() -> None:
 
 
 def test_no_field_of_resources_is_forgotten() -> None:
-    renamed = {"run_time_max_s": "run_time_max", "memory_max_gb": "memory_max"}
-    elsewhere = {"submission_template", "extra", "error_log_file", "openmpi_oversubscribe", "pmi_mode", "environment"}
+    renamed = {"run_time_max_s": "run_time_max", "memory_max_gb": "memory_max", "warn_time_s": "warn_time"}
+    elsewhere = {
+        "submission_template",
+        "extra",
+        "error_log_file",
+        "openmpi_oversubscribe",
+        "pmi_mode",
+        "environment",
+        "retry",
+    }
     names = {renamed.get(field.name, field.name) for field in fields(Resources)} - elsewhere
     assert names - slurm_script.variables(spec(Resources())).keys() == set()
 
@@ -178,3 +186,62 @@ def test_a_job_is_found_by_our_own_name_whatever_the_user_calls_it() -> None:
     assert slurm_script.is_named(full, "rx-a-0")
     assert not slurm_script.is_named("rx-a-01.rx-a-0", "rx-a-0")
     assert not slurm_script.is_named("rx-a-0", "rx-a")
+
+
+@pytest.mark.parametrize(("cores", "nodes", "tasks"), [(1, 2, 2), (4, 2, 4), (3, None, 3)])
+def test_as_many_tasks_are_asked_for_as_nodes_since_slurm_gives_no_more_nodes(
+    cores: int, nodes: int | None, tasks: int
+) -> None:
+    lines = render(spec(Resources(cores=cores, num_nodes=nodes)))
+    assert [line for line in lines if "--ntasks" in line] == [f"#SBATCH --ntasks={tasks}"]
+
+
+def test_cores_are_all_cpus_where_a_users_template_knows_no_threads() -> None:
+    both = Resources(cores=2, threads_per_core=3, submission_template="{{ cores }}/{{ threads_per_core }}")
+    one = replace(both, submission_template="{{ cores }}")
+    assert [render(spec(both)), render(spec(one)), render(replace(spec(one), least_cores=40))] == [
+        ["2/3"],
+        ["6"],
+        ["40"],
+    ]
+
+
+def test_a_partition_is_also_called_queue() -> None:
+    assert render(spec(Resources(partition="x", submission_template="{{ queue }}"))) == ["x"]
+
+
+@pytest.mark.parametrize("argument", ["--array=0-3", "--ar=1", "-a0-3", "--clusters=x", "-M", "hetjob", "packjob"])
+def test_an_option_that_makes_other_jobs_than_one_here_is_refused(argument: str) -> None:
+    with pytest.raises(ResourceError, match=f"slurm_cmd_args='{argument}'"):
+        slurm_script.variables(spec(Resources(slurm_cmd_args=(argument,))))
+
+
+def test_options_that_ours_overrule_are_named() -> None:
+    arguments = ("--output=x", "-Jname", "--requeue", "--qos=high", "--open-mode=append", "--overcommit")
+    found = slurm_script.overruled(Resources(slurm_cmd_args=arguments))
+    assert [text.split(" has no effect")[0] for text in found] == [
+        "slurm_cmd_args='--output=x'",
+        "slurm_cmd_args='-Jname'",
+        "slurm_cmd_args='--requeue'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "line"),
+    [
+        (text, f"#SBATCH --constraint={text}")
+        for text in ("gpu&fast", "(a|b)&c", "[rack1|rack2]", "[fast*2&slow*1]", "!old,x=y:z.w")
+    ],
+)
+def test_constraints_need_no_quotes(constraint: str, line: str) -> None:
+    resources = Resources(constraint=constraint)
+    resources.validate()
+    assert line in render(spec(resources))
+
+
+def test_a_task_that_is_warned_ignores_the_warning_until_its_runner_is_there() -> None:
+    lines = render(spec(Resources(retry=Retry(1, {"timeout"}), run_time_max_s=600)))
+
+    assert "#SBATCH --signal=B:USR1@60" in lines
+    assert lines[-2:] == ["trap '' USR1", "exec '/opt/py thon' /r/server runner /r/jobs/rx-a-0 0"]
+    assert "trap" not in "".join(render(spec(Resources(retry=Retry(1, {"killed"})))))

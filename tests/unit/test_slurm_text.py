@@ -9,10 +9,11 @@ import pytest
 from remoteexec_server.batch import slurm_text
 from remoteexec_server.batch.base import JobFacts, JobId, JobRef, JobState
 from remoteexec_server.batch.slurm_text import Config, Line, Partition
+from remoteexec_server.wire.evidence import Usage
 
-RECORDED = sorted((Path(__file__).parent / "recorded").glob("slurm-*"))
+RECORDED = sorted((Path(__file__).parent / "recorded").glob("plain-*"))
 every_version = pytest.mark.parametrize("version", RECORDED, ids=lambda path: path.name)
-"""The same jobs were recorded on each; their numbers differ."""
+"""Clusters without accounting: the same jobs were recorded on each; their numbers differ."""
 
 
 def recorded(name: str) -> str:
@@ -141,13 +142,14 @@ def test_show_job_tells_the_signal(version: Path) -> None:
 
 def test_show_job_of_a_job_that_could_not_be_launched() -> None:
     [line] = slurm_text.parse_show_job(recorded("show_job_launch_failure.txt"))
-    assert line.facts == JobFacts(JobState.FAILED, "JobLaunchFailure", "n2", None, 53)
+    usage = Usage(time_s=0, time_limit_s=600, memory_limit_bytes=200 << 20)
+    assert line.facts == JobFacts(JobState.FAILED, "JobLaunchFailure", "n2", None, 53, usage=usage)
 
 
 @every_version
 def test_show_config(version: Path) -> None:
     config = slurm_text.parse_config((version / "show_config.txt").read_text())
-    assert version.name == "slurm-" + ".".join(config.version.split(".")[:2])
+    assert version.name == "plain-" + ".".join(config.version.split(".")[:2])
     assert config == Config(config.version, max_array=10001, message_timeout_s=10, min_job_age_s=300, accounting=False)
 
 
@@ -180,22 +182,41 @@ def test_sinfo(version: Path) -> None:
 
 def test_sacct() -> None:
     text = """\
-7|COMPLETED|0:0|0:0|n1|None|rx-a-0
-8_0|CANCELLED by 1000|0:0|0:0|None assigned|None|rx-a-1
-8_[1-3]|PENDING|0:0|0:0|None assigned|Resources|rx-a-1
-9|OUT_OF_MEMORY|0:125|0:0|n2|OutOfMemory|rx-a-2|b
-10|FAILED|0:0|74:0|n2|NonZeroExitCode|rx-a-3
-10.batch|FAILED|74:0||n2||batch
-11|BOOT_FAIL|0:0|0:0|n[1-2]|None|rx-a-4
+7|COMPLETED|0:0|0:0|n1|None|5|10|200M||rx-a-0
+7.batch|COMPLETED|0:0||n1||5|||3016K|batch
+7.0|COMPLETED|0:0||n1||5|||1.50G|python
+8_0|CANCELLED by 1000|0:0|0:0|None assigned|None|0|UNLIMITED|200M||rx-a-1
+8_[1-3]|PENDING|0:0|0:0|None assigned|Resources|0|Partition_Limit|200Mc||rx-a-1
+9|OUT_OF_MEMORY|0:125|0:0|n2|OutOfMemory|61|2|0||rx-a-2|b
+10|FAILED|0:0|74:0|n2|NonZeroExitCode|||||rx-a-3
+11|BOOT_FAIL|0:0|0:0|n[1-2]|None|0|10|2G||rx-a-4
+sacct: error: something
 """
+    mega = 1 << 20
+    ended = Usage(time_s=5, time_limit_s=600, memory_bytes=1536 * mega, memory_limit_bytes=200 * mega)
+    killed = Usage(time_s=61, time_limit_s=120, memory_limit_bytes=0)
+    cancelled = JobFacts(
+        JobState.CANCELLED, cancelled_by="uid 1000", usage=Usage(time_s=0, memory_limit_bytes=200 * mega)
+    )
+    failed = JobFacts(JobState.NODE_FAIL, "BOOT_FAIL", "n[1-2]", usage=Usage(0, 600, None, 2048 * mega))
     assert slurm_text.parse_sacct(text) == [
-        Line(JobId("7"), None, JobFacts(JobState.COMPLETED, "", "n1", 0), "rx-a-0"),
-        Line(JobId("8"), (0,), JobFacts(JobState.CANCELLED), "rx-a-1"),
+        Line(JobId("7"), None, JobFacts(JobState.COMPLETED, "", "n1", 0, usage=ended), "rx-a-0"),
+        Line(JobId("8"), (0,), cancelled, "rx-a-1"),
         Line(JobId("8"), (1, 2, 3), JobFacts(JobState.PENDING, "Resources"), "rx-a-1"),
-        Line(JobId("9"), None, JobFacts(JobState.OUT_OF_MEMORY, "OutOfMemory", "n2", None, 125), "rx-a-2|b"),
+        Line(
+            JobId("9"), None, JobFacts(JobState.OUT_OF_MEMORY, "OutOfMemory", "n2", None, 125, "", killed), "rx-a-2|b"
+        ),
         Line(JobId("10"), None, JobFacts(JobState.FAILED, "NonZeroExitCode", "n2", 74), "rx-a-3"),
-        Line(JobId("11"), None, JobFacts(JobState.NODE_FAIL, "BOOT_FAIL", "n[1-2]"), "rx-a-4"),
+        Line(JobId("11"), None, failed, "rx-a-4"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("00:01", 1), ("01:00:00", 3600), ("1-02:03:04", 93784), ("UNLIMITED", None), ("INVALID", None), ("", None)],
+)
+def test_spans_of_time(text: str, seconds: float | None) -> None:
+    assert slurm_text.seconds(text) == seconds
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,18 @@ def test_a_call_that_was_taken_back_and_given_again_runs_once(pool: Pool) -> Non
     assert [next_number(pool.worker) for _ in range(2)] == [1, 2]
 
 
+def test_a_call_that_was_taken_back_runs_if_its_token_comes_again_without_it(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Pool.withdraw does it, at the moment at which the worker finds no token."""
+    pool.give(1)
+    pool.send(1)
+    assert pool.take_back() == 1
+    monkeypatch.setattr(pool.worker, "_wait", lambda tokens: pool.give(1))
+
+    assert next_number(pool.worker) == 1
+
+
 def test_a_large_call_is_the_workers_as_soon_as_it_has_read_a_chunk_of_it(pool: Pool) -> None:
     pool.give(1)
     frame = pooled.frame((None, (), [(1, 7, bytes(3 * pooled.CHUNK), 0, None)]))[0]

@@ -29,6 +29,7 @@ DEFAULTS = {
         "max_array_size": "10001",
         "first_job_id": "1",
         "message_timeout_s": "10",
+        "gres_types": "",
         "cpus": "4",
         "memory_mb": "4000",
         "nodes": "NodeName=n[1-2]",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NewType, Protocol
 
+from ..wire.evidence import UNKNOWN, Usage
 from ..wire.resources import Resources
 
 JobId = NewType("JobId", str)
@@ -65,6 +66,8 @@ class JobFacts:
         reason: the scheduler's word for why, "TimeLimit", "NonZeroExitCode", "JobHeldUser" …
         exit_code: of the job script, where known.
         signal: that ended it, where known.
+        cancelled_by: see `Evidence`.
+        usage: see `Usage`.
     """
 
     state: JobState
@@ -72,6 +75,8 @@ class JobFacts:
     node: str | None = None
     exit_code: int | None = None
     signal: int | None = None
+    cancelled_by: str = ""
+    usage: Usage = UNKNOWN
 
 
 def least_advanced(facts: Iterable[JobFacts]) -> JobFacts:
@@ -102,6 +107,7 @@ class JobSpec:
         command: argument list; the index (0 <= index < count) is appended as its last argument.
         count: 1, or the length of the array.
         at_once: how many elements of the array may run at once; None: all.
+        least_cores: what the site's queue asks for at least, though the task needs fewer.
         after: jobs that have to end, however they end, before this one starts.
     """
 
@@ -112,6 +118,7 @@ class JobSpec:
     resources: Resources
     after: tuple[JobRef, ...] = ()
     at_once: int | None = None
+    least_cores: int = 0
 
 
 class QueueError(Exception):
@@ -131,7 +138,15 @@ class SubmitRejected(QueueError):
 
 
 class QuotaReached(QueueError):
-    """A limit of the user's, the account's or the QOS refuses the job now; it may be taken when others have ended."""
+    """A limit of the user's, the account's or the QOS refuses the job now; it may be taken when others have ended.
+
+    Attributes:
+        limit: the scheduler's name of the limit, "QOSMaxSubmitJobPerUserLimit"; "" where it names none.
+    """
+
+    def __init__(self, message: str, limit: str = "") -> None:
+        super().__init__(message)
+        self.limit = limit
 
 
 class SchedulerUnavailable(QueueError):
@@ -158,6 +173,17 @@ class Queue(Protocol):
             SubmitRejected: for good.
             QuotaReached: for now.
             SchedulerUnavailable: look with `find` before submitting again.
+        """
+
+    def unheeded(self, resources: Resources) -> Sequence[str]:
+        """What of these resources it will not honour, a sentence each; asked before tasks are submitted."""
+
+    def script(self, spec: JobSpec) -> str:
+        """What `submit` would hand to the scheduler, for people to read; `spec.directory` need not exist.
+
+        Raises:
+            SubmitRejected: the job could not be described.
+            SchedulerUnavailable: the script cannot be rendered now.
         """
 
     def find(self, name: str) -> JobId | None:

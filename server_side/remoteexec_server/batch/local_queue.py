@@ -8,6 +8,7 @@ priorities are not, and `submission_template` and `slurm_cmd_args` have no use h
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,26 @@ from pathlib import Path
 from ..wire.resources import ResourceError, Resources
 from .base import JobFacts, JobId, JobRef, JobSpec, JobState, SchedulerUnavailable, SubmitRejected
 from .local_spool import Fold, Job, Spool
+from .unheeded import notices
 
 __all__ = ["LocalQueue", "LocalSettings"]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _MAX_ARRAY = 10_000
 """Picked, not measured; a longer array costs its client nothing but a second job."""
+
+_UNHEEDED = (
+    "memory_max_gb",
+    "priority",
+    "partition",
+    "account",
+    "qos",
+    "reservation",
+    "constraint",
+    "slurm_cmd_args",
+    "submission_template",
+)
+"""A job_name is not among them: there is nothing here that would show it."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,22 @@ class LocalQueue:
             raise SchedulerUnavailable(f"job {spec.name} cannot be handed to the local scheduler: {exc}") from exc
         self._wake()
         return job.job
+
+    def unheeded(self, resources: Resources) -> list[str]:
+        """See Queue.unheeded."""
+        return notices(resources, dict.fromkeys(_UNHEEDED, "the embedded scheduler gives out cores and time only"))
+
+    def script(self, spec: JobSpec) -> str:
+        """See Queue.script; this scheduler is given no script, so it is one that says the same."""
+        limit = spec.resources.run_time_max_s
+        asked = f"cores={self._cores_of(spec)}" + ("" if limit is None else f" run_time_max={limit:g}")
+        index = '"$INDEX"' if spec.count > 1 else "0"
+        return (
+            "#!/bin/sh\n"
+            f"# embedded scheduler: {asked}" + (f" INDEX=0-{spec.count - 1}" if spec.count > 1 else "") + "\n"
+            f"cd {shlex.quote(str(spec.directory))}\n"
+            f"exec {shlex.join(spec.command)} {index}\n"
+        )
 
     def find(self, name: str) -> JobId | None:
         """See Queue.find."""

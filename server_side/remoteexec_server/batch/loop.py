@@ -20,6 +20,7 @@ from ..wire.messages import (
     Closed,
     Event,
     Hello,
+    JobScript,
     Refused,
     Request,
     Submit,
@@ -29,6 +30,8 @@ from ..wire.messages import (
 )
 from . import queues
 from .base import QueueError
+from .preview import preview
+from .pysqa_config import PysqaConfigError
 from .service import Service
 from .submitter import Jobs
 
@@ -89,6 +92,8 @@ def _serve(service: Service, inbox: Inbox, emit: Emit) -> bool:
             match request:
                 case Close():
                     return request.discard
+                case JobScript():
+                    emit(preview(service.queue, service.session, service.command, request), b"")
                 case Submit() | Cancel() | Watch() | Tell():
                     for event in service.handle(request, data):
                         emit(event, b"")
@@ -112,10 +117,12 @@ def _open(hello: Hello, root: str, scheduler: str, command: tuple[str, ...]) -> 
     try:
         path = open_root(root)
         session = Session.create(path, hello.session, hello.session_key)
-        batch = queues.connect(scheduler, path)
+        batch = queues.connect(scheduler, path, hello.terms.pysqa_config_directory)
         service = Service(session, batch, Jobs(command, scheduler, hello.terms), hello.client)
     except UnsafeRootError as exc:
         return Refused("UnsafeRoot", str(exc))
+    except PysqaConfigError as exc:
+        return Refused("ConfigError", str(exc))
     except (StoreError, OSError) as exc:
         return Refused("StoreError", str(exc))
     except (QueueError, ValueError) as exc:

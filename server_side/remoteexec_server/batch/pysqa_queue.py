@@ -9,72 +9,53 @@ Everything that waits has a deadline. What SLURM prints is read by `slurm_text`,
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import select
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from dataclasses import replace
+from typing import Any
 
-from ..wire.resources import ResourceError
-from . import slurm_script, slurm_text
+from ..wire.resources import ResourceError, Resources
+from . import advice, commands, slurm_script, slurm_text
 from .base import (
     JobFacts,
     JobId,
     JobRef,
     JobSpec,
     JobState,
+    QuotaReached,
     SchedulerUnavailable,
     SubmitRejected,
     by_job,
     least_advanced,
 )
+from .pysqa_client import HelperSettings as SlurmSettings
+from .pysqa_client import PysqaHelper, Unnumbered, words
+from .unheeded import by_template
 
 __all__ = ["SlurmQueue", "SlurmSettings"]
-
-_PACKAGE = Path(__file__).resolve().parent.parent
 
 _TRANSIENT = re.compile(
     r"timed out|unable to contact slurm|communication|connection (refused|reset|failure)|standby mode"
     r"|zero bytes were transmitted|insufficient data|message (send|receive) failure|unexpected message"
     r"|temporarily|authentication (error|credential)|munge|unable to resolve|configuration source|presently disabled"
-    r"|slurmctld.*(not responding|down)",
+    r"|slurmctld.*(not responding|down)|please retry|try again|submissions disabled|not available now"
+    r"|i/o error writing",
     re.IGNORECASE,
 )
 """Words of SLURM's that mean "not now"; the job may have been taken all the same."""
 
 _OVER_ALREADY = re.compile(r"invalid job id|already completing or completed|job/step already|not found", re.IGNORECASE)
 
-_MOST_UNNUMBERED = 5
-"""Answers without a job number, each with no such job in the queue, before a submission is given up: sbatch may be a
-wrapper that prints something else, or a template may say --test-only."""
-
-_HELPER_S = 4.0
-"""More than its command's time, after which a helper counts as hanging; picked, not measured."""
-
 _DETAILED = 20
 """Jobs asked about one by one in one call of `states`, where there is no sacct; picked, not measured."""
 
-
-@dataclass(frozen=True)
-class SlurmSettings:
-    """How patient `SlurmQueue` is.
-
-    Attributes:
-        timeout_s: for one command; SLURM's own patience (MessageTimeout) is 10 s by default.
-        start_timeout_s: for the helper to import pysqa, which takes long on a slow shared file system.
-        idle_s: after which the helper ends.
-    """
-
-    timeout_s: float = 30.0
-    start_timeout_s: float = 120.0
-    idle_s: float = 10.0
+_CLEAR = (JobState.PENDING, JobState.RUNNING, JobState.COMPLETED)
+"""States about which squeue says all there is to say."""
+_URGENCY = {JobState.GONE: -2, JobState.FAILED: -2}
+"""Asked about first: what squeue has forgotten, or does not explain at all."""
 
 
 class SlurmQueue:
@@ -83,9 +64,9 @@ class SlurmQueue:
     def __init__(self, settings: SlurmSettings | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings or SlurmSettings()
         self._clock = clock
-        self._unnumbered: dict[str, int] = {}  # by job name: submissions that succeeded, it seemed, but gave no number
+        self._unnumbered = Unnumbered()
         self._pending: dict[JobRef, float] = {}  # elements of arrays, when they were last known to wait
-        self._helper: _Helper | None = None
+        self._helper = PysqaHelper("SLURM", self._settings)
         self._known: slurm_text.Config | None = None
 
     @property
@@ -120,43 +101,38 @@ class SlurmQueue:
 
     def prewarm(self) -> None:
         """Start the helper, which then imports pysqa while the caller does something else."""
-        try:
-            self._living_helper()
-        except SchedulerUnavailable:
-            pass  # said when it is needed
+        self._helper.prewarm()
 
     def submit(self, spec: JobSpec) -> JobId:
         """See Queue.submit. The rendered script stays in the job's directory as `run_queue.sh`."""
-        try:
-            spec.resources.validate()
-            request = {
-                "do": "submit",
-                "directory": str(spec.directory),
-                "template": slurm_script.template(spec.resources),
-                "variables": slurm_script.variables(spec),
-                "options": slurm_script.options(spec),
-                "environment": slurm_script.environment(os.environ, spec.resources),
-            }
-        except ResourceError as exc:
-            raise SubmitRejected(str(exc)) from exc
-        answer = self._request(request)
-        if answer.get("failed") == "answer":
-            self._unnumbered[spec.name] = self._unnumbered.get(spec.name, 0) + 1
-            if self._unnumbered[spec.name] >= _MOST_UNNUMBERED:
-                raise SubmitRejected(f"sbatch gives no job number for {spec.name}: {_words(answer)}")
-        if "job" not in answer:
+        answer = self._request({"do": "submit", **_described(spec)})
+        if "failed" in answer:
             raise _refusal(spec, answer)
-        job = JobId(answer["job"])
+        job = slurm_text.parse_job_id(answer["output"])
+        if job is None:
+            raise self._unnumbered.refusal("sbatch", spec, answer)
         if spec.count > 1:
             self._pending.update(dict.fromkeys((JobRef(job, index) for index in range(spec.count)), self._clock()))
         return job
+
+    def unheeded(self, resources: Resources) -> list[str]:
+        """See Queue.unheeded."""
+        return slurm_script.overruled(resources) + by_template(resources)
+
+    def script(self, spec: JobSpec) -> str:
+        """See Queue.script."""
+        answer = self._request({"do": "render", **_described(spec)})
+        if "script" not in answer:
+            raise _refusal(spec, answer)
+        return str(answer["script"])
 
     def find(self, name: str) -> JobId | None:
         """See Queue.find. SLURM itself forgets a job some minutes after its end (MinJobAge); sacct does not."""
         lines = self._squeue()
         found = next((line for line in lines if slurm_script.is_named(line.name, name)), None)
         if found is None and self.config().accounting:
-            lines = self._sacct("--starttime=now-7days")
+            argv = ["sacct", "-X", "--noheader", "--parsable2", "-o", slurm_text.SACCT_FORMAT, "--starttime=now-7days"]
+            lines = slurm_text.parse_sacct(self._ask(argv))
             found = next((line for line in lines if slurm_script.is_named(line.name, name)), None)
         return None if found is None else found.job
 
@@ -165,14 +141,14 @@ class SlurmQueue:
         jobs = _scancel_arguments(refs)
         if not jobs:
             return
-        answer = self._request({"do": "cancel", "jobs": jobs, "environment": _environment()})
+        answer = self._request({"do": "cancel", "jobs": [jobs], "environment": _environment()})
         if "done" in answer:
             return
         errors = answer.get("errors", "")
         complaints = [line for line in errors.splitlines() if line.strip()]
         if answer["failed"] == "command" and complaints and all(_OVER_ALREADY.search(line) for line in complaints):
             return
-        raise SchedulerUnavailable(f"jobs {', '.join(jobs)[:200]} may not be cancelled: {_words(answer)}")
+        raise SchedulerUnavailable(f"jobs {', '.join(jobs)[:200]} may not be cancelled: {words(answer)}")
 
     def states(self, refs: Sequence[JobRef]) -> Mapping[JobRef, JobFacts]:
         """See Queue.states: one squeue, and one sacct for what it has forgotten or does not explain.
@@ -184,11 +160,12 @@ class SlurmQueue:
             return {}
         found = _by_ref(self._squeue())
         facts = {ref: _lookup(found, ref) for ref in wanted}
-        unclear = [ref for ref in wanted if facts[ref].state in (JobState.GONE, JobState.FAILED)]
-        if unclear:
-            for ref, more in self._explained(unclear).items():
+        ends = {ref: fact for ref, fact in facts.items() if fact.state not in _CLEAR}
+        if ends:
+            urgent_first = sorted(ends.items(), key=lambda item: _URGENCY.get(item[1].state, 0))
+            for ref, more in self._explained(dict(urgent_first)).items():
                 if more.state.ended and more.state is not JobState.GONE:
-                    facts[ref] = more
+                    facts[ref] = _together(facts[ref], more)
         self._notice_vanished(facts)
         return facts
 
@@ -213,30 +190,60 @@ class SlurmQueue:
 
     def close(self) -> None:
         """End the helper."""
-        self._end_helper()
+        self._helper.end()
 
-    def _explained(self, refs: Sequence[JobRef]) -> dict[JobRef, JobFacts]:
-        """What is to be had beyond squeue; nothing, where the question itself fails."""
-        jobs = list(dict.fromkeys(ref.job for ref in refs))
+    def _explained(self, ends: Mapping[JobRef, JobFacts]) -> dict[JobRef, JobFacts]:
+        """What is to be had beyond squeue about jobs that ended badly or are forgotten; nothing, where questions fail.
+
+        sacct answers for all. scontrol is asked where no accounting runs, or where sacct fails or has not heard yet.
+        """
+        jobs = list(dict.fromkeys(ref.job for ref in ends))
+        found: dict[JobRef, JobFacts] = {}
+        accounted = self._accounted(jobs)
+        if accounted is not None:
+            found = _by_ref(accounted)
+        missing = [
+            ref.job
+            for ref, fact in ends.items()
+            if not _lookup(found, ref).state.ended or _lookup(found, ref).state is JobState.GONE
+            if accounted is None or fact.state is not JobState.GONE
+        ]
+        found.update(_by_ref(self._described(list(dict.fromkeys(missing))[:_DETAILED])))
+        return {ref: _named(_lookup(found, ref)) for ref in ends}
+
+    def _accounted(self, jobs: Sequence[JobId]) -> list[slurm_text.Line] | None:
+        """sacct's answer; None: it has none."""
+        try:
+            if not self.config().accounting:
+                return None
+            argv = ["sacct", "--noheader", "--parsable2", "-o", slurm_text.SACCT_FORMAT, "-j", ",".join(jobs)]
+            done = self._twice(argv)
+        except SchedulerUnavailable:
+            return None
+        return slurm_text.parse_sacct(done.stdout) if done.returncode == 0 else None
+
+    def _described(self, jobs: Iterable[JobId]) -> list[slurm_text.Line]:
+        """scontrol's answers, one by one, until it hangs."""
         lines: list[slurm_text.Line] = []
         try:
-            if self.config().accounting:
-                lines = self._sacct("-j", ",".join(jobs))
-            else:
-                for job in jobs[:_DETAILED]:
-                    done = self._run(["scontrol", "-o", "show", "job", job])
-                    lines += slurm_text.parse_show_job(done.stdout)
+            for job in jobs:
+                lines += slurm_text.parse_show_job(self._twice(["scontrol", "-o", "show", "job", job]).stdout)
         except SchedulerUnavailable:
-            return {}
-        found = _by_ref(lines)
-        return {ref: _lookup(found, ref) for ref in refs}
+            pass  # what was heard before counts
+        return lines
+
+    def _twice(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
+        """A question that fails is asked once more; one that hangs is not.
+
+        Whoever asks makes do with less than the answer. For squeue, the next poll is the second time.
+        """
+        done = self._run(argv)
+        if done.returncode == 0 or _OVER_ALREADY.search(done.stderr):
+            return done
+        return self._run(argv)
 
     def _squeue(self) -> list[slurm_text.Line]:
         return slurm_text.parse_squeue(self._ask(["squeue", "--me", "-h", "-t", "all", "-o", slurm_text.SQUEUE_FORMAT]))
-
-    def _sacct(self, *which: str) -> list[slurm_text.Line]:
-        argv = ["sacct", "-X", "--noheader", "--parsable2", "-o", slurm_text.SACCT_FORMAT, *which]
-        return slurm_text.parse_sacct(self._ask(argv))
 
     def _ask(self, argv: list[str]) -> str:
         done = self._run(argv)
@@ -246,164 +253,29 @@ class SlurmQueue:
         return done.stdout
 
     def _run(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
-        try:
-            return subprocess.run(
-                argv,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=self._settings.timeout_s,
-                env=_environment(),
-                check=False,
-            )
-        except subprocess.TimeoutExpired as exc:
-            raise SchedulerUnavailable(f"{argv[0]} did not answer within {self._settings.timeout_s:g} s") from exc
-        except OSError as exc:
-            raise SchedulerUnavailable(f"{argv[0]} cannot be run: {exc}; PATH is {os.environ.get('PATH', '')}") from exc
+        return commands.run(argv, self._settings.timeout_s, _environment())
 
     def _request(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Have the helper do it; a second one, if the first ended before it took the request."""
-        request["timeout_s"] = self._settings.timeout_s
-        for attempt in (1, 2):
-            try:
-                return self._living_helper().request(request)
-            except _NotTakenError as exc:
-                self._end_helper()
-                if attempt == 2:
-                    raise SchedulerUnavailable(str(exc)) from exc
-            except SchedulerUnavailable:
-                self._end_helper()
-                raise
-        raise AssertionError("unreachable")
-
-    def _living_helper(self) -> _Helper:
-        if self._helper is None or not self._helper.alive():
-            self._end_helper()
-            try:
-                self._helper = _Helper(self._settings)
-            except OSError as exc:
-                raise SchedulerUnavailable(f"the pysqa helper cannot be started: {exc}") from exc
-        return self._helper
-
-    def _end_helper(self) -> None:
-        if self._helper is not None:
-            self._helper.end()
-            self._helper = None
+        return self._helper.request(request)
 
 
-class _NotTakenError(Exception):
-    """The helper ended without having begun the request."""
+def _described(spec: JobSpec) -> dict[str, Any]:
+    """A job as the helper is told of it.
 
-
-class _Helper:
-    """A process of `pysqa_helper`. One request at a time."""
-
-    def __init__(self, settings: SlurmSettings) -> None:
-        self._settings = settings
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        self._process = subprocess.Popen(
-            [sys.executable, "-X", "utf8", str(_PACKAGE), "pysqa-submit", str(settings.idle_s)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            bufsize=0,
-            start_new_session=True,  # Ctrl-C in the user's terminal is not for it
-        )
-        self._number = 0
-        self._ready = False
-        self._unread = b""
-
-    def alive(self) -> bool:
-        """It has not ended, as it does after some idle time."""
-        return self._process.poll() is None
-
-    def request(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Its answer.
-
-        Raises:
-            _NotTakenError: it ended, or failed to start, and has done nothing.
-            SchedulerUnavailable: it may have done something.
-        """
-        if not self._ready:
-            self._await_start()
-        self._number += 1
-        deadline = time.monotonic() + self._settings.timeout_s + _HELPER_S
-        line = json.dumps({**request, "id": self._number}).encode() + b"\n"
-        if not self._write(line, deadline):
-            raise _NotTakenError(self._epitaph())
-        taken = False
-        while True:
-            text = self._line(deadline)
-            if text is None:
-                if taken:
-                    raise SchedulerUnavailable(self._epitaph())
-                raise _NotTakenError(self._epitaph())
-            answer = json.loads(text)
-            if not answer.get("taken"):
-                return dict(answer)
-            taken = True
-
-    def end(self) -> None:
-        """Close its stdin; kill it if that does not help at once."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        if self._process.poll() is None:
-            self._process.kill()  # it does nothing at this moment, or hangs
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._stderr):
-            stream.close()
-
-    def _await_start(self) -> None:
-        text = self._line(time.monotonic() + self._settings.start_timeout_s)
-        if text is None:
-            raise _NotTakenError(self._epitaph())
-        greeting = json.loads(text)
-        if "fatal" in greeting:
-            raise SubmitRejected(
-                f"pysqa cannot be imported by {sys.executable}: {greeting['fatal']}; "
-                f"`remoteexec install` completes that environment, or run `{sys.executable} -m pip install pysqa`"
-            )
-        self._ready = True
-
-    def _write(self, data: bytes, deadline: float) -> bool:
-        assert self._process.stdin is not None
-        descriptor = self._process.stdin.fileno()
-        os.set_blocking(descriptor, False)
-        view = memoryview(data)
-        while view:
-            if not select.select([], [descriptor], [], max(0.0, deadline - time.monotonic()))[1]:
-                raise SchedulerUnavailable("the pysqa helper does not read its input")
-            try:
-                view = view[os.write(descriptor, view) :]
-            except BrokenPipeError:
-                return False
-            except BlockingIOError:
-                continue
-        return True
-
-    def _line(self, deadline: float) -> bytes | None:
-        """Its next line; None at its end."""
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        while b"\n" not in self._unread:
-            if not select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise SchedulerUnavailable("the pysqa helper did not answer in time")
-            piece = os.read(descriptor, 1 << 16)
-            if not piece:
-                return None
-            self._unread += piece
-        text, _, self._unread = self._unread.partition(b"\n")
-        return text
-
-    def _epitaph(self) -> str:
-        try:
-            code: int | None = self._process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            code = None
-        self._stderr.seek(0)
-        errors = " / ".join(self._stderr.read().decode(errors="replace").strip().splitlines()[-3:])
-        return f"the pysqa helper ended with exit code {code}" + (f": {errors}" if errors else "")
+    Raises:
+        SubmitRejected: a resource has a value that no template may see.
+    """
+    try:
+        spec.resources.validate()
+        return {
+            "directory": str(spec.directory),
+            "template": slurm_script.template(spec.resources),
+            "variables": slurm_script.variables(spec),
+            "options": slurm_script.options(spec),
+            "environment": slurm_script.environment(os.environ, spec.resources),
+        }
+    except ResourceError as exc:
+        raise SubmitRejected(str(exc)) from exc
 
 
 def _environment() -> dict[str, str]:
@@ -416,7 +288,7 @@ def _environment() -> dict[str, str]:
     return {**kept, "LC_ALL": "C", "SLURM_BITSTR_LEN": "0"}  # 0: array expressions in full length
 
 
-def _refusal(spec: JobSpec, answer: Mapping[str, Any]) -> SubmitRejected | SchedulerUnavailable:
+def _refusal(spec: JobSpec, answer: Mapping[str, Any]) -> SubmitRejected | QuotaReached | SchedulerUnavailable:
     """The error for an answer without a job."""
     script = spec.directory / "run_queue.sh"
     match answer["failed"]:
@@ -428,24 +300,18 @@ def _refusal(spec: JobSpec, answer: Mapping[str, Any]) -> SubmitRejected | Sched
                 f"sbatch cannot be run on this machine: {answer['text']}; PATH is {os.environ.get('PATH', '')}"
             )
         case "command" if answer["exit_code"] > 0 and answer["errors"].strip():
-            if not _TRANSIENT.search(answer["errors"]):
+            errors = answer["errors"]
+            limit = advice.full_for_now(errors)
+            if limit is not None:
+                return QuotaReached(f"sbatch does not take job {spec.name} now: {words(answer)}", limit)
+            if not _TRANSIENT.search(errors):
+                remedy = advice.remedy(errors)
+                said = f"{words(answer)}{'. See ' if remedy else ''}{remedy}"
                 return SubmitRejected(
-                    f"sbatch refused job {spec.name}: {_words(answer)}; its script is {script}",
-                    dependency=bool(spec.after) and "dependency" in answer["errors"].lower(),
+                    f"sbatch refused job {spec.name}: {said}; its script is {script}",
+                    dependency=bool(spec.after) and "dependency" in errors.lower(),
                 )
-    return SchedulerUnavailable(f"job {spec.name} may not be submitted: {_words(answer)}")
-
-
-def _words(answer: Mapping[str, Any]) -> str:
-    """What the command itself said."""
-    command = answer.get("command", "the command")
-    if answer["failed"] == "timeout":
-        return f"{command} did not answer in time"
-    if answer["failed"] in ("missing", "pysqa"):
-        return str(answer["text"])
-    lines = (answer["errors"].strip() or answer["output"].strip()).splitlines()[-8:]
-    text = " / ".join(line.removeprefix(f"{command}: error: ") for line in lines if line.strip())
-    return f"{text or 'no message'} (exit code {answer['exit_code']})"
+    return SchedulerUnavailable(f"job {spec.name} may not be submitted: {words(answer)}")
 
 
 def _scancel_arguments(refs: Iterable[JobRef]) -> list[str]:
@@ -475,3 +341,27 @@ def _by_ref(lines: Iterable[slurm_text.Line]) -> dict[JobRef, JobFacts]:
 
 def _lookup(found: Mapping[JobRef, JobFacts], ref: JobRef) -> JobFacts:
     return found.get(ref, JobFacts(JobState.GONE))
+
+
+def _together(shown: JobFacts, more: JobFacts) -> JobFacts:
+    """What squeue shows, and what sacct or scontrol know: each leaves out something."""
+    return replace(
+        more,
+        reason=more.reason or shown.reason,
+        node=more.node or shown.node,
+    )
+
+
+def _named(facts: JobFacts) -> JobFacts:
+    """Who cancelled it, by name: "uid 1000" says little."""
+    if not facts.cancelled_by.startswith("uid "):
+        return facts
+    import pwd
+
+    uid = int(facts.cancelled_by.removeprefix("uid "))
+    if uid == os.getuid():
+        return replace(facts, cancelled_by="its owner")
+    try:
+        return replace(facts, cancelled_by=pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return facts

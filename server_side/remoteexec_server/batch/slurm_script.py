@@ -9,19 +9,19 @@ Source: https://slurm.schedmd.com/sbatch.html, tried with 22.05.
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Mapping
 
 from ..wire.resources import ResourceError, Resources
 from .base import JobSpec
+from .variables import common, full_name, is_named
 
 __all__ = ["TEMPLATE", "environment", "full_name", "is_named", "options", "template", "variables"]
 
 TEMPLATE = """\
 #!/bin/bash
-#SBATCH --ntasks={{ cores }}
+#SBATCH --ntasks={{ ntasks }}
 #SBATCH --cpus-per-task={{ threads_per_core }}
 {%- if gpus_per_core %}
 #SBATCH --gpus-per-task={{ gpus_per_core }}
@@ -56,28 +56,42 @@ TEMPLATE = """\
 {%- if priority is not none %}
 #SBATCH --priority={{ priority }}
 {%- endif %}
+{%- if warn_time %}
+#SBATCH --signal=B:USR1@{{ warn_time }}
+{%- endif %}
 {%- if sbatch_arguments %}
 #SBATCH {{ sbatch_arguments }}
 {%- endif %}
 {%- for line in options %}
 #SBATCH {{ line }}
 {%- endfor %}
+{%- if warn_time %}
+trap '' USR1
+{%- endif %}
 exec {{ command }}
 """
-"""bash, not sh: dash drops exported functions (`module`) from the environment. `exec`: one process less to signal."""
+"""The warning is ignored until the runner takes it: near a short limit it comes at once.
+
+bash, not sh: dash drops exported functions (`module`) from the environment. `exec`: one process less to signal."""
 
 _ENDS_OTHERWISE = {
-    "wait": 4,
-    "test-only": 2,
-    "wrap": 2,
-    "version": 4,
-    "help": 2,
-    "usage": 3,
-    "parsable": 4,
-    "quiet": 2,
+    "wait": (4, "-W"),
+    "test-only": (2, ""),
+    "wrap": (2, ""),
+    "version": (4, "-V"),
+    "help": (2, "-h"),
+    "usage": (3, ""),
+    "parsable": (4, ""),
+    "quiet": (2, "-Q"),
 }
 """Options that make sbatch wait, print something else than a job's number, or submit nothing; and how many of their
 letters sbatch needs to take a shorter word for them."""
+
+_ELSEWHERE = {"array": (2, "-a"), "clusters": (8, "-M"), "cluster": (7, ""), "cluster-constraint": (9, "")}
+"""Options that make several jobs of one, or put it where we do not look."""
+
+_OURS = {"job-name": (1, "-J"), "output": (1, "-o"), "requeue": (3, ""), "no-requeue": (6, "")}
+"""Options that sbatch's command line repeats; see `options`."""
 
 _OVERRIDING = {
     "partition": ("SBATCH_PARTITION",),
@@ -93,17 +107,6 @@ _OVERRIDING = {
 """Variables that sbatch believes more than its script."""
 
 
-def full_name(spec: JobSpec) -> str:
-    """Our own name of the job, and behind a dot, which no name of ours has, the user's."""
-    user = spec.resources.job_name
-    return f"{spec.name}.{user}" if user else spec.name
-
-
-def is_named(full: str, name: str) -> bool:
-    """Whether `full_name` may have made the one of the other."""
-    return full == name or full.startswith(f"{name}.")
-
-
 def options(spec: JobSpec) -> list[str]:
     """The options that always hold, one argument each."""
     found = [f"--job-name={full_name(spec)}", f"--output={_output(spec)}", "--no-requeue"]
@@ -115,38 +118,15 @@ def options(spec: JobSpec) -> list[str]:
 
 
 def variables(spec: JobSpec) -> dict[str, object]:
-    """What a template may use: every field of `Resources` in pysqa's units, every key of `extra`, and ours.
-
-    `run_time_max` is in seconds and `memory_max` in GB, as in pysqa's own templates; `run_time_minutes` and `memory_mb`
-    (for each node) are rounded up to what sbatch understands.
-    """
+    """What a template may use: see `variables.common`, and the job's own."""
     r = spec.resources
-    minutes = None if r.run_time_max_s is None else max(1, math.ceil(r.run_time_max_s / 60))
     return {
-        **{key: value for key, value in r.extra.items() if key != "queue"},  # pysqa has its own use for that word
+        **common(spec),
         "job_name": full_name(spec),
-        "working_directory": str(spec.directory),
-        "cores": r.cores,
-        "threads_per_core": r.threads_per_core,
-        "gpus_per_core": r.gpus_per_core,
-        "num_nodes": r.num_nodes,
-        "exclusive": r.exclusive,
-        "run_time_max": None if r.run_time_max_s is None else math.ceil(r.run_time_max_s),
-        "run_time_minutes": minutes,
-        "memory_max": _whole(r.memory_max_gb),
-        "memory_mb": _memory_mb(r),
-        "priority": r.priority,
-        "partition": r.partition,
-        "account": r.account,
-        "qos": r.qos,
-        "reservation": r.reservation,
-        "constraint": r.constraint,
-        "cwd": r.cwd,
-        "slurm_cmd_args": list(r.slurm_cmd_args),
+        "ntasks": max(r.cores, r.num_nodes or 1),  # SLURM gives no more nodes than there are tasks, and does not say so
         "sbatch_arguments": _sbatch_arguments(r),
         "options": [shlex.quote(option) for option in options(spec)],
         "array": _array(spec) if spec.count > 1 else None,
-        "count": spec.count,
         "dependency_list": _dependencies(spec),
         "command": _command(spec),
     }
@@ -214,26 +194,30 @@ def _dependencies(spec: JobSpec) -> list[str]:
 
 def _sbatch_arguments(resources: Resources) -> str:
     for argument in resources.slurm_cmd_args:
-        if _ends_otherwise(argument):
+        if _is_one_of(argument, _ENDS_OTHERWISE):
             raise ResourceError(
                 f"slurm_cmd_args={argument!r}: sbatch would not submit the job and print its number; leave it out"
+            )
+        if _is_one_of(argument, _ELSEWHERE) or argument in ("hetjob", "packjob"):
+            raise ResourceError(
+                f"slurm_cmd_args={argument!r}: the jobs it makes would not be found again; leave it out"
             )
     return shlex.join(resources.slurm_cmd_args)
 
 
-def _ends_otherwise(argument: str) -> bool:
+def overruled(resources: Resources) -> list[str]:
+    """What of `slurm_cmd_args` our own options overrule, a sentence each."""
+    return [
+        f"slurm_cmd_args={argument!r} has no effect: jobs get a name, a log and a requeueing rule of ours; "
+        "see job_name for the name"
+        for argument in resources.slurm_cmd_args
+        if _is_one_of(argument, _OURS)
+    ]
+
+
+def _is_one_of(argument: str, options: Mapping[str, tuple[int, str]]) -> bool:
+    """Whether sbatch takes it for one of these: a long one however short it is written, "-x", "-xVALUE"."""
     if not argument.startswith("--"):
-        return argument in ("-W", "-V", "-h", "-Q")
+        return argument[:2] in {short for _, short in options.values() if short} and argument.startswith("-")
     word = argument[2:].partition("=")[0]
-    return any(len(word) >= least and name.startswith(word) for name, least in _ENDS_OTHERWISE.items())
-
-
-def _memory_mb(resources: Resources) -> int | None:
-    """MB for each node; `--mem=0` would mean all of it."""
-    if resources.memory_max_gb is None:
-        return None
-    return max(1, math.ceil(resources.memory_max_gb * 1024 / (resources.num_nodes or 1) - 1e-9))
-
-
-def _whole(value: float | None) -> float | int | None:
-    return int(value) if value is not None and value == int(value) else value
+    return any(len(word) >= least and name.startswith(word) for name, (least, _) in options.items())

@@ -3,15 +3,17 @@
 Plain formats (`-o`, `--parsable2`) only: the shape of `--json` changes between versions. Free text (a job's name)
 comes last in a line, so that a separator in it does no harm.
 
-Source: https://slurm.schedmd.com/squeue.html, sacct.html, scontrol.html; outputs recorded from 22.05.
+Source: https://slurm.schedmd.com/squeue.html, sacct.html, scontrol.html; outputs recorded from 22.05 to 26.05
+(tests/unit/recorded).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ..wire.evidence import Usage
 from .base import JobFacts, JobId, JobRef, JobState
 
 __all__ = [
@@ -29,12 +31,14 @@ __all__ = [
     "parse_show_job",
     "parse_sinfo",
     "parse_squeue",
+    "seconds",
     "state_of",
 ]
 
 SQUEUE_FORMAT = "%i|%T|%r|%N|%j"
 """Job (with the elements of an array still pending as one expression), state, reason, nodes, name."""
-SACCT_FORMAT = "JobID,State,ExitCode,DerivedExitCode,NodeList,Reason,JobName"
+SACCT_FORMAT = "JobID,State,ExitCode,DerivedExitCode,NodeList,Reason,ElapsedRaw,TimelimitRaw,ReqMem,MaxRSS,JobName"
+"""The limit in minutes, what was used in seconds; MaxRSS stands in the lines of steps."""
 SINFO_FORMAT = "%P|%a|%l|%D|%T"
 
 _STATES = {
@@ -63,6 +67,12 @@ count as running: nothing is decided about them."""
 
 _TOLD_BY_STATE = ("DEADLINE", "BOOT_FAIL", "LAUNCH_FAILED", "RECONFIG_FAIL", "REVOKED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 """States that say more than ours: kept as the reason where SLURM names no other."""
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+
+_BEYOND_128 = {9: 128 + 9, 15: 128 + 15}
+"""sacct takes 128 off larger exit codes (print.c; seen in 22.05 to 24.11, gone in 25.11), scontrol does not. These two
+are the runner's for SIGKILL and SIGTERM, and hardly anybody else's; of all others it is not said which they were."""
 
 _NOTHING = frozenset(("", "None", "(null)", "None assigned", "N/A", "n/a", "Unknown"))
 
@@ -182,17 +192,56 @@ def parse_squeue(output: str) -> list[Line]:
 
 
 def parse_sacct(output: str) -> list[Line]:
-    """Lines of `sacct -X --noheader --parsable2 -o SACCT_FORMAT`; steps ("12.batch") are passed over."""
-    lines = []
+    """Lines of `sacct --noheader --parsable2 -o SACCT_FORMAT`, one for each job, with or without those of its steps.
+
+    Of the steps ("12.batch", "12.0") the largest memory is kept. A line stands for the job even where the job's own
+    state is out of date: a job that is queued again after a failed launch is PENDING here, too.
+    """
+    jobs: dict[str, Line] = {}
+    largest: dict[str, int] = {}
     for text in output.splitlines():
-        fields = text.split("|", 6)
-        identity = _identity(fields[0])
-        if len(fields) == 7 and identity is not None:
-            word, code, derived, node, reason, name = fields[1:]
-            exit_code, signal = _exit(word, code, derived)
-            facts = JobFacts(state_of(word), _reason(word, reason), _value(node), exit_code, signal)
-            lines.append(Line(*identity, facts, name))
-    return lines
+        fields = text.split("|", 10)
+        if len(fields) != 11:
+            continue
+        name, step = fields[0].partition(".")[::2]
+        if step:
+            largest[name] = max(largest.get(name, 0), _bytes(fields[9]) or 0)
+            continue
+        line = _sacct_job(fields)
+        if line is not None:
+            jobs[name] = line
+    return [_with_memory(line, largest.get(name)) for name, line in jobs.items()]
+
+
+def _sacct_job(fields: list[str]) -> Line | None:
+    identity = _identity(fields[0])
+    if identity is None:
+        return None
+    word, code, derived, node, reason, elapsed, limit, memory, peak, name = fields[1:]
+    exit_code, signal = _exit(word, code, derived)
+    exit_code = _BEYOND_128.get(exit_code or 0, exit_code)
+    usage = Usage(
+        time_s=_count(elapsed),
+        time_limit_s=_times(_count(limit), 60),
+        memory_bytes=_bytes(peak),
+        memory_limit_bytes=_bytes(memory),
+    )
+    facts = JobFacts(
+        state_of(word),
+        _reason(word, reason),
+        _value(node),
+        exit_code,
+        signal,
+        _canceller(word),
+        _of_an_end(word, usage),
+    )
+    return Line(*identity, facts, name)
+
+
+def _with_memory(line: Line, peak: int | None) -> Line:
+    if not peak or not line.facts.state.ended:
+        return line
+    return replace(line, facts=replace(line.facts, usage=replace(line.facts.usage, memory_bytes=peak)))
 
 
 def parse_show_job(output: str) -> list[Line]:
@@ -215,7 +264,13 @@ def parse_show_job(output: str) -> list[Line]:
         word = fields["JobState"]
         exit_code, signal = _exit(word, fields.get("ExitCode", ""), fields.get("DerivedExitCode", ""))
         node = fields.get("BatchHost") or fields.get("NodeList", "")
-        facts = JobFacts(state_of(word), _reason(word, fields.get("Reason", "")), _value(node), exit_code, signal)
+        usage = Usage(
+            time_s=seconds(fields.get("RunTime", "")),
+            time_limit_s=seconds(fields.get("TimeLimit", "")),
+            memory_limit_bytes=_tres_memory(fields),
+        )
+        reason = _reason(word, fields.get("Reason", ""))
+        facts = JobFacts(state_of(word), reason, _value(node), exit_code, signal, usage=_of_an_end(word, usage))
         lines.append(Line(JobId(job), elements, facts, fields.get("JobName", "")))
     return lines
 
@@ -315,6 +370,49 @@ def _fields(record: str) -> dict[str, str]:
     if reason is not None:
         fields["Reason"] = reason[1]
     return fields
+
+
+def seconds(text: str) -> float | None:
+    """Seconds of SLURM's "MM:SS", "HH:MM:SS" and "1-02:03:04"; None for "UNLIMITED" and all else."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text.strip())
+    if match is None:
+        return None
+    days, hours, minutes, rest = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
+
+
+def _tres_memory(fields: Mapping[str, str]) -> int | None:
+    """What the job was given, else what it asked for; one field, named otherwise, until 22.05."""
+    for key in ("AllocTRES", "ReqTRES", "TRES"):
+        match = re.search(r"(?:^|,)mem=([^,]+)", fields.get(key, ""))
+        if match is not None:
+            return _bytes(match[1])
+    return None
+
+
+def _bytes(text: str) -> int | None:
+    """Bytes of "200M", "3016K", "0.5G"; SLURM before 21.08 said "200Mc", for each CPU, which decides nothing."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTP]?)", text.strip())
+    return round(float(match[1]) * _UNITS[match[2]]) if match is not None else None
+
+
+def _count(text: str) -> float | None:
+    return float(text) if text.strip().isdigit() else None
+
+
+def _times(number: float | None, factor: float) -> float | None:
+    return None if number is None else number * factor
+
+
+def _canceller(word: str) -> str:
+    """ "uid 1000" of "CANCELLED by 1000"."""
+    match = re.match(r"CANCELLED by (\d+)", word)
+    return f"uid {match[1]}" if match is not None else ""
+
+
+def _of_an_end(word: str, usage: Usage) -> Usage:
+    """Usage of a job that has ended; of one that has not, what it may use."""
+    return usage if state_of(word).ended else replace(usage, time_s=None, memory_bytes=None)
 
 
 def _number(values: Mapping[str, str], key: str, default: int) -> int:

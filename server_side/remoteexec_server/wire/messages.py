@@ -10,11 +10,13 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NewType, Union
 
+from .evidence import NOTHING, Evidence
 from .names import TaskKey as TaskKey
+from .pilots import Pilots as Pilots
 from .resources import Resources
 
 BurstId = NewType("BurstId", str)
@@ -35,6 +37,8 @@ class Terms:
         submits_per_minute: submissions, on average.
         jobs_at_once: jobs and elements of arrays that may run or wait in the queue at the same time; None: no limit.
         cores_at_once: the same, in CPUs.
+        pilots: run tasks in these; None: each is a job.
+        pysqa_config_directory: on the service's side, with the site's templates and limits.
     """
 
     poll_s: float = 30.0
@@ -42,6 +46,8 @@ class Terms:
     submits_per_minute: float = 60.0
     jobs_at_once: int | None = None
     cores_at_once: int | None = None
+    pilots: Pilots | None = None
+    pysqa_config_directory: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,15 @@ class Tell:
 
 
 @dataclass(frozen=True)
+class JobScript:
+    """What would be submitted for `count` tasks of these resources? `number` comes back with the answer."""
+
+    number: int
+    resources: Resources
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class Ping:
     """Is the other end alive?"""
 
@@ -122,7 +137,7 @@ class Close:
     discard: bool
 
 
-Request = Hello | Submit | Cancel | Watch | Tell | Ping | Close
+Request = Hello | Submit | Cancel | Watch | Tell | JobScript | Ping | Close
 
 
 @dataclass(frozen=True)
@@ -193,12 +208,14 @@ class Loss:
     """Why a task will never have an outcome; the content of a `.lost` file.
 
     Attributes:
-        reason: "timeout", "out_of_memory", "node_failure", "cancelled", "preempted", "killed", "rejected", "store",
-            "upstream" or "unknown".
+        reason: "timeout", "out_of_memory", "node_failure", "cancelled", "preempted", "killed", "rejected", "quota",
+            "never_started", "python_missing", "import_error", "store", "upstream" or "unknown".
         message: what happened, the evidence, the next step.
         log_tail: last lines the job printed.
         log_path: where the whole log lies on the cluster.
         upstream: with reason "upstream": the task whose failure this one inherits.
+        evidence: the scheduler's facts, and what to change.
+        attempts: why each attempt ended, this one last, where there were several.
     """
 
     reason: str
@@ -210,6 +227,8 @@ class Loss:
     log_tail: str = ""
     log_path: str | None = None
     upstream: TaskKey | None = None
+    evidence: Evidence = NOTHING
+    attempts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -228,6 +247,15 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Script:
+    """Answer to `JobScript`: the text, or in `kind` the client's error class, and in `text` what it says."""
+
+    number: int
+    text: str
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
 class Pong:
     """Answer to `Ping`."""
 
@@ -237,7 +265,9 @@ class Closed:
     """Answer to `Close`: the service has ended."""
 
 
-Event = Welcome | Refused | Known | Accepted | Rejected | Started | OutcomeReady | Lost | Problem | Pong | Closed
+Event = (
+    Welcome | Refused | Known | Accepted | Rejected | Started | OutcomeReady | Lost | Problem | Script | Pong | Closed
+)
 Message = Request | Event
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in typing.get_args(Message)}
@@ -284,7 +314,9 @@ def build(kind: type[T], plain: object) -> T:
         raise MessageError(f"{kind.__name__}: unknown fields {sorted(unknown)}")
     try:
         return kind(**{name: _read(hints[name], value, f"{kind.__name__}.{name}") for name, value in plain.items()})
-    except TypeError as exc:
+    except MessageError:
+        raise
+    except (TypeError, ValueError) as exc:  # a class may refuse values itself
         raise MessageError(f"{kind.__name__}: {exc}") from exc
 
 
@@ -321,7 +353,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
             except MessageError:
                 continue
         raise MessageError(f"{where}: {value!r:.80} is none of {hint}")
-    if origin is tuple:
+    if origin is tuple or origin is Collection:
         if not isinstance(value, list):
             raise MessageError(f"{where}: expected a list, got {value!r:.80}")
         return tuple(_read(args[0], item, where) for item in value)
