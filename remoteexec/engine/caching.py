@@ -195,7 +195,7 @@ class Caching:
         self._idle = threading.Condition(self._lock)
         self._directories: dict[str, CacheDirectory] = {}
         self._running: dict[tuple[CacheDirectory, str], _Execution] = {}
-        self._unfinished = 0
+        self._open: set[_Execution] = set()  # whose futures have not been told of the end
         self._busy = False
         self._ended: deque[_Execution] = deque()
         self._some_ended = threading.Semaphore(0)
@@ -269,7 +269,7 @@ class Caching:
                 if running is not None and running.pointed:  # to what nobody is to take up
                     running.pointed = False
                     directory.forget(name)
-                hit = directory.find(name)
+                hit = self._usable(directory.find(name))
                 if hit is not None:
                     return _done(hit, name, token, function_name(call.fn))
             execution = _Execution(directory, name, token, function_name(call.fn))
@@ -277,7 +277,7 @@ class Caching:
             pointer = directory.pointer(name) if resume is not None and name is not None else None
             resumed = resume(pointer, execution.function) if resume is not None and pointer is not None else None
             check = key.check if key is not None and wish.name is None else None
-            before = None if late is None else lambda: _find_late(execution, late)
+            before = None if late is None else lambda: self._usable(_find_late(execution, late))
             execution.inner = resumed or start(before, check)
             if point is not None and name is not None:
                 execution.pointed = True
@@ -287,7 +287,7 @@ class Caching:
             if name is not None:
                 self._running[directory, name] = execution
             future = execution.another()
-            self._unfinished += 1
+            self._open.add(execution)
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep_all, name="remoteexec-cache", daemon=True)
                 self._keeper.start()
@@ -295,11 +295,23 @@ class Caching:
         execution.inner.add_done_callback(lambda _: self._has_ended(once.pop()))
         return future
 
+    def _usable(self, hit: Hit | None) -> Hit | None:
+        """An entry, if it is to be taken: what failed elsewhere runs again here, unless failures are kept here too."""
+        return None if hit is not None and hit.exception is not None and not self.keep_errors else hit
+
+    def pass_on_cancels(self) -> None:
+        """Cancel the futures of executions that the executor has cancelled now, not when the keeper comes to it."""
+        with self._lock:
+            cancelled = [execution for execution in self._open if execution.inner.cancelled()]
+        for execution in cancelled:
+            for future in list(execution.futures):
+                future.cancel()
+
     def wait(self) -> None:
         """Wait until all that was submitted has ended, is kept, and its futures are done."""
         with self._idle:
             if threading.current_thread() is not self._keeper:
-                self._idle.wait_for(lambda: not self._unfinished)
+                self._idle.wait_for(lambda: not self._open)
 
     def leave(self, timeout_s: float) -> None:
         """The interpreter exits: wait until what has ended is kept; what has not runs on without us."""
@@ -336,12 +348,12 @@ class Caching:
                 if execution.name is not None and self._running.get((execution.directory, execution.name)) is execution:
                     del self._running[execution.directory, execution.name]
             self._tell(execution, pickled)
-            del execution, pickled
             with self._idle:
-                self._unfinished -= 1
+                self._open.discard(execution)
+                del execution, pickled
                 self._busy = False
                 self._idle.notify_all()
-                if not self._unfinished:
+                if not self._open:
                     self._keeper = None
                     return
 

@@ -163,7 +163,17 @@ class BaseExecutor(concurrent.futures.Executor):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Calls that have not ended."""
+        """Calls that wait, or have not ended: its subclasses say which."""
+
+    def __reduce__(self) -> NoReturn:
+        """Refused.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "an executor cannot travel to its tasks: inside a task, remoteexec.current_executor() is the one it runs in"
+        )
 
     def __bool__(self) -> bool:
         """An executor is true, also while nothing is pending."""

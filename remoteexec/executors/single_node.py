@@ -306,6 +306,7 @@ class SingleNodeExecutor(BaseExecutor):
         return not self._closed
 
     def __len__(self) -> int:
+        """Calls that wait for a worker; those that wait for futures among their arguments are not among them yet."""
         return self._pool.waiting if self._pool is not None else 0
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -321,6 +322,7 @@ class SingleNodeExecutor(BaseExecutor):
         if pool is not None:
             for task in pool.withdraw() if cancel_futures else ():
                 self.end_cancelled(task)
+            self._caching.pass_on_cancels()
             with self._none_open:
                 if wait and not pool.on_own_thread:
                     self._none_open.wait_for(lambda: not self._open)
@@ -343,6 +345,7 @@ class SingleNodeExecutor(BaseExecutor):
         for task in reversed(tasks):
             if not task.future.cancel_waiting():
                 self.end_cancelled(task)
+        self._caching.pass_on_cancels()
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None

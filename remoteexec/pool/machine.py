@@ -40,16 +40,21 @@ def setup(resources: Resources, before: Mapping[str, str], follow: bool, threads
     memory = resources.memory_max_gb
     return {
         "path": [place or os.getcwd() for place in sys.path],
-        "cwd": resources.cwd or (_here() if follow else None),
+        "cwd": expanded(resources.cwd) or (_here() if follow else None),
         "environment": {
             **_changes(before),
             **{name: count for name in THREADS if says or name not in os.environ},
             **resources.environment,
         },
-        "error_log": resources.error_log_file,
+        "error_log": expanded(resources.error_log_file),
         "memory_bytes": int(memory * _GIB) if memory is not None else None,
         "launch": mpi.launch(resources),
     }
+
+
+def expanded(path: str | None) -> str | None:
+    """A path as the user wrote it, absolute, `~` and `$NAME` replaced."""
+    return None if path is None else os.path.abspath(os.path.expandvars(os.path.expanduser(path)))
 
 
 def _here() -> str | None:

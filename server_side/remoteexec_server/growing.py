@@ -119,7 +119,10 @@ class ChildFuture(concurrent.futures.Future[R]):
         call_back(self, self._done_callbacks)  # type: ignore[attr-defined]  # typeshed leaves it out
 
     def __reduce__(self) -> Any:
-        raise TypeError("a future can only be an argument of submit, or what a task returns: else pass its result()")
+        raise TypeError(
+            "a future can be an argument of submit, or all that a task returns; inside of a list or the like its "
+            "result() has to be returned"
+        )
 
 
 class _Waiters(list[Any]):

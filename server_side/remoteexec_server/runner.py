@@ -300,7 +300,7 @@ def variables(job: Job) -> dict[str, str]:
 def _prepare(job: Job) -> None:
     os.environ.update(variables(job))
     if job.resources.cwd is not None:
-        cwd = Path(job.resources.cwd).expanduser()
+        cwd = Path(os.path.expandvars(job.resources.cwd)).expanduser()
         cwd.mkdir(parents=True, exist_ok=True)
         os.chdir(cwd)
 
