@@ -85,8 +85,7 @@ def _is_cared_for(session: Session, job: Job, index: int) -> bool:
 
 
 def _is_described(session: Session, job: Job, index: int) -> bool:
-    found = session.find_task(job.tasks[index].key)
-    return found is not None and found[0].attempt > job.attempt
+    return session.find_task(job.tasks[index].key, f"-r{job.attempt + 1}-") is not None
 
 
 def submit(session: Session, job: Job, index: int, resources: Resources) -> None:

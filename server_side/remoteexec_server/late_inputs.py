@@ -25,11 +25,13 @@ class Fate(NamedTuple):
         ended: its job has.
         loss: why it will never come.
         behind: the job of a further attempt, which runs or waits: "12", "12_3".
+        soon: that job will be known soon.
     """
 
     ended: bool = False
     loss: Loss | None = None
     behind: str | None = None
+    soon: bool = False
 
 
 def ask(session: Session, job: Job, key: TaskKey) -> Fate:
@@ -48,7 +50,7 @@ def ask(session: Session, job: Job, key: TaskKey) -> Fate:
     deaths = session.deaths(key)
     name = job.upstream.get(key) if not deaths else _job_of(session, key, len(deaths) + 1)
     if name is None:
-        return Fate(ended=not deaths)
+        return Fate(ended=not deaths, soon=bool(deaths))
     queue = here.connect(session, job)
     try:
         ref = JobRef.parse(name)
@@ -64,7 +66,7 @@ def ask(session: Session, job: Job, key: TaskKey) -> Fate:
     if loss is None or retrying.next_attempt(upstream.resources, loss, upstream.attempt) is None:
         return Fate(True, None if loss is None else retrying.told(loss, deaths))
     session.publish_death(key, upstream.attempt, loss)
-    return Fate(behind=_job_of(session, key, upstream.attempt + 1))
+    return Fate(behind=_job_of(session, key, upstream.attempt + 1), soon=True)
 
 
 def go_behind(session: Session, job: Job, index: int, behind: str) -> bool:

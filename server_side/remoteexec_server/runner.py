@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from .wire.payload import Pickled
 
 EX_IOERR, EX_CONFIG = 74, 78
+_SOON_S = 2.0
+"""Between questions for an input whose next attempt is about to be submitted; picked, not measured."""
 _PR_SET_PDEATHSIG = 1
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -370,7 +372,7 @@ class Inputs:
                 if fate.behind is not None and self._leave(fate.behind):
                     raise InputLateError(key)
                 ended_at = (ended_at or time.monotonic()) if fate.ended else None
-                ask_at = waited + 30.0
+                ask_at = waited + (_SOON_S if fate.soon else 30.0)
             if ended_at is not None and time.monotonic() - ended_at > self._job.grace_s:
                 self._session.publish_loss(key, Loss("unknown", f"task {key} ended without an outcome"))
                 raise InputLostError(key)
@@ -383,7 +385,7 @@ class Inputs:
 
         try:
             return late_inputs.ask(self._session, self._job, key)
-        except QueueError as exc:
+        except (QueueError, ValueError) as exc:  # ValueError: a configuration that cannot be read here
             _print(f"waiting for task {key}: {exc}")
             return late_inputs.Fate()
 

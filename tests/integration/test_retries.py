@@ -84,12 +84,13 @@ def raises_in_save(path: str) -> Any:
 def test_a_task_that_reached_its_time_limit_gets_a_longer_one(
     slurm_cluster: SlurmCluster, slurm_config: ClusterConfig, place: Path
 ) -> None:
-    with running(slurm_config, retries=Retry(1, {"timeout"}, {"time": 3})) as exe:
-        future = exe.submit(hold_once, str(place), resource_dict={"run_time_max": 120})
+    retry = Retry(1, {"timeout"}, {"time": 3})
+    with running(slurm_config, session=f"t-{time.time_ns()}") as exe:
+        future = exe.submit(hold_once, str(place), resource_dict={"run_time_max": 120, "retries": retry})
         after = exe.submit(follow, future)
         slurm_cluster.end_soon(placed(place).job)
         assert (future.result(60), after.result(20)) == ("6:00", "6:00")
-    assert (future.task.attempts, future.task.state) == (2, "done")
+    assert (future.task.attempts, after.task.attempts, future.task.state) == (2, 1, "done")
 
 
 def test_a_task_that_ran_out_of_memory_gets_more(slurm_config: ClusterConfig) -> None:
@@ -180,20 +181,58 @@ def test_with_nobody_logged_in_the_compute_node_submits_the_next_attempt(
     slurm_cluster: SlurmCluster, slurm_config: ClusterConfig, place: Path, how: str
 ) -> None:
     session = f"alone-{time.time_ns()}"
+    services = Path(slurm_config.root) / "sessions" / session / "services"
     exe = RemoteExecutor(slurm_config, session=session, retries=Retry(1, {"killed", "timeout"}))
-    future = exe.submit(slow_crash if how == "crash" else hold_once, str(place))
-    job = placed(place).job
-    exe._driver._client.close()  # as a laptop that is shut
-    beats = Path(slurm_config.root) / "sessions" / session / "services"
-    if how == "timeout":
-        slurm_cluster.wait(lambda: not os.listdir(beats), "the gateway does not end")
-        slurm_cluster.end_soon(job)
-    outcome = beats.parent / "outcomes" / f"{future.key}.h5"
-    slurm_cluster.wait(outcome.exists, "there is no outcome", 90)
-    with running(slurm_config, session=session) as exe:
-        [found] = exe.futures()
+    try:
+        future = exe.submit(slow_crash if how == "crash" else hold_once, str(place))
+        job = placed(place).job
+        exe._driver._client.close()  # as a laptop that is shut
+        if how == "timeout":
+            slurm_cluster.wait(lambda: not os.listdir(services), "the gateway does not end")
+            slurm_cluster.end_soon(job)
+        outcome = services.parent / "outcomes" / f"{future.key}.h5"
+        slurm_cluster.wait(outcome.exists, "there is no outcome", 90)
+    finally:
+        exe.shutdown(wait=False)
+    with running(slurm_config, session=session) as other:
+        [found] = other.futures()
         assert found.result(20)
         assert found.task.attempts == 2
+
+
+def stay_twice(path: str) -> str:
+    """Stay for ever at the first attempt, for a while at the second."""
+    if not Path(path).exists():
+        hold(path)
+    time.sleep(8)
+    return "again"
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["with a service", "with nobody logged in"])
+def test_a_dependant_goes_behind_the_next_attempt_instead_of_waiting_in_its_job(
+    slurm_cluster: SlurmCluster, slurm_config: ClusterConfig, place: Path, alone: bool
+) -> None:
+    """The loss of a node is known to the scheduler alone: with nobody logged in it is the dependant that sees it."""
+    session = f"behind-{time.time_ns()}"
+    path = Path(slurm_config.root) / "sessions" / session
+    exe = RemoteExecutor(slurm_config, session=session, retries=Retry())
+    try:
+        after = exe.submit(follow, exe.submit(stay_twice, str(place)))
+        node = placed(place).node
+        assert exe._driver.wait_sent(20)
+        if alone:
+            exe._driver._client.close()  # as a laptop that is shut
+            slurm_cluster.wait(lambda: not os.listdir(path / "services"), "the gateway does not end")
+        slurm_cluster.down(node)
+        slurm_cluster.wait((path / "outcomes" / f"{after.key}.h5").exists, "there is no outcome", 90)
+    finally:
+        exe.shutdown(wait=False)
+    kinds = sorted(name.split("-", 4)[-1].rstrip("0123456789") for name in os.listdir(path / "jobs"))
+    assert [kind for kind in kinds if kind] == ["r1w1-", "r2-"]
+    with running(slurm_config, session=session) as other:
+        found = other.futures()
+        assert [future.result(20) for future in found] == ["again", "again"]
+        assert [future.task.attempts for future in found] == [2, 1]
 
 
 def slow_crash(path: str) -> str:

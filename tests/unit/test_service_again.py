@@ -180,6 +180,24 @@ def test_another_service_leaves_attempts_to_the_one_that_has_the_burst(world: Wo
     assert world.run(other, 60.0) == [OutcomeReady(A, SIZE)]
 
 
+def test_a_dependant_that_went_behind_another_job_is_followed_there(world: World) -> None:
+    tried(world, A, Entry(B, 0, (A,)))
+    [service] = world.services
+    moved = Job("rx-b-1-1-r1w1-1", ONE, (JobTask(1, B),), TWICE, move=1)
+    spec = world.queue.jobs[next(iter(world.queue.jobs))]
+    number = world.queue.submit(type(spec)(moved.name, world.session.add_job(moved), spec.command, 1, TWICE))
+    journal = Journal(world.session)
+    journal.append({"job": number, "name": moved.name, "tasks": 1, "again": True})
+    journal.close()
+    world.queue.end(job(101))
+    world.run(service, 200.0)
+    assert "b.lost" not in world.names()
+
+    world.queue.end(job(102), JobState.FAILED, signal=11)
+    world.run(service, 40.0)
+    assert names(world)[3:] == [("rx-b-1-1-r2-1", 1, 60)]
+
+
 def test_an_attempt_that_is_refused_ends_the_task(world: World) -> None:
     tried(world, A)
     [service] = world.services

@@ -180,10 +180,14 @@ class Session:
         publish(directory / "job.json", messages.to_json(job).encode())
         return directory
 
-    def find_task(self, key: TaskKey) -> tuple[Job, int] | None:
-        """The job of a task's last attempt, and which of its elements; reads the description of every job."""
+    def find_task(self, key: TaskKey, named: str = "") -> tuple[Job, int] | None:
+        """The job of a task's last attempt, and which of its elements; reads the description of every job.
+
+        Args:
+            named: only of those jobs that have this in their name.
+        """
         found: tuple[Job, int] | None = None
-        for path in (self.path / "jobs").glob("*/job.json"):
+        for path in (self.path / "jobs").glob(f"*{named}*/job.json"):
             _, job = read_job(path.parent)
             for index, task in enumerate(job.tasks):
                 if task.key == key and (found is None or job.attempt > found[0].attempt):
