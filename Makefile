@@ -12,6 +12,7 @@ VENV := .venv
 SCHEDULER ?= local
 # CONSTRAINTS=requirements-dev.lock installs the versions that development was last checked with.
 CONSTRAINTS ?=
+# Most tests wait: more processes than cores. PYTEST_ARGS="-n 0 tests/unit" runs some alone.
 PYTEST_ARGS ?=
 pip := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
@@ -48,7 +49,7 @@ lint: packages $(VENV)/.installed-test
 	$(VENV)/bin/mypy
 
 test: lint
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

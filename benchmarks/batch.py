@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pilots import INODES, MANY, PILOTS, pilots
+
 HERE = Path(__file__).resolve()
 ARRAY, CHAIN, WAITING, FEW = 200, 20, 1_000, 50
 IMPORTS = "import cloudpickle, h5py"
@@ -144,6 +146,7 @@ LINES: dict[str, Callable[[Path], dict[str, float]]] = {
     "chain": chain,
     "waiting": waiting,
     "few": few,
+    "pilots": pilots,
 }
 
 
@@ -153,7 +156,7 @@ LINES: dict[str, Callable[[Path], dict[str, float]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", default="arrays,chain,waiting")
+    parser.add_argument("--only", default="arrays,chain,pilots,waiting")
     parser.add_argument("--executorlib", action="store_true")
     options = parser.parse_args()
     sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
@@ -166,8 +169,11 @@ def main() -> None:
         sys.exit(f"this benchmark needs a SLURM to start: install {' '.join(missing)}")
     rows: list[Row] = []
     with slurm_cluster() as cluster:
-        packages = os.pathsep.join(str(HERE.parent.parent / name) for name in ("", "server_side"))
-        python = ["env", f"PYTHONPATH={packages}", str(cluster.python)]
+        packages = cluster.make_directory("packages")  # compiled, as an installation has them
+        for package in ("remoteexec", "server_side/remoteexec_server"):
+            cluster.run(["cp", "-r", str(HERE.parent.parent / package), str(packages)])
+        cluster.run([str(cluster.python), "-m", "compileall", "-q", str(packages)])
+        python = ["env", "-u", "PYTHONDONTWRITEBYTECODE", f"PYTHONPATH={packages}", str(cluster.python)]
 
         def run(line: str) -> dict[str, float]:
             done = cluster.run([*python, str(HERE), "--inside", line], timeout_s=600)
@@ -183,6 +189,10 @@ def main() -> None:
             rows.append(Row(f"{ARRAY} tasks as one array, to a bare array", ratio("arrays", "ours", "bare"), "x", 1.25))
         if "chain" in wanted:
             rows.append(Row(f"a chain of {CHAIN}, to bare jobs afterany", ratio("chain", "ours", "bare"), "x", 1.3))
+        if "pilots" in wanted:
+            found = run("pilots")
+            rows.append(Row(f"{MANY:,} tasks through {PILOTS} pilots, each", found["ms"], "ms", 2.0))
+            rows.append(Row(f"inodes for {INODES:,} tasks in pilots", found["inodes"], most=200))
         if "waiting" in wanted:
             for node in cluster.nodes:
                 cluster.drain(node)

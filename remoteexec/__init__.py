@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from remoteexec_server.checkpoint import checkpoint
 from remoteexec_server.growing import current_executor
 from remoteexec_server.worker import worker_id
 
@@ -12,7 +13,7 @@ from ._version import __version__
 from .executors.base import BaseExecutor
 from .executors.single_node import SingleNodeExecutor
 from .futures import TaskFuture, TaskInfo
-from .resources import ResourceError, Resources
+from .resources import ResourceError, Resources, Retry
 from .selections import get_item_from_future, split_future
 
 if TYPE_CHECKING:
@@ -27,12 +28,14 @@ __all__ = [
     "RemoteExecutor",
     "ResourceError",
     "Resources",
+    "Retry",
     "SingleNodeExecutor",
     "SlurmClusterExecutor",
     "TaskFuture",
     "TaskInfo",
     "TestClusterExecutor",
     "__version__",
+    "checkpoint",
     "current_executor",
     "get_cache_data",
     "get_cache_data_queue",

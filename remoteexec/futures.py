@@ -7,10 +7,11 @@ import functools
 import threading
 import time
 from _thread import RLock
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from remoteexec_server.callbacks import call_back
 from remoteexec_server.wire.names import TaskKey
 
 R = TypeVar("R")
@@ -60,6 +61,7 @@ class Ran(NamedTuple):
     started: float | None = None
     ended: float | None = None
     max_rss_bytes: int | None = None
+    attempts: int | None = None
 
 
 _NOT_YET = Ran()
@@ -81,6 +83,7 @@ class TaskInfo:
         started: when its function was called; inputs were there.
         ended: when that had returned, or the task was lost.
         max_rss_bytes: the most memory its process has had resident until then; a kept worker's earlier calls count.
+        attempts: how many it took, where jobs are tried again; see `Retry`.
         output: what it printed, if the executor keeps that; see `show_output` of SingleNodeExecutor.
     """
 
@@ -96,6 +99,7 @@ class TaskInfo:
     ended: float | None
     max_rss_bytes: int | None
     output: str | None = None
+    attempts: int | None = None
 
     @property
     def duration_s(self) -> float | None:
@@ -139,6 +143,9 @@ class AwaitableFuture(concurrent.futures.Future[R]):
 
         return asyncio.wrap_future(self).__await__()
 
+    def _invoke_callbacks(self) -> None:
+        call_back(self, self._done_callbacks)  # type: ignore[attr-defined]  # typeshed leaves it out
+
     def __reduce__(self) -> Any:
         refer = getattr(_pickling, "refer", None)
         if refer is not None:
@@ -158,10 +165,13 @@ class TaskFuture(AwaitableFuture[R]):
         output: what it has printed, as `str` of it; written by the executor.
         cache_key: name of its entry, if the call is cached; see docs/cache.md.
         cache_token: what stands for it in the keys of calls that take it as an argument.
+        altered: modules of whose code or values its process had others than this one; only calls that are to be cached
+            are compared.
     """
 
     cache_key: str | None = None
     cache_token: str | None = None
+    altered: Sequence[str] = ()
     # A future to which nothing has happened yet: what stands here takes no memory in 100,000 of them.
     ran = _NOT_YET
     output: object = None
@@ -224,7 +234,7 @@ class TaskFuture(AwaitableFuture[R]):
                     waiter.add_exception(self)
             self._condition.notify_all()
         if self._callbacks is not None:
-            self._invoke_callbacks()  # type: ignore[attr-defined]  # typeshed leaves it out
+            self._invoke_callbacks()
 
     def cancel(self) -> bool:
         """Cancel the task unless it has started; see concurrent.futures.Future.cancel."""
@@ -245,7 +255,7 @@ class TaskFuture(AwaitableFuture[R]):
                 waiter.add_cancelled(self)
             self._condition.notify_all()
         if self._callbacks is not None:
-            self._invoke_callbacks()  # type: ignore[attr-defined]  # typeshed leaves it out
+            self._invoke_callbacks()
         return True
 
     def show_running(self) -> bool:
@@ -286,6 +296,7 @@ class TaskFuture(AwaitableFuture[R]):
             ran.ended,
             ran.max_rss_bytes,
             None if self.output is None else str(self.output),
+            ran.attempts,
         )
 
 

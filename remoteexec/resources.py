@@ -7,15 +7,17 @@ from dataclasses import fields, replace
 from typing import Any
 
 from remoteexec_server.wire.asked import FIELDS, RENAMED, read_resources
-from remoteexec_server.wire.resources import ResourceError, Resources
+from remoteexec_server.wire.resources import ResourceError, Resources, Retry
 
-__all__ = ["ResourceError", "Resources", "read_resources"]
+__all__ = ["ResourceError", "Resources", "Retry", "read_resources"]
+
+_BESIDE = ("extra", "retry", "warn_time_s")
 
 
 def resource_names(resources: Resources) -> dict[str, Any]:
-    """Resources under the keys that `read_resources` takes."""
+    """Resources under the keys that `read_resources` takes; how often a task is tried is no part of what it is."""
     names = {new: old for old, new in RENAMED.items() if old != "queue"}
-    plain = {names.get(f.name, f.name): getattr(resources, f.name) for f in fields(resources) if f.name != "extra"}
+    plain = {names.get(f.name, f.name): getattr(resources, f.name) for f in fields(resources) if f.name not in _BESIDE}
     return {**plain, **resources.extra}
 
 
@@ -29,11 +31,18 @@ def with_defaults(given: Mapping[str, Any] | Resources | None, **more: Any) -> M
     if not said:
         return given
     if isinstance(given, Resources):
-        return replace(given, **said)
+        return replace(given, **{RENAMED.get(key, key): value for key, value in said.items()})
     for key, value in said.items():
         if given is not None and given.get(key, value) != value:
             raise ValueError(f"{key}={value!r}, and resource_dict says {given[key]!r}: say it once")
     return {**(given or {}), **said}
+
+
+def says_threads(given: Mapping[str, Any] | Resources | None) -> bool:
+    """Whether it asks for a number of threads, one included; a `Resources` that says 1 may only not say another."""
+    if isinstance(given, Resources):
+        return given.threads_per_core != 1
+    return given is not None and "threads_per_core" in given
 
 
 def check_names(given: Mapping[str, Any]) -> None:

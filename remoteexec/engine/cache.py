@@ -106,8 +106,8 @@ class CacheDirectory:
         self._path = _inside(path)
         try:
             if not self._path.parent.exists():
-                root.open_root(str(self._path.parent))
-            root.open_root(str(self._path))
+                root.open_root(str(self._path.parent), "directory", "")
+            root.open_root(str(self._path), "directory", "")
             self._key = _key_of(self._path)
         except (root.UnsafeRootError, OSError, ValueError) as exc:
             raise errors.UnsafeRoot(f"cache_directory={os.fspath(path)!r} cannot be used: {exc}") from exc
@@ -289,7 +289,13 @@ def _key_of(path: Path) -> bytes:
             pass
         finally:
             partial.unlink()
-    return bytes.fromhex(file.read_text())
+    data = file.read_bytes()
+    if not re.fullmatch(rb"[0-9a-f]{64}", data.strip()):
+        raise ValueError(
+            f"its key file {str(file)!r} has {len(data)} bytes that are not 64 hexadecimal digits; put the right one "
+            "back, or remove it: a new one is made then, and entries sealed with the old one are made again"
+        )
+    return bytes.fromhex(data.decode())
 
 
 def _publish(path: Path, data: bytes) -> None:

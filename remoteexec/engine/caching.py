@@ -17,7 +17,7 @@ import logging
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -32,14 +32,18 @@ from ..futures import TaskFuture, function_name
 from ..selections import Selection
 
 if TYPE_CHECKING:
+    from remoteexec_server.contents.checked import Check
+
     from .cache import CacheDirectory, Hit, Pointer  # late, as the next: few executors keep results
     from .keys import CallKey  # late: it takes a third of the time that `import remoteexec` may take
 
 log = logging.getLogger("remoteexec")
 R = TypeVar("R")
 Before = Callable[[], "Hit | None"]
-Start = Callable[["Before | None"], TaskFuture[Any]]
-"""Runs the call. If told to, it asks when the call's inputs are done, just before it would run: a hit is its end."""
+Start = Callable[["Before | None", "Check | None"], TaskFuture[Any]]
+"""Runs the call. If told to, it asks when the call's inputs are done, just before it would run: a hit is its end. If
+there is something to compare, and the process that runs it imports the user's modules, it sees to that: a future that
+is `altered` has no result for this key."""
 Resume = Callable[["Pointer", str], "TaskFuture[Any] | None"]
 """The future of a task that another process has submitted, given its function's name; None: it is not to be had."""
 Point = Callable[["TaskFuture[Any]"], "Pointer"]
@@ -191,7 +195,7 @@ class Caching:
         self._idle = threading.Condition(self._lock)
         self._directories: dict[str, CacheDirectory] = {}
         self._running: dict[tuple[CacheDirectory, str], _Execution] = {}
-        self._unfinished = 0
+        self._open: set[_Execution] = set()  # whose futures have not been told of the end
         self._busy = False
         self._ended: deque[_Execution] = deque()
         self._some_ended = threading.Semaphore(0)
@@ -246,8 +250,10 @@ class Caching:
         key, why = _key(call)
         token = key.name() if key is not None and key.known else None
         name = wish.name or token
+        if wish.name is not None:  # what is kept under it need not be this call's: others take its result, not its key
+            token = None
         if name is None and (key is None or not self._asks_late):
-            uncached = start(None)  # first: it may say what is wrong with the call
+            uncached = start(None, None)  # first: it may say what is wrong with the call
             if why:
                 from .cache import CacheWarning
 
@@ -258,16 +264,21 @@ class Caching:
             directory = self._directory(wish.directory)
             if name is not None:
                 running = self._running.get((directory, name))
-                if running is not None:
+                if running is not None and not running.inner.cancelled():
                     return running.another()
-                hit = directory.find(name)
+                if running is not None and running.pointed:  # to what nobody is to take up
+                    running.pointed = False
+                    directory.forget(name)
+                hit = self._usable(directory.find(name))
                 if hit is not None:
                     return _done(hit, name, token, function_name(call.fn))
             execution = _Execution(directory, name, token, function_name(call.fn))
             late = key if name is None else None
             pointer = directory.pointer(name) if resume is not None and name is not None else None
             resumed = resume(pointer, execution.function) if resume is not None and pointer is not None else None
-            execution.inner = resumed or start(None if late is None else lambda: _find_late(execution, late))
+            check = key.check if key is not None and wish.name is None else None
+            before = None if late is None else lambda: self._usable(_find_late(execution, late))
+            execution.inner = resumed or start(before, check)
             if point is not None and name is not None:
                 execution.pointed = True
                 if resumed is None:
@@ -276,7 +287,7 @@ class Caching:
             if name is not None:
                 self._running[directory, name] = execution
             future = execution.another()
-            self._unfinished += 1
+            self._open.add(execution)
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep_all, name="remoteexec-cache", daemon=True)
                 self._keeper.start()
@@ -284,11 +295,23 @@ class Caching:
         execution.inner.add_done_callback(lambda _: self._has_ended(once.pop()))
         return future
 
+    def _usable(self, hit: Hit | None) -> Hit | None:
+        """An entry, if it is to be taken: what failed elsewhere runs again here, unless failures are kept here too."""
+        return None if hit is not None and hit.exception is not None and not self.keep_errors else hit
+
+    def pass_on_cancels(self) -> None:
+        """Cancel the futures of executions that the executor has cancelled now, not when the keeper comes to it."""
+        with self._lock:
+            cancelled = [execution for execution in self._open if execution.inner.cancelled()]
+        for execution in cancelled:
+            for future in list(execution.futures):
+                future.cancel()
+
     def wait(self) -> None:
         """Wait until all that was submitted has ended, is kept, and its futures are done."""
         with self._idle:
             if threading.current_thread() is not self._keeper:
-                self._idle.wait_for(lambda: not self._unfinished)
+                self._idle.wait_for(lambda: not self._open)
 
     def leave(self, timeout_s: float) -> None:
         """The interpreter exits: wait until what has ended is kept; what has not runs on without us."""
@@ -325,12 +348,12 @@ class Caching:
                 if execution.name is not None and self._running.get((execution.directory, execution.name)) is execution:
                     del self._running[execution.directory, execution.name]
             self._tell(execution, pickled)
-            del execution, pickled
             with self._idle:
-                self._unfinished -= 1
+                self._open.discard(execution)
+                del execution, pickled
                 self._busy = False
                 self._idle.notify_all()
-                if not self._unfinished:
+                if not self._open:
                     self._keeper = None
                     return
 
@@ -342,6 +365,9 @@ class Caching:
         if inner.cancelled() or execution.name is None:
             return None
         exc = inner.exception()
+        if inner.altered and execution.found is None:
+            _warn_of_other_code(execution.function, inner.altered)
+            return payload.dumps_for_later(inner.result()) if exc is None else None
         facts = {name: value for name, value in inner.ran._asdict().items() if value is not None}
         if inner.ran.started is not None and inner.ran.ended is not None:
             facts["runtime_s"] = inner.ran.ended - inner.ran.started
@@ -392,10 +418,22 @@ def _name_future(future: concurrent.futures.Future[Any]) -> str | None:
         if source is not None:
             import hashlib  # late: see `keys` above
 
-            from .contents import Contents
+            from remoteexec_server.contents.objects import Contents
 
             return f"{source}[{hashlib.blake2b(Contents().digest(future.key), digest_size=16).hexdigest()}]"
     return None
+
+
+def _warn_of_other_code(function: str, modules: Sequence[str]) -> None:
+    from .cache import CacheWarning
+
+    warnings.warn(
+        f"a result of {function} is not cached, since its process has imported {', '.join(modules)} and found other "
+        "code or values there than this process has: a file was edited, a module reloaded, or something in it set. "
+        "Start again, with a new executor, or pass what is set as an argument",
+        CacheWarning,
+        stacklevel=2,
+    )
 
 
 def _find_late(execution: _Execution, key: CallKey) -> Hit | None:

@@ -475,7 +475,12 @@ class Driver:
         task = self._tasks.get(event.key)
         if task is not None:
             ran, loss = task.future.ran, event.loss
-            task.future.ran = ran._replace(host=loss.node or ran.host, job=loss.job or ran.job, ended=time.time())
+            task.future.ran = ran._replace(
+                host=loss.node or ran.host,
+                job=loss.job or ran.job,
+                ended=time.time(),
+                attempts=len(loss.attempts) or ran.attempts,
+            )
 
     def _finish(self, key: TaskKey, data: bytes) -> None:
         if key not in self._tasks:  # cancelled meanwhile, or told twice

@@ -16,14 +16,18 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from remoteexec_server.wire import payload
+from remoteexec_server.wire import payload, pooled
+from remoteexec_server.wire.names import MAINS
 from remoteexec_server.wire.payload import Pickled
 
 from .. import errors
 from ..futures import referred_by
 from ..pool.tasks import Function
+
+if TYPE_CHECKING:
+    from remoteexec_server.contents.checked import Check
 
 _MOST_KNOWN = 1000
 """Functions remembered: enough for a workflow's, few enough for a loop over lambdas."""
@@ -45,7 +49,8 @@ class Functions:
         self._numbers = itertools.count()
         self._by_bytes: weakref.WeakValueDictionary[bytes, Function] = weakref.WeakValueDictionary()
         self._known: dict[Any, tuple[_Uses, Function]] = {}
-        self._lock = threading.Lock()  # guards the two dictionaries
+        self._checked: dict[tuple[Function, Check], Function] = {}
+        self._lock = threading.Lock()  # guards the dictionaries
 
     def get(self, fn: Callable[..., Any]) -> Function:
         """The pickled function.
@@ -60,12 +65,30 @@ class Functions:
         if known is not None and known[0].unchanged():
             return known[1]
         uses, function = self._pickled(fn)
-        if uses.fixed:
+        if uses.fixed and not pooled.is_large(function.data, function.buffers):
             with self._lock:
                 if len(self._known) >= _MOST_KNOWN:
                     self._known.clear()
                 self._known[fn] = (uses, function)
         return function
+
+    def checked(self, function: Function, check: Check) -> Function:
+        """The same for a worker that compares, when it loads it, what it finds by name.
+
+        It is remembered, so that a kept worker compares once, before its calls have changed anything in its modules.
+        """
+        from remoteexec_server.contents.checked import Checked  # late: few executors keep results
+
+        known = self._checked.get((function, check))
+        if known is None:
+            pickled = payload.dumps(Checked(Pickled(function.data, function.buffers), check), by_value=False)
+            known = self.of_bytes(pickled.data, pickled.buffers)
+            with self._lock:
+                if len(self._checked) >= _MOST_KNOWN:
+                    self._checked.clear()
+                if not pooled.is_large(known.data, known.buffers):
+                    self._checked[function, check] = known
+        return known
 
     def _pickled(self, fn: Callable[..., Any]) -> tuple[_Uses, Function]:
         try:
@@ -73,7 +96,8 @@ class Functions:
         except BaseException as exc:  # whatever the objects that it uses raise
             raise errors.CallNotPicklable(f"function {fn!r} cannot be pickled: {exc}") from exc
         uses = _Uses(fn, by_name=_CLOUDPICKLE not in pickled.data)
-        return uses, self.of_bytes(pickled.data, pickled.buffers)
+        # copied: they are sent when the call's turn comes, and the caller may change his arrays before that
+        return uses, self.of_bytes(pickled.data, [memoryview(bytes(view)) for view in pickled.buffers])
 
     def of_bytes(self, data: bytes, buffers: Sequence[memoryview] = ()) -> Function:
         """The pickled function that these bytes are."""
@@ -163,7 +187,7 @@ def _found_by_name(value: Any) -> bool:
     name, path = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if not isinstance(name, str) or not isinstance(path, str):
         return False
-    if name == "__main__" or name in payload.sent_by_value():
+    if name in MAINS or name in payload.sent_by_value():
         return False
     found: Any = sys.modules.get(name)
     for part in path.split("."):

@@ -109,6 +109,7 @@ class Growth:
             return ChildTask(number, future, self, depth)
 
         child = siblings[ask.child] = self._host.adopt(make)
+        pool.has_child(task)
         child.future.add_done_callback(partial(self._done, pool, worker, task, ask.child, child))
         try:
             self._host.equip(child, None if ask.resources is None else payload.loads(ask.resources))
@@ -192,6 +193,7 @@ class Growth:
 
     def _tell(self, pool: Pool, worker: WorkerState, asker: PoolTask, number: int, child: ChildTask) -> None:
         """Tell who asked for a child how it ended, and let those who follow it end."""
+        pool.child_ended(asker)
         followers, child.followers = child.followers, []
         self._end_followers(followers, child)
         if child.future.cancelled():

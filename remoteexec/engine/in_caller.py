@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from remoteexec_server import growing
@@ -20,6 +19,7 @@ from remoteexec_server.wire import payload
 from remoteexec_server.wire.payload import Pickled
 
 from ..futures import Ran, TaskFuture
+from ..pool import machine
 from . import graph
 
 _NUMBER_PARAMETER = "executorlib_worker_id"
@@ -103,8 +103,9 @@ def _directory(cwd: str | None) -> Iterator[None]:
         yield
         return
     before = os.getcwd()
-    Path(cwd).mkdir(parents=True, exist_ok=True)
-    os.chdir(cwd)
+    path = str(machine.expanded(cwd))
+    os.makedirs(path, exist_ok=True)
+    os.chdir(path)
     try:
         yield
     finally:

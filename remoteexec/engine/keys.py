@@ -5,7 +5,7 @@
     arguments  their contents, by parameter: `f(1)` and `f(x=1)` are one call
     futures    the key of the call that they stand for; if they have none, their result
 
-See `contents` for what an object's contents are, and docs/cache.md for what the key does not cover.
+See `remoteexec_server.contents` for what an object's contents are, and docs/cache.md for what the key does not cover.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from remoteexec_server.contents.checked import Check, check
+from remoteexec_server.contents.objects import Contents, NameFuture, NoContent
+from remoteexec_server.contents.origins import Place
 from remoteexec_server.wire.header import PYTHON
-
-from .contents import Contents, NameFuture, NoContent
 
 __all__ = ["CallKey", "NoContent", "call_key"]
 
 _FORMAT = "1"
 """Raised when a key is made in another way, so that no old entry is taken for a new one."""
+_MOST_CHECKS = 1000
 _UNSAFE = re.compile(r"[^A-Za-z0-9_]+")
 
 
@@ -38,11 +40,13 @@ class CallKey:
         label: the function's name, for people who look at files.
         digest: over everything but the results of `futures`.
         futures: that are part of the key with their results.
+        check: whether another process would run what the key says; None: it is sent all of that.
     """
 
     label: str
     digest: bytes
     futures: tuple[concurrent.futures.Future[Any], ...] = ()
+    check: Check | None = None
 
     @property
     def known(self) -> bool:
@@ -75,11 +79,28 @@ def call_key(
     Raises:
         NoContent: names what cannot be taken apart.
     """
-    function = Contents().digest(fn, *beside)
+    callee = Contents()
+    function = callee.digest(fn, *beside)
     arguments = Contents(name_future)
     given = arguments.digest(*bound(fn, args, kwargs))
     digest = hashlib.blake2b(b"\0".join((_FORMAT.encode(), PYTHON.encode(), function, given))).digest()
-    return CallKey(_label(fn), digest, tuple(arguments.futures))
+    compared = _check([*callee.places, *arguments.places], function if not arguments.places else None)
+    return CallKey(_label(fn), digest, tuple(arguments.futures), compared)
+
+
+_checks: dict[tuple[bytes, tuple[Place, ...]], Check | None] = {}
+
+
+def _check(places: list[Place], function: bytes | None) -> Check | None:
+    """The check of these places, made once while the digest of the function, which covers all of them, is the same."""
+    if function is None or not places:
+        return check(places)
+    this = function, tuple(places)
+    if this not in _checks:
+        if len(_checks) >= _MOST_CHECKS:
+            _checks.clear()
+        _checks[this] = check(places)
+    return _checks[this]
 
 
 def bound(

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from remoteexec_server.wire.messages import Loss
 
 
+_INSTALL_THERE = "install the module there: `remoteexec install NAME --with PACKAGE`"
+_INSTALL_HERE = (
+    "that process imports from the directories that were in sys.path here when it was started; a module that was made "
+    "by the program itself can be sent by value: cloudpickle.register_pickle_by_value(module)"
+)
+
+
 class RemoteTraceback(Exception):
     """The traceback of an exception on the cluster, shown as the cause of the exception here."""
 
@@ -80,12 +87,13 @@ def lost(task: TaskKey, loss: Loss) -> errors.TaskLost | errors.SubmitRejected:
     )
 
 
-def exception(facts: Mapping[str, Any], value: Pickled | None, task: TaskKey) -> BaseException:
+def exception(facts: Mapping[str, Any], value: Pickled | None, task: TaskKey, *, here: bool = False) -> BaseException:
     """The exception a task failed with.
 
     Args:
         facts: see `remoteexec_server.failure`.
         value: the pickled exception, if it could be pickled.
+        here: it ran on this machine, in a process of ours.
     """
     exc: BaseException | None = None
     if value is not None:
@@ -94,7 +102,7 @@ def exception(facts: Mapping[str, Any], value: Pickled | None, task: TaskKey) ->
         except BaseException:  # its class is not to be had here: the text has to do
             exc = None
     if not isinstance(exc, BaseException):
-        exc = _ours(task, facts)
+        exc = _ours(task, facts, here)
     if facts.get("traceback"):
         exc.__cause__ = RemoteTraceback(facts["traceback"])
     if "rank" in facts:
@@ -110,7 +118,7 @@ def _name_rank(exc: BaseException, rank: int, ranks: int) -> None:
             exc.add_note(f"on MPI rank {rank} of {ranks}")
 
 
-def _ours(task: TaskKey, facts: Any) -> BaseException:
+def _ours(task: TaskKey, facts: Any, here: bool) -> BaseException:
     """The error for an exception that could not come as itself."""
     name, text, kind = facts.get("type", "?"), facts.get("message", ""), facts.get("kind")
     match kind:
@@ -136,10 +144,11 @@ def _ours(task: TaskKey, facts: Any) -> BaseException:
                 return errors.PythonMismatch(text)
             return errors.CorruptOutcome(f"the cluster refused the call of task {task}: {text}", task=task)
         case "call_not_loadable":
-            message = (
-                f"the call of task {task} cannot be loaded on the cluster: {name.removeprefix('builtins.')}: {text}"
-            )
+            where = "in the process that was to run it" if here else "on the cluster"
+            message = f"the call of task {task} cannot be loaded {where}: {name.removeprefix('builtins.')}: {text}"
             if "ImportError" in facts.get("bases", ()):
+                if here:
+                    return errors.RemoteTaskError(f"{message}; {_INSTALL_HERE}", task=task, type_name=name, text=text)
                 return _import_error(task, message, name, text)
             return errors.RemoteTaskError(message, task=task, type_name=name, text=text)
     return _stand_in(task, name, text, facts.get("bases", ()))
@@ -147,8 +156,9 @@ def _ours(task: TaskKey, facts: Any) -> BaseException:
 
 def _import_error(task: TaskKey, message: str, name: str, text: str) -> errors.TaskImportError:
     """The call needs a module that is not there, or is there in another version."""
-    advice = "install the module there: `remoteexec install NAME --with PACKAGE`"
-    error = errors.TaskImportError(f"{message}; {advice}", task=task, evidence=Evidence(suggestion=advice))
+    error = errors.TaskImportError(
+        f"{message}; {_INSTALL_THERE}", task=task, evidence=Evidence(suggestion=_INSTALL_THERE)
+    )
     error.type_name, error.text = name, text
     return error
 

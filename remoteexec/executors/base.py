@@ -85,6 +85,12 @@ class BaseExecutor(concurrent.futures.Executor):
 
     def __init__(self, wait: bool) -> None:
         self._wait = wait
+        self._made_in = os.getpid()
+
+    @property
+    def _forked(self) -> bool:
+        """Whether this is a fork of the process that made the executor: its tasks are that one's, and end there."""
+        return os.getpid() != self._made_in
 
     @abstractmethod
     def submit(  # type: ignore[override]  # the argument types of fn cannot be kept beside resource_dict
@@ -139,7 +145,9 @@ class BaseExecutor(concurrent.futures.Executor):
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        """Shut down; see the constructor's `wait`."""
+        """Shut down; see the constructor's `wait`. Nothing happens in a fork of the process that made it."""
+        if self._forked:
+            return None
         self.shutdown(wait=self._wait)
         return None
 
@@ -155,7 +163,17 @@ class BaseExecutor(concurrent.futures.Executor):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Calls that have not ended."""
+        """Calls that wait, or have not ended: its subclasses say which."""
+
+    def __reduce__(self) -> NoReturn:
+        """Refused.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "an executor cannot travel to its tasks: inside a task, remoteexec.current_executor() is the one it runs in"
+        )
 
     def __bool__(self) -> bool:
         """An executor is true, also while nothing is pending."""

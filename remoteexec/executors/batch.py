@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from remoteexec_server.store.session import NAME
 from remoteexec_server.wire import header
 from remoteexec_server.wire.messages import Hello, TaskKey, Terms
+from remoteexec_server.wire.pilots import Pilots, check_fits
 from remoteexec_server.wire.resources import Resources
 
 from .._version import __version__
@@ -26,6 +27,8 @@ from ..futures import TaskFuture, function_name
 from ..resources import read_resources, resource_names
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, leave_first, refuse_own_parameter
+from .checks import check_count, check_resources
+from .pilots import PilotWish
 
 R = TypeVar("R")
 log = logging.getLogger("remoteexec")
@@ -48,6 +51,10 @@ class Options:
         pysqa_config_directory: on the cluster, with the site's templates and limits; see docs/configuration.md.
         views: see Views.
         wait: whether leaving the `with` block waits for all tasks.
+        block_allocation: run tasks in at most `max_workers` jobs that keep a worker each, instead of one job for each.
+        init_function: runs once in each such worker; the dictionary it returns fills parameters of later calls that
+            have those names and were not given.
+        idle_time_s: seconds without anything to do after which such a job ends.
     """
 
     max_workers: int | None = None
@@ -59,6 +66,9 @@ class Options:
     pysqa_config_directory: str | None = None
     views: Views = field(default_factory=Views)
     wait: bool = True
+    block_allocation: bool = False
+    init_function: Callable[[], Mapping[str, Any] | None] | None = None
+    idle_time_s: float = 60.0
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -66,7 +76,9 @@ class Options:
         Raises:
             ValueError: names parameter, value and rule.
         """
-        for name in ("max_workers", "max_cores", "submits_per_minute", "poll_s"):
+        check_count("max_workers", self.max_workers)
+        check_count("max_cores", self.max_cores)
+        for name in ("submits_per_minute", "poll_s"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be greater than 0, not {value}")
@@ -76,14 +88,21 @@ class Options:
                 "it becomes a file name"
             )
         self.views.check(self.disable_dependencies)
+        self.wish.check()
 
-    def terms(self, defaults: Resources) -> Terms:
+    @property
+    def wish(self) -> PilotWish:
+        """What of it concerns jobs that host workers."""
+        return PilotWish(self.block_allocation, self.max_workers, self.init_function, self.idle_time_s)
+
+    def terms(self, defaults: Resources, pilots: Pilots | None) -> Terms:
         """The same for the service; `defaults` is what calls ask for where they say nothing."""
         return Terms(
             poll_s=self.poll_s,
             submits_per_minute=self.submits_per_minute,
-            jobs_at_once=self.max_workers,
+            jobs_at_once=None if self.block_allocation else self.max_workers,
             cores_at_once=self.max_cores,
+            pilots=pilots,
             pysqa_config_directory=self.pysqa_config_directory,
             defaults=defaults,
         )
@@ -110,24 +129,26 @@ class BatchExecutor(BaseExecutor):
     ) -> None:
         self._options = options or Options()
         self._options.check()
+        check_resources(resource_dict)
         super().__init__(self._options.wait)
         self._caching = caching or Caching(None)
         resource_dict = self._caching.take_defaults(resource_dict)
         self._defaults = read_resources(resource_dict)
+        self._pilots = self._options.wish.read(self._defaults)
         self._connect, self._place = connect, place
         self._recorder = self._options.views.recorder()
         self._lock = threading.Lock()  # guards the drivers of other sessions
         self._others: dict[str, Driver] = {}
         name = secrets.token_hex(4)
         self._session = self._options.session or f"s-{name}"
-        self._driver = self._make_driver(name, self._session, keep=self._options.session is not None)
+        keep = self._options.session is not None
+        self._driver = self._make_driver(name, self._session, self._pilots, keep)
         finish_at_exit(self._caching, last=True)
 
-    def _make_driver(self, name: str, session: str, keep: bool = False) -> Driver:
+    def _make_driver(self, name: str, session: str, pilots: Pilots | None = None, keep: bool = False) -> Driver:
         key = secrets.token_hex(32)
-        hello = Hello(
-            header.PROTOCOL, header.PYTHON, __version__, name, session, key, self._options.terms(self._defaults)
-        )
+        terms = self._options.terms(self._defaults, pilots)
+        hello = Hello(header.PROTOCOL, header.PYTHON, __version__, name, session, key, terms)
         driver = Driver(self._connect(hello), name, keep)
         weakref.finalize(self, driver.stop).atexit = False  # an executor nobody holds takes no more calls
         finish_at_exit(driver)
@@ -147,16 +168,19 @@ class BatchExecutor(BaseExecutor):
         resources = self._defaults
         if resource_dict is not None:
             resources = read_resources(resource_dict, self._defaults)
+            if self._pilots is not None:
+                check_fits(resources, self._pilots)
         seen = self._inspector(fn, args, kwargs)
         if self._options.views.nothing_runs:
             return self._driver.draw(fn, args, kwargs, seen)
         self.reach()
         if wish is not None and self._recorder is None:
-            call = CachedCall(fn, args, kwargs, resource_names(resources))
+            beside = (("init", self._options.init_function),) if self._options.init_function is not None else ()
+            call = CachedCall(fn, args, kwargs, resource_names(resources), beside)
             return self._caching.submit(
                 wish,
                 call,
-                lambda _: self._driver.submit(fn, args, kwargs, resources, seen=seen),
+                lambda *_: self._driver.submit(fn, args, kwargs, resources, seen=seen),
                 self._resume,
                 self._pointer,
             )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from remoteexec_server.store import root
-from remoteexec_server.wire.resources import Resources
+from remoteexec_server.wire.resources import Resources, Retry
 
 from ..engine.cache import Pointer
 from ..engine.caching import Caching
@@ -33,7 +33,7 @@ class LoginNodeExecutor(BatchExecutor):
         resource_dict: what every call asks for unless it says otherwise; see `read_resources`.
         pysqa_config_directory: with a `queue.yaml` and the templates it names, whose limits hold; see
             docs/configuration.md.
-        pmi_mode: as in `resource_dict`, for all calls; so is `openmpi_oversubscribe`.
+        pmi_mode: as in `resource_dict`, for all calls; so are `openmpi_oversubscribe` and `retries`, a `Retry`.
         hostname_localhost: taken, and without effect: nothing listens.
         refresh_rate: taken, and without effect: a result is seen within a tenth of the time it took, 2 s at most.
         plot_dependency_graph: see Views, as the next three.
@@ -68,8 +68,12 @@ class LoginNodeExecutor(BatchExecutor):
         openmpi_oversubscribe: bool = False,
         cache_errors: bool = False,
         session: str | None = None,
+        retries: Retry | None = None,
         submits_per_minute: float = 60.0,
         poll_s: float | None = None,
+        block_allocation: bool = False,
+        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
+        idle_time_s: float = 60.0,
     ) -> None:
         where = str(root.absolute(cache_directory)) if cache_directory is not None else root.DEFAULT
         views = Views(plot_dependency_graph, plot_dependency_graph_filename, export_workflow_filename, log_obj_size)
@@ -85,10 +89,15 @@ class LoginNodeExecutor(BatchExecutor):
             else str(root.absolute(pysqa_config_directory)),
             views=views,
             wait=wait,
+            block_allocation=block_allocation,
+            init_function=init_function,
+            idle_time_s=idle_time_s,
         )
         super().__init__(
             lambda hello: InProcess(hello, where, self.SCHEDULER),
-            with_defaults(resource_dict, pmi_mode=pmi_mode, openmpi_oversubscribe=openmpi_oversubscribe or None),
+            with_defaults(
+                resource_dict, pmi_mode=pmi_mode, openmpi_oversubscribe=openmpi_oversubscribe or None, retries=retries
+            ),
             options,
             Caching(None if cache_directory is None else where, cache_errors, otherwise=where),
             place=f"{self.SCHEDULER} {where}",

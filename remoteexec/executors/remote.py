@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from remoteexec_server.wire.messages import Hello
-from remoteexec_server.wire.resources import Resources
+from remoteexec_server.wire.resources import Resources, Retry
 
 from ..config.file import load_cluster
 from ..config.model import ClusterConfig
 from ..deploy.launch import missing, start_argv
 from ..deploy.package import package_files
+from ..resources import with_defaults
 from ..ssh.gateway_client import GatewayClient
 from ..views.views import Views
 from .batch import BatchExecutor, Options
+from .checks import check_resources
 
 __all__ = ["RemoteExecutor"]
 
@@ -30,6 +32,7 @@ class RemoteExecutor(BatchExecutor):
     Args:
         cluster: its name in clusters.toml, or a configuration.
         resource_dict: what every call asks for unless it says otherwise, above the `resources` of the configuration.
+        retries: a `Retry`, as `resource_dict["retries"]`, for all calls.
         max_workers: see Options, as everything that is not listed here.
         plot_dependency_graph: see Views, as the next three.
         plot_dependency_graph_filename: see Views.
@@ -51,6 +54,7 @@ class RemoteExecutor(BatchExecutor):
         max_workers: int | None = None,
         max_cores: int | None = None,
         session: str | None = None,
+        retries: Retry | None = None,
         submits_per_minute: float = 60.0,
         disable_dependencies: bool = False,
         plot_dependency_graph: bool | Literal["after"] = False,
@@ -60,10 +64,15 @@ class RemoteExecutor(BatchExecutor):
         wait: bool = True,
         password: Callable[[], str | None] | None = None,
         config_file: Path | None = None,
+        block_allocation: bool = False,
+        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
+        idle_time_s: float = 60.0,
     ) -> None:
         config = cluster if isinstance(cluster, ClusterConfig) else load_cluster(cluster, config_file)
+        check_resources(resource_dict)
         if not isinstance(resource_dict, Resources):
             resource_dict = {**config.resources, **(resource_dict or {})}
+        resource_dict = with_defaults(resource_dict, retries=retries)
         views = Views(plot_dependency_graph, plot_dependency_graph_filename, export_workflow_filename, log_obj_size)
         options = Options(
             max_workers=max_workers,
@@ -75,6 +84,9 @@ class RemoteExecutor(BatchExecutor):
             pysqa_config_directory=config.pysqa_config_directory,
             views=views,
             wait=wait,
+            block_allocation=block_allocation,
+            init_function=init_function,
+            idle_time_s=idle_time_s,
         )
         place = f"{config.scheduler} {config.host}:{config.root}"
         super().__init__(lambda hello: _client(config, hello, password), resource_dict, options, place=place)

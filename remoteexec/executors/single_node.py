@@ -5,8 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import os
-import signal
-import socket
 import sys
 import threading
 import weakref
@@ -16,30 +14,33 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from remoteexec_server import failure
 from remoteexec_server.wire import payload, pooled
 from remoteexec_server.wire.names import TaskKey
 from remoteexec_server.wire.payload import Pickled
 from remoteexec_server.wire.resources import Resources
 
 from .. import errors
-from ..engine import outcomes
 from ..engine.caching import Before, CachedCall, Caching, Wish
+from ..engine.ends import broken, death, outcome
 from ..engine.graph import Functions, Held, failure_of, inputs_of, pickle_call
 from ..engine.growing import ChildTask, Growth
-from ..futures import Ran, TaskFuture, function_name
+from ..futures import TaskFuture, function_name
 from ..pool import machine, mpi
 from ..pool.fresh import FreshWorkers
 from ..pool.kept import KeptWorkers
-from ..pool.ledger import Ledger, Need
+from ..pool.ledger import Ledger, Need, TooLarge
 from ..pool.output import Output
-from ..pool.tasks import Answered, Broken, Died, End, Function, PoolFuture, PoolTask
-from ..resources import check_names, read_resources, resource_names
+from ..pool.tasks import Broken, Died, End, Function, PoolFuture, PoolTask
+from ..resources import ResourceError, check_names, read_resources, resource_names, says_threads
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, refuse_own_parameter
+from .checks import check_count, check_function, check_resources
+from .checks import check_names as check_modules
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from remoteexec_server.contents.checked import Check
 
     from ..engine.in_caller import CallerAsWorker
 
@@ -49,9 +50,6 @@ log = logging.getLogger("remoteexec")
 R = TypeVar("R")
 AnyFuture = concurrent.futures.Future[Any]
 HeldCall = tuple[PoolTask, Function, Pickled, Sequence[AnyFuture]]
-_TAIL = 20
-"""Lines of what a task has printed that are told with its death."""
-_HOST = socket.gethostname()
 
 
 class SingleNodeExecutor(BaseExecutor):
@@ -111,9 +109,12 @@ class SingleNodeExecutor(BaseExecutor):
         debug: bool = False,
         show_output: bool | Literal["prefix"] | None = None,
     ) -> None:
-        for name, value in (("max_workers", max_workers), ("max_cores", max_cores)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be greater than 0, not {value}")
+        check_count("max_workers", max_workers)
+        check_count("max_cores", max_cores)
+        check_count("restart_limit", restart_limit, least=0)
+        check_resources(resource_dict)
+        check_function("init_function", init_function)
+        check_modules("preload", preload)
         if init_function is not None and not block_allocation:
             raise ValueError("init_function needs block_allocation=True: only kept workers are initialised")
         if refresh_rate <= 0:
@@ -128,10 +129,11 @@ class SingleNodeExecutor(BaseExecutor):
         self._caching = Caching(cache_directory, cache_errors, asks_late=True)
         resource_dict = self._caching.take_defaults(resource_dict)
         self._defaults = _read(resource_dict, Resources(openmpi_oversubscribe=openmpi_oversubscribe))
-        self._need = _need(self._defaults)
+        self._says_threads = says_threads(resource_dict)
+        self._max_workers, self._max_cores = max_workers, max_cores
+        self._need = self._takes(self._defaults)
         self._kept, self._init, self._restarts = block_allocation, init_function, restart_limit
         self._no_futures, self._preload = disable_dependencies, tuple(preload)
-        self._max_workers, self._max_cores = max_workers, max_cores
         self._recorder = self._views.recorder()
         self._debug, self._here = debug, debug or self._views.nothing_runs
         self._refuse_ranks_here(self._defaults)
@@ -150,10 +152,9 @@ class SingleNodeExecutor(BaseExecutor):
         finish_at_exit(self)
         self._gpus, self._gpu_variables = machine.gpus()
         self._ledger: Ledger[PoolTask] = Ledger(self._cores(), self._gpus, self._max_workers)
+        self._check(self._need, self._defaults)
         if self._kept:
-            self._worker_gpus(self._workers())  # said now if it cannot be
-        else:
-            self._ledger.check(self._need)
+            self._worker_gpus(self._workers(max_workers))  # said now if it cannot be
 
     def submit(  # type: ignore[override]  # see BaseExecutor
         self,
@@ -186,7 +187,9 @@ class SingleNodeExecutor(BaseExecutor):
         if self._init is not None:
             beside.append(("init", self._init))
         call = CachedCall(fn, args, kwargs, resource_names(resources), tuple(beside))
-        return self._caching.submit(wish, call, lambda before: self._run(fn, args, kwargs, resource_dict, before))
+        return self._caching.submit(
+            wish, call, lambda before, check: self._run(fn, args, kwargs, resource_dict, before, check)
+        )
 
     def _run(
         self,
@@ -195,11 +198,14 @@ class SingleNodeExecutor(BaseExecutor):
         kwargs: dict[str, Any],
         resource_dict: Mapping[str, Any] | Resources | None,
         before: Before | None = None,
+        check: Check | None = None,
     ) -> TaskFuture[R]:
         need, resources = self._need, self._defaults
         if resource_dict is not None:
             need, resources = self._needs(resource_dict)
         function = self._functions.get(fn)
+        if check is not None:
+            function = self._functions.checked(function, check)
         arguments, futures = pickle_call(fn, args, kwargs)
         if futures and self._no_futures:
             raise ValueError("an argument is a future, and disable_dependencies=True: pass its result()")
@@ -230,7 +236,7 @@ class SingleNodeExecutor(BaseExecutor):
         if before is not None and futures:
             self._before[number] = before
         if not self._kept:
-            task.setup = self._setup(resources, pool.environment)
+            task.setup = self._setup(resources, pool.environment, self._says_threads or says_threads(resource_dict))
         if futures:
             Held(futures, (task, function, arguments, futures), self._later)
         else:
@@ -273,30 +279,40 @@ class SingleNodeExecutor(BaseExecutor):
 
     @property
     def max_workers(self) -> int | None:
-        """Calls at once; may be set while running with `block_allocation`."""
+        """Calls at once; may be set while running with `block_allocation`, and is cut to what `max_cores` allows.
+
+        Raises:
+            ValueError: there are not as many GPUs; nothing is changed.
+        """
         return self._max_workers
 
     @max_workers.setter
     def max_workers(self, size: int) -> None:
         if not self._kept:
             raise NotImplementedError("max_workers can only be changed with block_allocation=True")
-        if size <= 0:
-            raise ValueError(f"max_workers must be greater than 0, not {size}")
+        if size is None:
+            raise TypeError("max_workers must be a whole number of at least 1, not None: pass an int")
+        check_count("max_workers", size)
+        workers = self._workers(size)
+        self._worker_gpus(workers)
         with self._lock:
             self._max_workers = size
             pool = self._pool
         if isinstance(pool, KeptWorkers):
-            pool.resize(size)
+            pool.resize(workers)
 
     @property
     def _takes_calls(self) -> bool:
         return not self._closed
 
     def __len__(self) -> int:
+        """Calls that wait for a worker; those that wait for futures among their arguments are not among them yet."""
         return self._pool.waiting if self._pool is not None else 0
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """See BaseExecutor."""
+        if self._forked:
+            return
         with self._lock:
             self._closed = True
             pool = self._pool
@@ -306,6 +322,7 @@ class SingleNodeExecutor(BaseExecutor):
         if pool is not None:
             for task in pool.withdraw() if cancel_futures else ():
                 self.end_cancelled(task)
+            self._caching.pass_on_cancels()
             with self._none_open:
                 if wait and not pool.on_own_thread:
                     self._none_open.wait_for(lambda: not self._open)
@@ -318,6 +335,8 @@ class SingleNodeExecutor(BaseExecutor):
 
     def abort(self) -> None:
         """Cancel everything, running calls too, and take no more."""
+        if self._forked:
+            return
         with self._lock:
             self._closed = True
             pool, tasks = self._pool, list(self._open.values())
@@ -326,6 +345,7 @@ class SingleNodeExecutor(BaseExecutor):
         for task in reversed(tasks):
             if not task.future.cancel_waiting():
                 self.end_cancelled(task)
+        self._caching.pass_on_cancels()
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
@@ -359,9 +379,26 @@ class SingleNodeExecutor(BaseExecutor):
             )
         resources = _read(given, self._defaults)
         self._refuse_ranks_here(resources)
-        need = _need(resources)
-        self._ledger.check(need)
+        need = self._takes(resources)
+        self._check(need, resources)
         return need, resources
+
+    def _takes(self, resources: Resources) -> Need:
+        cores = resources.cores * resources.threads_per_core
+        if resources.openmpi_oversubscribe and self._max_cores is None:
+            cores = min(cores, machine.cores())
+        return Need(cores, resources.cores * resources.gpus_per_core)
+
+    def _check(self, need: Need, resources: Resources) -> None:
+        """Refuse what could never start, or only by having ranks wait for each other's cores."""
+        cores = machine.cores()
+        if self._max_cores is None and resources.cores > cores and not resources.openmpi_oversubscribe:
+            raise TooLarge(
+                f"cores={resources.cores}, and this machine has {cores}: ask for fewer, or say "
+                "openmpi_oversubscribe=True to have ranks share cores"
+            )
+        if not self._kept:
+            self._ledger.check(need)
 
     def _refuse_ranks_here(self, resources: Resources) -> None:
         if self._debug and resources.cores > 1 and not self._views.nothing_runs:
@@ -373,14 +410,14 @@ class SingleNodeExecutor(BaseExecutor):
     def _cores(self) -> int | None:
         if self._max_cores is not None or self._max_workers is not None:
             return self._max_cores
-        return len(os.sched_getaffinity(0))
+        return machine.cores()
 
-    def _workers(self) -> int:
-        each = self._defaults.cores * self._defaults.threads_per_core
-        if self._max_workers is not None and self._max_cores is None:
-            return self._max_workers
-        cores = self._max_cores or len(os.sched_getaffinity(0))
-        size = min(cores // each, self._max_workers or cores)
+    def _workers(self, most: int | None) -> int:
+        each = self._need.cores
+        if most is not None and self._max_cores is None:
+            return most
+        cores = self._max_cores or machine.cores()
+        size = min(cores // each, most or cores)
         if size < 1:
             raise ValueError(f"a worker takes {each} cores, and there are {cores}: none could start")
         return size
@@ -399,21 +436,31 @@ class SingleNodeExecutor(BaseExecutor):
 
     def _start(self) -> FreshWorkers | KeptWorkers:
         pool: FreshWorkers | KeptWorkers
+        # cached calls are compared where they run, see `checked`: not to be imported by each of their processes
+        preload = (*self._preload, *(("remoteexec_server.contents.checked",) if self._caching.on else ()))
         if self._kept:
-            size = self._workers()
-            setup = self._setup(self._defaults, os.environ)
+            size = self._workers(self._max_workers)
+            setup = self._setup(self._defaults, os.environ, self._says_threads)
             if self._init is not None:
                 setup["init"] = payload.dumps(self._init, in_band=True, by_value=False).data
             gpus = self._worker_gpus(size)
-            pool = KeptWorkers(size, setup, self._restarts, self._preload, gpus, self._gpu_variables, self._output)
+            pool = KeptWorkers(size, setup, self._restarts, preload, gpus, self._gpu_variables, self._output)
         else:
-            pool = FreshWorkers(self._ledger, self._preload, self._gpu_variables, self._output)
+            pool = FreshWorkers(self._ledger, preload, self._gpu_variables, self._output)
         self._pool = pool
+        pool.on_failure = weakref.WeakMethod(self._pool_failed)
         weakref.finalize(self, pool.abandon).atexit = False  # nobody can submit or wait any more
         return pool
 
-    def _setup(self, resources: Resources, before: Mapping[str, str]) -> pooled.Setup:
-        setup = machine.setup(resources, before, follow=not self._kept)
+    def _pool_failed(self, reason: str) -> None:
+        """The pool thread has ended by a fault of ours: nobody will tell how these end."""
+        with self._lock:
+            begun = [task for task in self._open.values() if task.future.running()]
+        for task in begun:
+            task.owner.ended(task, Broken(reason))
+
+    def _setup(self, resources: Resources, before: Mapping[str, str], says_threads: bool) -> pooled.Setup:
+        setup = machine.setup(resources, before, follow=not self._kept, threads=says_threads)
         if self._output is not None:
             setup["mark"] = self._output.secret
         return setup
@@ -458,7 +505,7 @@ class SingleNodeExecutor(BaseExecutor):
         if self._growth is not None and self._growth.parted(task, end):
             return
         try:
-            result, exc = _outcome(task.future, end)
+            result, exc = outcome(task.future, end)
         except BaseException as why:  # the pool thread's edge: the future must not wait for ever
             result, exc = None, why
         self._settle(task, result, exc)
@@ -500,6 +547,9 @@ class SingleNodeExecutor(BaseExecutor):
 
     def asked(self, pool: Any, worker: Any, task: PoolTask, ask: pooled.Ask, buffers: Sequence[Any]) -> None:
         """See pool.tasks.Owner."""
+        if ask[0] == pooled.ALTERED:
+            task.future.altered = ask[2]
+            return
         if self._growth is None:
             self._growth = Growth(self, self._functions.of_bytes)
         self._growth.asked(pool, worker, task, ask, buffers)
@@ -517,11 +567,11 @@ class SingleNodeExecutor(BaseExecutor):
         need, resources = (self._need, self._defaults) if given is None else self._needs(given)
         task.need, task.walltime_s = need, resources.run_time_max_s
         if not self._kept and self._pool is not None:
-            task.setup = self._setup(resources, self._pool.environment)
+            task.setup = self._setup(resources, self._pool.environment, self._says_threads or says_threads(given))
 
     def error(self, key: TaskKey, end: Died | Broken) -> BaseException:
         """See engine.growing.Host."""
-        return _death(key, end) if isinstance(end, Died) else _broken(key, end)
+        return death(key, end) if isinstance(end, Died) else broken(key, end)
 
     def release(self, number: int) -> None:
         """See engine.growing.Host."""
@@ -546,48 +596,7 @@ def _read(given: Mapping[str, Any] | Resources | None, defaults: Resources | Non
     if given is not None and not isinstance(given, Resources):
         check_names(given)
     resources = read_resources(given, defaults)
+    if resources.retry is not None or resources.warn_time_s is not None:
+        raise ResourceError("retries and warn_time are for jobs of a cluster; leave them out of calls on this machine")
     mpi.launch(resources)  # said now if there is no MPI
     return resources
-
-
-def _need(resources: Resources) -> Need:
-    return Need(resources.cores * resources.threads_per_core, resources.cores * resources.gpus_per_core)
-
-
-def _outcome(future: TaskFuture[Any], end: End) -> tuple[Any, BaseException | None]:
-    """Result and exception; exactly one of them counts, the exception if it is not None."""
-    key = future.key
-    match end:
-        case Answered():
-            _, ok, rest, _, started, ended, max_rss_bytes = end.result
-            future.ran = Ran(_HOST, end.pid, end.worker, None, started, ended, max_rss_bytes)
-            data, buffers = pooled.joined(rest, end.buffers)
-            if ok:
-                return outcomes.result(data, buffers, key)
-            return None, outcomes.exception(*failure.unpacked(data), key)
-        case Died():
-            return None, _death(key, end, future.output)
-        case Broken():
-            return None, _broken(key, end)
-
-
-def _broken(key: TaskKey, broken: Broken) -> errors.TaskLost:
-    return errors.TaskKilled(f"task {key} cannot run: {broken.reason}", task=key)
-
-
-def _death(key: TaskKey, died: Died, printed: object = None) -> errors.TaskLost:
-    log_tail = "\n".join(str(printed).splitlines()[-_TAIL:]) if printed is not None else ""
-    if died.timed_out:
-        return errors.TaskTimeout(f"task {key} took longer than its run_time_max and was ended", task=key)
-    code = os.waitstatus_to_exitcode(died.status)
-    if code < 0:
-        what, number = f"was ended by {signal.Signals(-code).name}", -code
-    else:
-        what, number = f"ended itself with exit code {code}", None
-    return errors.TaskKilled(
-        f"the process of task {key} (pid {died.pid}) {what}",
-        task=key,
-        signal=number,
-        exit_code=code if number is None else None,
-        log_tail=log_tail,
-    )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Sequence
+from types import MappingProxyType
 
 from remoteexec_server.wire import pooled
 
 from .ledger import Ledger, Need
 from .output import Output
 from .pool import Pool
-from .tasks import Broken, Died, PoolTask, visible, with_environment
+from .tasks import Broken, Died, GpuVariables, PoolTask, visible, with_environment
 from .workers import WorkerState
 from .zygote_client import Ended, NotStarted
 
@@ -24,7 +25,7 @@ class FreshWorkers(Pool):
     Args:
         ledger: what the machine has, and the line.
         preload: modules that are imported once for all of them.
-        gpu_variables: names in the environment that show a task its GPUs.
+        gpu_variables: what in the environment shows a task its GPUs.
         output: see Pool.
     """
 
@@ -32,7 +33,7 @@ class FreshWorkers(Pool):
         self,
         ledger: Ledger[PoolTask],
         preload: Sequence[str] = (),
-        gpu_variables: Sequence[str] = (),
+        gpu_variables: GpuVariables = MappingProxyType({}),
         output: Output | None = None,
     ) -> None:
         self._ledger = ledger
@@ -88,12 +89,12 @@ class FreshWorkers(Pool):
                     continue
                 try:
                     worker = self._new_worker(next(self._numbers), kept=False)
-                except OSError as exc:  # too many open files: one that ends makes room
+                except OSError:  # too many open files, say: one that ends makes room
                     if self._workers:
                         self._ledger.put_back(task, gpus)
                         return
                     self._ledger.end(task.need, gpus)
-                    reason: str | None = f"its process cannot be started: {exc}"
+                    reason: str | None = f"its process cannot be started: {self.refusal}"
                 else:
                     worker.has[task.number] = task
                     worker.need, worker.gpus, worker.ready = task.need, gpus, True
@@ -125,6 +126,22 @@ class FreshWorkers(Pool):
                 return
             self._resuming.popleft()
             self._go(worker)
+
+    def _held_up(self) -> list[WorkerState] | None:
+        if not self._resuming and not len(self._ledger):
+            return None
+        placed = [worker for worker in self._workers.values() if worker.need is not None and not worker.resting]
+        return placed if all(worker.may_wait for worker in placed) else None
+
+    def _start_more(self) -> None:
+        self._start_what_fits()
+
+    def _next_in_line(self) -> PoolTask | None:
+        found = self._ledger.next()
+        if found is None:
+            return None
+        self._ledger.end(found[0].need, found[1])
+        return found[0]
 
     def _answered(self, worker: WorkerState, ended: Sequence[tuple[PoolTask, pooled.Result]]) -> None:
         if not worker.gpus:

@@ -10,12 +10,13 @@ import os
 import socket
 from collections import deque
 from collections.abc import Sequence
+from types import MappingProxyType
 
 from remoteexec_server.wire import pooled
 
 from .output import Output
 from .pool import Pool
-from .tasks import Died, PoolTask, visible, with_environment
+from .tasks import Died, GpuVariables, PoolTask, how_ended, visible, with_environment
 from .workers import POOL, WorkerState
 from .zygote_client import BUFFER, Ended, NotStarted
 
@@ -42,8 +43,8 @@ class KeptWorkers(Pool):
         setup: what each is made to be.
         restarts: how many workers that died are replaced, in all.
         preload: modules that are imported once for all of them.
-        gpus: for each worker; the first `size` are used first.
-        gpu_variables: names in the environment that show a worker its GPUs.
+        gpus: for each worker, at least `size` of them if they have any.
+        gpu_variables: what in the environment shows a worker its GPUs.
         output: see Pool.
 
     Raises:
@@ -57,15 +58,16 @@ class KeptWorkers(Pool):
         restarts: int = 0,
         preload: Sequence[str] = (),
         gpus: Sequence[tuple[str, ...]] = (),
-        gpu_variables: Sequence[str] = (),
+        gpu_variables: GpuVariables = MappingProxyType({}),
         output: Output | None = None,
     ) -> None:
         self._line: deque[PoolTask] = deque()
         self._idle: dict[int, WorkerState] = {}
-        self._setup, self._restarts, self._size = setup, restarts, size
+        self._setup, self._restarts, self._restart_limit, self._size = setup, restarts, restarts, size
         self._gpus, self._gpu_variables = list(gpus), gpu_variables
         self._pace_s = _AHEAD_S  # of a call, on average of late
         self._grown = False  # a task has rested: there may be more workers than places
+        self._shrunk = False  # so there may after `resize`
         self._spares: list[WorkerState] = []
         self._resuming: deque[WorkerState] = deque()
         super().__init__(preload, output)
@@ -81,18 +83,20 @@ class KeptWorkers(Pool):
         return len(self._line)
 
     def resize(self, size: int) -> None:
-        """Have this many workers from now on; those too many end after their present call.
+        """Have this many workers from now on.
+
+        Of those too many the ones with nothing to do end now, and others as they answer, whoever does so first: more
+        than `size` run only what they ran before.
 
         Raises:
             OSError: not one could be started.
         """
         with self._lock:
             self._size = size
-            living = self._placed()
-            for worker in living[size:]:
-                worker.retiring = True
+            self._shrunk = len(self._placed()) > size
+            for worker in self._placed() if self._shrunk else ():
                 self._requeue(self._take_back(worker))
-                self._dismiss_if_done(worker)
+                self._free(worker)
             self._let_go()
             missing = size - len(self._placed())
         for _ in range(missing):
@@ -160,15 +164,20 @@ class KeptWorkers(Pool):
         with self._lock:
             if self._broken is not None or self._stopping:
                 return False
+            gpus = next((each for each in self._gpus if self._not_lent(each)), ())
+            if self._gpus and not gpus:  # one that ends has them still
+                return False
             number = next(n for n in itertools.count() if n not in self._workers)
             try:
                 worker = self._new_worker(number, kept=True)
-            except OSError as exc:
+            except OSError:
                 if not self._workers:
                     raise
-                log.warning("only %d of %d workers could be started: %s", len(self._workers), self._size, exc)
+                if not self._grown:
+                    count = len(self._workers), self._size
+                    log.warning("only %d of %d workers could be started: %s", *count, self.refusal)
                 return False
-            worker.gpus = self._gpus.pop(0) if self._gpus else self._lent_gpus()
+            worker.gpus = gpus
             ticket = worker.ticket()
             tasks = self._portion(worker)
         self._post(worker, ticket, tasks, with_environment(self._setup, visible(worker.gpus, self._gpu_variables)))
@@ -230,19 +239,26 @@ class KeptWorkers(Pool):
         """It may have nothing to do now: then it is free; the caller holds the lock, and calls `_feed_idle` after."""
         if worker.has or worker.halted or worker.writer is not None or worker.number not in self._workers:
             return
-        if worker.retiring:
-            self._dismiss_if_done(worker)
-        elif self._grown and (self._resuming or len(self._placed()) > self._size):
+        if worker.retiring or worker.spare:
+            return
+        if self._too_many():
             self._put_aside(worker)
         else:
             self._idle[worker.number] = worker
 
-    def _dismiss_if_done(self, worker: WorkerState) -> None:
-        """A retiring worker with nothing to do ends; its report comes. The caller holds the lock."""
-        if not worker.has:
-            self._idle.pop(worker.number, None)
-            with contextlib.suppress(OSError):  # it is gone already
-                worker.endpoint.sock.shutdown(socket.SHUT_RDWR)
+    def _too_many(self) -> bool:
+        """Whether a worker that has nothing is to leave its place; the caller holds the lock."""
+        if not (self._grown or self._shrunk):  # most often
+            return False
+        many = len(self._placed()) > self._size
+        self._shrunk = self._shrunk and many
+        return many or bool(self._resuming)
+
+    def _dismiss(self, worker: WorkerState) -> None:
+        """A worker that has nothing ends; its report comes. The caller holds the lock."""
+        worker.retiring = True
+        with contextlib.suppress(OSError):  # it is gone already
+            worker.endpoint.sock.shutdown(socket.SHUT_RDWR)
 
     # ---- tasks that wait for tasks ----
 
@@ -261,10 +277,11 @@ class KeptWorkers(Pool):
         while True:
             with self._lock:
                 self._let_go()
-                if len(self._placed()) >= self._size:
+                if self._resuming or len(self._placed()) >= self._size:
                     break
-                if self._spares:
-                    worker = self._spares.pop()
+                worker = next((spare for spare in self._spares if self._not_lent(spare.gpus)), None)
+                if worker is not None:
+                    self._spares.remove(worker)
                     worker.spare = False
                     self._free(worker)
                     continue
@@ -276,38 +293,53 @@ class KeptWorkers(Pool):
 
     def _resume(self, worker: WorkerState) -> None:
         with self._lock:
+            if not worker.resting:  # a thread asks that an earlier task left behind: this one has its place
+                self._go(worker)
+                return
             self._resuming.append(worker)
-            if len(self._placed()) >= self._size and self._idle:
-                self._put_aside(self._idle.popitem()[1])
             self._let_go()
+            for idle in list(self._idle.values()):
+                if worker not in self._resuming:
+                    break
+                self._put_aside(idle)
 
     def _let_go(self) -> None:
-        """Let those go on that rested, as far as there are places; the caller holds the lock."""
-        while self._resuming and len(self._placed()) < self._size:
+        """Let those go on that rested, as far as there are places, and GPUs; the caller holds the lock."""
+        while self._resuming and len(self._placed()) < self._size and self._not_lent(self._resuming[0].gpus):
             self._go(self._resuming.popleft())
 
     def _put_aside(self, worker: WorkerState) -> None:
         """A worker has nothing and no place; some are kept for the next time. The caller holds the lock."""
-        worker.spare = True
-        if len(self._spares) < self._size:
+        self._idle.pop(worker.number, None)
+        if self._grown and len(self._spares) < self._size:
+            worker.spare = True
             self._spares.append(worker)
         else:
-            worker.retiring = True
-            self._dismiss_if_done(worker)
+            self._dismiss(worker)
         self._let_go()
 
-    def _lent_gpus(self) -> tuple[str, ...]:
-        """Those of a worker that rests, for the one in its place."""
-        return next((worker.gpus for worker in self._workers.values() if worker.resting), ())
+    def _not_lent(self, gpus: tuple[str, ...]) -> bool:
+        """Whether no worker sees these that runs calls, or may still be ending; the caller holds the lock."""
+        return not gpus or all(w.gpus != gpus or w.resting or w.spare for w in self._workers.values())
+
+    def _held_up(self) -> list[WorkerState] | None:
+        placed = self._placed()
+        if not self._line and not self._resuming and all(len(worker.has) < 2 for worker in placed):
+            return None
+        return placed if all(worker.may_wait for worker in placed) else None
+
+    def _start_more(self) -> None:
+        self._make_up()
+
+    def _next_in_line(self) -> PoolTask | None:
+        return self._line.popleft() if self._line else None
 
     def _answered(self, worker: WorkerState, ended: Sequence[tuple[PoolTask, pooled.Result]]) -> None:
         took_s = sum([result[5] - result[4] for _, result in ended]) / len(ended)
         with self._lock:
             self._pace_s = (self._pace_s + took_s) / 2 + _LEAST_S
-            if worker.retiring:
-                self._dismiss_if_done(worker)
-                return
-            if self._resuming:  # they go before what has not started
+            worker.resting = False  # its task waited without saying so
+            if (self._grown or self._shrunk) and self._too_many():
                 self._requeue(self._take_back(worker))
                 self._free(worker)
                 return
@@ -330,6 +362,9 @@ class KeptWorkers(Pool):
         victim = max(self._workers.values(), key=_length)
         if victim is not thief and len(victim.has) > 1:
             tasks = self._take_back(victim)
+            if tasks and not victim.has:  # it has not started the first yet, and is not free
+                self._give(victim, tasks[:1])
+                del tasks[0]
             self._requeue(tasks)
 
     def _written(self, worker: WorkerState) -> None:
@@ -362,8 +397,6 @@ class KeptWorkers(Pool):
                 others.remove(worker)
         self._let_go()
         self._requeue(self._take_back(worker))
-        if worker.gpus and all(worker.gpus != other.gpus for other in self._workers.values()):
-            self._gpus.insert(0, worker.gpus)
         return list(worker.has.values())
 
     def _buried(self, worker: WorkerState, started: list[PoolTask], report: Ended | NotStarted) -> None:
@@ -377,12 +410,20 @@ class KeptWorkers(Pool):
         if isinstance(report, Ended):
             for task in started:
                 task.end(Died(report.pid, report.status, worker.timed_out))
+        if isinstance(report, NotStarted):
+            self.refusal = report.reason
         if not (replace and self._start()) and not self._workers and not self._stopping:
-            said = f": {report.reason}" if isinstance(report, NotStarted) else ""
-            self._break(f"its last worker has ended{said}")
-        if self._grown:
+            self._break(self._why_none(worker, report))
+        if self._grown and not isinstance(report, NotStarted):  # else it is tried again at the next look
             self._make_up()
         self._feed_idle()
+
+    def _why_none(self, worker: WorkerState, report: Ended | NotStarted) -> str:
+        if isinstance(report, NotStarted):
+            return f"its last worker could not be started: {report.reason}"
+        when = " while `init_function` ran" if not worker.ready and self._setup.get("init") is not None else ""
+        said = f"its last worker {how_ended(report.status)}{when}, and none is left to replace it"
+        return f"{said}: `restart_limit` was {self._restart_limit}"
 
     def _named(self, worker: WorkerState) -> int | None:
         return worker.number

@@ -10,6 +10,7 @@ from remoteexec_server.wire import pooled
 from remoteexec_server.wire.resources import Resources
 
 from . import mpi
+from .tasks import GpuVariables
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 """What threads_per_core sets."""
@@ -18,23 +19,42 @@ _KFD = "/sys/class/kfd/kfd/topology/nodes"
 _CUDA, _ROCR = "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
 
 
-def setup(resources: Resources, before: Mapping[str, str], follow: bool) -> pooled.Setup:
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
+
+
+def setup(resources: Resources, before: Mapping[str, str], follow: bool, threads: bool) -> pooled.Setup:
     """What a worker for these resources is made to be.
 
     Args:
         before: the environment it has otherwise.
         follow: it works where this process is now, unless the resources say otherwise.
+        threads: the resources say how many threads there are to be; otherwise one, so that workers do not take each
+            other's cores, or what the user's own environment says.
     """
-    threads = str(resources.threads_per_core)
+    says = threads or resources.threads_per_core != 1
+    count = str(resources.threads_per_core)
     memory = resources.memory_max_gb
     return {
         "path": [place or os.getcwd() for place in sys.path],
-        "cwd": resources.cwd or (_here() if follow else None),
-        "environment": {**_changes(before), **dict.fromkeys(THREADS, threads), **resources.environment},
-        "error_log": resources.error_log_file,
+        "cwd": expanded(resources.cwd) or (_here() if follow else None),
+        "environment": {
+            **_changes(before),
+            **{name: count for name in THREADS if says or name not in os.environ},
+            **resources.environment,
+        },
+        "error_log": expanded(resources.error_log_file),
         "memory_bytes": int(memory * _GIB) if memory is not None else None,
         "launch": mpi.launch(resources),
     }
+
+
+def expanded(path: str | None) -> str | None:
+    """A path as the user wrote it, absolute, `~` and `$NAME` replaced."""
+    return None if path is None else os.path.abspath(os.path.expandvars(os.path.expanduser(path)))
 
 
 def _here() -> str | None:
@@ -54,22 +74,34 @@ def _changes(before: Mapping[str, str]) -> dict[str, str | None]:
     return changed
 
 
-def gpus() -> tuple[list[str], list[str]]:
+def gpus() -> tuple[list[str], GpuVariables]:
     """Names of the GPUs that may be used, and the variables that show a task its own.
 
-    Those the user lists in CUDA_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES, else those the machine has. Only one of the
-    variables is used unless the user lists the same in both: ROCm would apply one after the other.
+    Those the user lists in CUDA_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES, else those the machine has. If he lists some
+    in both, a GPU has a name in each, and a task is told both. But ROCm applies one list to what the other has left:
+    there a task is told the outer one alone.
     """
     listed = {name: _names(os.environ[name]) for name in (_CUDA, _ROCR) if name in os.environ}
+    lists = {name: names for name, names in listed.items() if names}
+    if len(lists) == 2 and _amd():
+        outer = lists[_ROCR]
+        inner = [outer[int(name)] for name in lists[_CUDA] if name.isdigit() and int(name) < len(outer)]
+        return inner, {_ROCR: {name: name for name in inner}, _CUDA: None}
     if listed:
-        found = next((names for names in listed.values() if names), [])
-        return found, [name for name, names in listed.items() if names == found]
+        found = [names[0] for names in zip(*lists.values(), strict=False)] if lists else []
+        return found, {name: dict(zip(found, names, strict=False)) for name, names in lists.items()}
     devices = [name.removeprefix("nvidia") for name in _list("/dev") if name.startswith("nvidia")]
     nvidia = [number for number in devices if number.isdigit()]
     if nvidia:
-        return sorted(nvidia, key=int), [_CUDA]
-    amd = [node for node in _list(_KFD) if _read(f"{_KFD}/{node}/gpu_id") not in ("", "0")]
-    return [str(number) for number in range(len(amd))], [_ROCR]
+        nvidia.sort(key=int)
+        return nvidia, {_CUDA: {name: name for name in nvidia}}
+    amd = [str(number) for number in range(_amd())]
+    return amd, {_ROCR: {name: name for name in amd}}
+
+
+def _amd() -> int:
+    """GPUs that ROCm knows here."""
+    return len([node for node in _list(_KFD) if _read(f"{_KFD}/{node}/gpu_id") not in ("", "0")])
 
 
 def _list(directory: str) -> list[str]:
@@ -88,4 +120,11 @@ def _read(path: str) -> str:
 
 
 def _names(listed: str) -> list[str]:
-    return [name.strip() for name in listed.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
+    """What a list shows: CUDA ignores what follows the first that cannot be, -1 say; and a GPU is one however often."""
+    found: dict[str, None] = {}
+    for name in listed.split(","):
+        name = name.strip()
+        if name in ("", "NoDevFiles") or name.startswith("-"):
+            break
+        found[name] = None
+    return list(found)

@@ -6,6 +6,7 @@
                             ├ zygote ┬ a worker has ended ─▶ what it had is lost, or goes back into the line
                             │        └ a worker was stopped by a signal ─▶ a warning; it gets no more until it goes on
                             ├ alarm ─ resized, stopped, an earlier deadline
+                            ├ look, while tasks have children ─ nothing goes on: who waits lends his place (`stalls`)
                             └ deadline ─ a task took too long: kill
 
 `_lock` guards workers, line, tokens and the selector's list of sockets. Nothing of the user's runs under it, and
@@ -28,8 +29,10 @@ nothing waits under it but for the zygote to read a request, which never waits i
 from __future__ import annotations
 
 import contextlib
+import errno
 import heapq
 import logging
+import math
 import os
 import socket
 import threading
@@ -44,12 +47,15 @@ from remoteexec_server.wire import pooled
 
 from .output import Output, OutputReader
 from .poller import READ, WRITE, Poller
+from .stalls import LOOK_S, Stalls, cpu_s
 from .tasks import Answered, Broken, PoolTask
-from .workers import POOL, Pieces, WorkerState, write
+from .workers import POOL, Pieces, WorkerState, no_room, warn_of_halt, write
 from .zygote_client import Ended, Halted, NotStarted, Started, ZygoteClient, end_orphans
 
 _PATIENCE_S = 0.05
 """How long `submit` waits for a worker to go on reading; what is left is then copied and left to the pool thread."""
+MOST_AT_REST = 1000
+"""Processes whose tasks wait for tasks that they have submitted, at most: 10 MB each. Picked, not measured."""
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 log = logging.getLogger("remoteexec")
@@ -61,6 +67,10 @@ class Pool(ABC):
     Args:
         preload: modules that are imported once for all workers.
         output: what is done with what tasks print; None: it goes where this process's output goes.
+
+    Attributes:
+        on_failure: a weak reference to what is called when the pool thread ends by a fault of ours, with what is said.
+        refusal: why the last process that was to be started was not; None if it was.
     """
 
     def __init__(self, preload: Sequence[str] = (), output: Output | None = None) -> None:
@@ -71,6 +81,11 @@ class Pool(ABC):
         self._stopping = False
         self._deadlines: list[tuple[float, int, int]] = []  # when, worker, task
         self._posted: deque[Callable[[], None]] = deque()
+        self._parents = 0  # tasks that have submitted others that have not ended; of the pool thread, as the next two
+        self._stalls = Stalls(cpu_s)
+        self._look_at = 0.0
+        self.on_failure: Callable[[], Callable[[str], None] | None] = lambda: None
+        self.refusal: str | None = None
         self._zygote = ZygoteClient(preload)
         self._alarm, self._alarm_in = socket.socketpair()
         self._alarm.setblocking(False)
@@ -140,6 +155,18 @@ class Pool(ABC):
     def _halt(self, worker: WorkerState) -> None:
         """It has been stopped by a signal: take back what it has not started. The caller holds the lock."""
 
+    @abstractmethod
+    def _held_up(self) -> list[WorkerState] | None:
+        """Those that have places, if something wants one and all of them may only be waiting. Under the lock."""
+
+    @abstractmethod
+    def _start_more(self) -> None:
+        """Start what there is room for; on the pool thread without the lock."""
+
+    @abstractmethod
+    def _next_in_line(self) -> PoolTask | None:
+        """Take the first out of the line. Under the lock."""
+
     def _named(self, worker: WorkerState) -> int | None:
         """Its number, if that says more than which call it runs."""
         return None
@@ -188,6 +215,16 @@ class Pool(ABC):
         if not self.on_own_thread:
             self._wake()
 
+    def has_child(self, task: PoolTask) -> None:
+        """A task has submitted another; on the pool thread."""
+        self._parents += not task.children
+        task.children += 1
+
+    def child_ended(self, task: PoolTask) -> None:
+        """One of those has ended; on the pool thread."""
+        task.children -= 1
+        self._parents -= not task.children
+
     def tell(
         self,
         worker: WorkerState,
@@ -222,15 +259,25 @@ class Pool(ABC):
         """Start a worker; the caller holds the lock.
 
         Raises:
-            OSError: no more files can be opened.
+            OSError: there is no room for one more; `refusal` says why.
         """
-        worker = WorkerState(self._zygote.start_worker(number, kept, self._output is not None))
+        try:
+            if len(self._workers) >= MOST_AT_REST and self._at_rest() >= MOST_AT_REST:
+                raise OSError(errno.EUSERS, "too many tasks that wait")
+            worker = WorkerState(self._zygote.start_worker(number, kept, self._output is not None))
+        except OSError as exc:
+            self.refusal = no_room(exc, self._at_rest())
+            raise
+        self.refusal = None
         self._workers[number] = worker
         self._poller.add(worker.endpoint.sock, worker)
         if self._output is not None and worker.endpoint.output is not None:
             worker.output = OutputReader(worker.endpoint.output, self._output, worker.has)
             self._poller.add(worker.output.handle, worker.output)
         return worker
+
+    def _at_rest(self) -> int:
+        return sum([worker.resting for worker in self._workers.values()])
 
     def _post(
         self,
@@ -338,12 +385,46 @@ class Pool(ABC):
                     self._do_posted()
                 if self._deadlines:
                     self._end_overdue()
+                if self._parents:
+                    self._look()
         except BaseException as exc:  # the thread's edge: nobody may wait for ever
-            self._break(f"the pool failed: {exc!r}")
-            self._do_posted()
+            self._fail(f"the pool failed: {exc!r}")
             raise
         finally:
             self._clean_up()
+
+    def _fail(self, reason: str) -> None:
+        try:
+            self._break(reason)
+            self._do_posted()
+        finally:
+            told = self.on_failure()
+            if told is not None:
+                told(reason)
+
+    def _look(self) -> None:
+        """See that something goes on; see `stalls`."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_S
+        with self._lock:
+            held = self._held_up()
+            running = None if held is None else [(worker.pid or 0, next(iter(worker.has))) for worker in held]
+        if held is None or not self._stalls.look(running):
+            return
+        for worker in held:
+            self._rest(worker)
+        if held:
+            return
+        refusal = self.refusal  # all rest, and there was no room to start what they wait for
+        self._start_more()
+        if refusal is None or self.refusal is None:
+            return
+        with self._lock:
+            task = self._next_in_line()
+        if task is not None and task.begin():
+            task.end(Broken(f"its process cannot be started: {self.refusal}"))
 
     def _read_output(self, output: OutputReader) -> None:
         if not output.read():
@@ -373,6 +454,8 @@ class Pool(ABC):
     def _asked(self, worker: WorkerState, ask: pooled.Ask, buffers: Sequence[Any]) -> None:
         task = worker.has.get(ask[1])
         if task is None:  # it was given up, or a thread that it left behind asks
+            if ask[0] == pooled.RESUME:
+                self._go(worker)
             return
         match ask[0]:
             case pooled.REST:
@@ -381,7 +464,7 @@ class Pool(ABC):
                 self._resume(worker)
             case pooled.HALTED:
                 _, _, rank, pid = ask
-                _warn_of_halt(task, f"the process {pid} of its MPI rank {rank}", pid)
+                warn_of_halt(task, f"the process {pid} of its MPI rank {rank}", pid)
             case _:
                 task.owner.asked(self, worker, task, ask, buffers)
 
@@ -445,7 +528,7 @@ class Pool(ABC):
         if not worker.halted:
             log.info("process %d of a worker goes on", report.pid)
         for task in tasks if worker.halted else ():
-            _warn_of_halt(task, f"its process {report.pid}", report.pid)
+            warn_of_halt(task, f"its process {report.pid}", report.pid)
         if worker.halted and not tasks:
             log.warning(
                 "process %d of a worker was stopped by a signal and gets no calls: `kill -CONT %d` lets it go on",
@@ -478,7 +561,11 @@ class Pool(ABC):
         self._buried(worker, started, report)
 
     def _next_deadline_s(self) -> float | None:
-        return max(0.0, self._deadlines[0][0] - time.monotonic()) if self._deadlines else None
+        if not self._deadlines and not self._parents:
+            return None
+        now = time.monotonic()
+        until_s = LOOK_S if self._parents else math.inf
+        return max(0.0, min(self._deadlines[0][0] - now, until_s)) if self._deadlines else until_s
 
     def _end_overdue(self) -> None:
         now = time.monotonic()
@@ -500,13 +587,6 @@ class Pool(ABC):
         self._zygote.close()
         self._alarm.close()
         self._alarm_in.close()
-
-
-def _warn_of_halt(task: PoolTask, whose: str, pid: int) -> None:
-    log.warning(
-        "task %s (%s) waits: %s was stopped by a signal; `kill -CONT %d` lets it go on, cancel() of its future ends it",
-        *(task.future.key, task.future.task.function, whose, pid),
-    )
 
 
 def _leave_all() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -56,6 +58,7 @@ class PoolTask:
         walltime_s: seconds after which it is ended; None: never.
         setup: of a fresh process for it.
         depth: how many tasks stand between it and the user.
+        children: how many of those that it has submitted have not ended.
     """
 
     number: int
@@ -69,6 +72,7 @@ class PoolTask:
     walltime_s: float | None = None
     setup: pooled.Setup | None = None
     depth = 0
+    children = 0
     _data: bytes | None = None
     _inputs: tuple[pooled.Input, ...] | None = None
     _begun: bool | None = None
@@ -171,17 +175,29 @@ def _nobody(key: TaskKey) -> None:
     """The owner is told in another way: a bound method for each of 100,000 futures is memory."""
 
 
-def visible(gpus: Sequence[str], variables: Sequence[str]) -> Mapping[str, str]:
+GpuVariables = Mapping[str, "Mapping[str, str] | None"]
+"""By the name of a variable in the environment, what stands in it for each GPU; None: it must not be there."""
+
+
+def visible(gpus: Sequence[str], variables: GpuVariables) -> Mapping[str, str | None]:
     """The environment that shows these GPUs and no others; nothing changes for who asked for none."""
-    return dict.fromkeys(variables, ",".join(gpus)) if gpus else {}
+    if not gpus:
+        return {}
+    return {name: None if own is None else ",".join([own[gpu] for gpu in gpus]) for name, own in variables.items()}
 
 
-def with_environment(setup: pooled.Setup | None, more: Mapping[str, str]) -> pooled.Setup:
+def with_environment(setup: pooled.Setup | None, more: Mapping[str, str | None]) -> pooled.Setup:
     """The same worker with more variables."""
     found: pooled.Setup = {**setup} if setup is not None else {}
     if more:
         found["environment"] = {**found.get("environment", {}), **more}
     return found
+
+
+def how_ended(status: int) -> str:
+    """The end of a process, as `os.waitpid` says it, in words."""
+    code = os.waitstatus_to_exitcode(status)
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended itself with exit code {code}"
 
 
 class Answered(NamedTuple):

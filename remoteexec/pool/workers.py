@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import logging
 import select
 import socket
 from collections import deque
@@ -13,13 +15,17 @@ from remoteexec_server.wire import pooled
 from .ledger import Need
 from .output import OutputReader
 from .tasks import PoolTask
-from .zygote_client import Endpoint
+from .zygote_client import Endpoint, most_files
 
 Pieces = deque["bytes | memoryview"]
 
 POOL = 0
 """Who writes to a worker's socket: the pool thread writes what is pending. Otherwise the ticket of who posts."""
 _tickets = itertools.count(1)
+_MOST_KNOWN = 256
+"""Functions a worker keeps: enough for a workflow's, few enough for a loop over lambdas."""
+
+log = logging.getLogger("remoteexec")
 
 
 class WorkerState:
@@ -28,19 +34,19 @@ class WorkerState:
     Attributes:
         output: reads what its tasks print, if that is wanted.
         has: tasks it was given and has not answered, in order.
-        knows: functions it was sent.
+        knows: functions it was sent and keeps, in that order.
         load: bytes of the calls it has.
         pid: once it has started.
         ready: it is set up.
         writer: who is writing to its socket, and nobody else may: POOL or a ticket; None for nobody.
         pending: what the pool thread has still to write.
         halted: it was stopped by a signal, and gets nothing until it goes on.
-        retiring: it ends when it has nothing.
+        retiring: it has nothing and was told to end.
         timed_out: we ended it, since a task took too long.
         cancelled: we ended it, since its task was cancelled.
         gpus: it has for all its life.
         need: what it takes of the machine and has not given back.
-        resting: its task waits for tasks that it has submitted, and its place is theirs.
+        resting: its task waits for tasks that it has submitted, or is taken to, and its place is theirs.
         spare: it has nothing, and others have all places.
     """
 
@@ -49,7 +55,7 @@ class WorkerState:
         self.stream = pooled.Stream(endpoint.sock)
         self.output: OutputReader | None = None
         self.has: dict[int, PoolTask] = {}
-        self.knows: set[int] = set()
+        self.knows: dict[int, None] = {}
         self.load = 0
         self.pid: int | None = None
         self.ready = False
@@ -69,6 +75,11 @@ class WorkerState:
         """Which worker it is."""
         return self.endpoint.number
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether its task has submitted others that have not ended."""
+        return any(task.children for task in itertools.islice(self.has.values(), 1))
+
     def ticket(self) -> int:
         """Become its writer; under the pool's lock."""
         self.writer = next(_tickets)
@@ -84,18 +95,53 @@ class WorkerState:
         functions: list[pooled.Function] = []
         buffers: list[memoryview] = []
         calls: list[pooled.Call] = []
-        for task in tasks:
-            function = task.function
+        for function in {task.function.number: task.function for task in tasks}.values():
             if function.number not in self.knows:
-                self.knows.add(function.number)
+                if not pooled.is_large(function.data, function.buffers):
+                    self.knows[function.number] = None
                 rest, its = pooled.split(function.data, function.buffers)
                 functions.append((function.number, rest, len(its)))
                 buffers += its
+        if len(self.knows) > _MOST_KNOWN:
+            functions += self._forgotten()
         for task in tasks:
             call, its = task.on_wire()
             calls.append(call)
             buffers += its
         return deque(pooled.frame((setup, functions, calls), buffers))
+
+    def _forgotten(self) -> list[pooled.Function]:
+        """Have it forget the functions that were sent first, but for those of calls that it has."""
+        needed = {task.function.number for task in list(self.has.values())}
+        old = [number for number in self.knows if number not in needed][: -_MOST_KNOWN // 2]
+        for number in old:
+            del self.knows[number]
+        return [(number, None, pooled.FORGET) for number in old]
+
+
+def warn_of_halt(task: PoolTask, whose: str, pid: int) -> None:
+    """Say that a task waits, for whoever can see to that."""
+    log.warning(
+        "task %s (%s) waits: %s was stopped by a signal; `kill -CONT %d` lets it go on, cancel() of its future ends it",
+        *(task.future.key, task.future.task.function, whose, pid),
+    )
+
+
+def no_room(exc: OSError, resting: int) -> str:
+    """Why one more worker cannot be started, and what helps.
+
+    Args:
+        resting: how many there are whose tasks wait for others.
+    """
+    wait = f"{resting} tasks wait for tasks that they have submitted, each in a process of its own"
+    if exc.errno == errno.EUSERS:
+        return f"{wait}, which is the most: let tasks return such futures instead of waiting for them"
+    if exc.errno != errno.EMFILE:
+        return str(exc)
+    limit = f"one more takes more open files than the {most_files()} that this process may have (`ulimit -n`)"
+    if resting:
+        return f"{wait}, and {limit}: raise that limit, or let tasks return such futures instead of waiting"
+    return f"{limit}: raise that limit"
 
 
 def write(sock: socket.socket, pieces: Pieces, patience_s: float = 0.0) -> bool:

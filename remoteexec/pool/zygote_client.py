@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import math
 import os
 import signal
 import socket
@@ -13,6 +15,8 @@ from typing import NamedTuple
 
 from remoteexec_server import zygote
 
+_RESERVE = 16
+"""Files that are left to the user of those that a process may open."""
 BUFFER = 1 << 18
 """Bytes a socket may hold, and at most twice that: fewer switches between the two ends of a large argument."""
 _START = (
@@ -97,7 +101,10 @@ class ZygoteClient:
     It is in a session of its own: Ctrl-C in the terminal reaches the caller alone, which decides what ends.
 
     Args:
-        preload: modules it imports, for all workers.
+        preload: modules it imports, for all workers; that is waited for.
+
+    Raises:
+        ImportError: one of them cannot be imported, or has started threads; says why.
 
     Attributes:
         environment: what workers have unless they are told otherwise.
@@ -118,6 +125,18 @@ class ZygoteClient:
             self.control.close()
             raise
         self._kept = b""
+        if preload:
+            self._wait_until_imported()
+
+    def _wait_until_imported(self) -> None:
+        said = b""
+        while said != zygote.IMPORTED and (data := self.control.recv(1 << 16)):
+            said += data
+        if said != zygote.IMPORTED:
+            self.close()
+            raise ImportError(
+                said.decode() or f"preload: the process that imports has ended: {self._process.returncode}"
+            )
 
     def start_worker(self, number: int, kept: bool, output: bool = False) -> Endpoint:
         """Fork a worker. It is there for calls at once: they wait in the socket until it reads.
@@ -133,13 +152,17 @@ class ZygoteClient:
         printed: tuple[int, ...] = ()
         try:
             with theirs:
+                if ours.fileno() >= most_files() - _RESERVE:
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 for end in (ours, theirs):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
                 ours.setblocking(False)
                 if kept:
-                    pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+                    pipe = os.pipe()
+                    for handle in pipe:  # not by `pipe2`, which macOS has not
+                        os.set_blocking(handle, False)
                 if output:
-                    printed = os.pipe2(os.O_CLOEXEC)
+                    printed = os.pipe()
                     os.set_blocking(printed[0], False)
                 request = zygote.REQUEST.pack(zygote.KEPT if kept else zygote.ONCE, number)
                 with contextlib.suppress(ConnectionError):  # the pool hears of it
@@ -180,6 +203,14 @@ class ZygoteClient:
     def leave(self) -> None:
         """In a fork of the caller: let go, so that the zygote sees the caller's end."""
         self.control.close()
+
+
+def most_files() -> float:
+    """How many files this process may have open."""
+    import resource  # late: Windows has none, and imports this module
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
 def end_orphans(pids: Sequence[int]) -> None:

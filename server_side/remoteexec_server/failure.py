@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import marshal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .wire import payload
@@ -89,20 +90,58 @@ def _traceback(exc: BaseException) -> str:
 def pickled(exc: BaseException, for_later: bool = False) -> Pickled | None:
     """An exception as bytes that load again, or None.
 
-    Unpickling calls the class with `args`, which fails where `__init__` takes other arguments: then it is rebuilt
-    without `__init__`.
+    Unpickling calls the class with `args`, which fails where `__init__` takes other arguments, and gives another text
+    where it formats them: then it is rebuilt without `__init__`.
 
     Args:
         for_later: see `payload.dumps_for_later`.
     """
-    for candidate in (exc, _Rebuilt(exc)):
+    first: Pickled | None = None  # that loads: better than none, should no other be what it was
+    wanted = _told(exc)
+    for attempt in _attempts(exc, for_later):
         try:
-            found = payload.dumps_for_later(candidate) if for_later else payload.dumps(candidate, in_band=True)
-            if type(payload.loads(found.data, found.buffers)) is type(exc):
-                return found
-        except BaseException:
+            found = attempt()
+            loaded = payload.loads(found.data, found.buffers)
+            same = _told(loaded) == wanted
+        except BaseException:  # whatever the user's objects raise
             continue
-    return None
+        if type(loaded) is type(exc):
+            if same:
+                return found
+            first = first or found
+    return first
+
+
+def _attempts(exc: BaseException, for_later: bool) -> Iterator[Callable[[], Pickled]]:
+    """Ways to pickle an exception, the most natural first."""
+
+    def dumps(value: object, reference: payload.Reference | None = None) -> Pickled:
+        return payload.dumps_for_later(value, reference) if for_later else payload.dumps(value, reference, in_band=True)
+
+    yield lambda: dumps(exc)
+    yield lambda: dumps(exc, _without_init)
+    yield lambda: dumps(_Rebuilt(exc))  # where its class says itself how it is pickled
+
+
+def _told(exc: BaseException) -> tuple[object, ...]:
+    """What can be compared of an exception: texts, since few objects of the user's are equal to a copy."""
+    return _text(exc), [_shown(arg) for arg in exc.args], {name: _shown(each) for name, each in exc.__dict__.items()}
+
+
+def _shown(value: object) -> str:
+    """An object as text, without the place in memory that the text of many has."""
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    if type(value).__repr__ is object.__repr__:
+        return name
+    try:
+        return name + repr(value)
+    except Exception:  # a broken __repr__ of the user's
+        return name
+
+
+def _without_init(obj: object) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
+    """Pickles exceptions, those inside of others too, as what `rebuild_exception` makes again."""
+    return _Rebuilt(obj).__reduce__() if isinstance(obj, BaseException) else None
 
 
 class _Rebuilt:
@@ -112,12 +151,20 @@ class _Rebuilt:
         self._exc = exc
 
     def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[Any, ...]]:
-        return rebuild_exception, (type(self._exc), self._exc.args, self._exc.__dict__)
+        # what Python's own class says, which knows more than `args` of an OSError or ImportError
+        _, args, *state = _builtin(type(self._exc)).__reduce__(self._exc)
+        return rebuild_exception, (type(self._exc), args, state[0] if state else {})
 
 
 def rebuild_exception(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
-    """An exception as it was, its `__init__` not called. Called by pickle."""
+    """An exception as it was, no `__init__` of the user's called. Called by pickle."""
     exc = kind.__new__(kind, *args)
-    exc.args = args
-    exc.__dict__.update(state)
+    with contextlib.suppress(TypeError):  # args that are not what that class takes
+        _builtin(kind).__init__(exc, *args)  # it sets what is no attribute: `code` of SystemExit
+    exc.__setstate__(state)
     return exc
+
+
+def _builtin(kind: type[BaseException]) -> Any:
+    """The class of Python's own that it is made from."""
+    return next(base for base in kind.__mro__ if base.__module__ == "builtins")

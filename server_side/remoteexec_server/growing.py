@@ -24,6 +24,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from . import failure, running
+from .callbacks import call_back
 from .wire import payload, pooled
 
 if TYPE_CHECKING:
@@ -123,8 +124,14 @@ class ChildFuture(concurrent.futures.Future[R]):
         self.growth.cancelled(self)
         return True
 
+    def _invoke_callbacks(self) -> None:
+        call_back(self, self._done_callbacks)  # type: ignore[attr-defined]  # typeshed leaves it out
+
     def __reduce__(self) -> Any:
-        raise TypeError("a future can only be an argument of submit, or what a task returns: else pass its result()")
+        raise TypeError(
+            "a future can be an argument of submit, or all that a task returns; inside of a list or the like its "
+            "result() has to be returned"
+        )
 
 
 class _Waiters(list[Any]):

@@ -70,9 +70,12 @@ def run(session: Session, job: Job, task: JobTask) -> int:
     """
     launcher = _Launcher(session, job, job.tasks.index(task))
     try:
-        return launcher.run()
+        code = launcher.run()
     finally:
         launcher.clean_up()
+    if code == 0:  # else the claim says whose failure it is
+        session.running(task.key).unlink(missing_ok=True)
+    return code
 
 
 class _NotStarted(Exception):
@@ -121,8 +124,6 @@ class _Launcher:
             for path in (job_rank.started, job_rank.published):
                 with contextlib.suppress(OSError):
                     path(self._session, self._job, self._index, attempt).unlink()
-        with contextlib.suppress(OSError):
-            self._session.running(self._task).unlink()
 
     # ---- one attempt ----
 
@@ -168,7 +169,7 @@ class _Launcher:
             return runner.EX_IOERR
         if ended_all_at_once(said):
             _leave_to_the_scheduler()
-        if not has_started:
+        if not has_started and not job_rank.started(self._session, self._job, self._index, attempt).exists():
             raise _NotStarted(f"it ended with exit code {code}{_last_lines(said)}")
         return self._unexplained(code, said)
 
@@ -177,6 +178,8 @@ class _Launcher:
         if kind == "ranks_not_started":
             raise _NotStarted(f"{outcome.facts['message']}{_last_lines(said)}")
         if kind == "rank_ended":
+            if ended_all_at_once(said):  # some may have ended by the end of others, before they were ended, too
+                _leave_to_the_scheduler()
             if outcome.facts.get("signal") == signal.SIGKILL and self._ran_out_of_memory(
                 outcome.facts["message"], said
             ):

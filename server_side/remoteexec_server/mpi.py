@@ -106,6 +106,7 @@ class Ranks:
         self._setup, self._pool, self._worker = setup, pool, worker
         self._program: _Program | None = None
         self._sent: set[int] = set()  # functions the present ranks know
+        self._forgotten: list[pooled.Function] = []  # to be told with the next call
         self.broken = False
 
     def start(self) -> bytes | None:
@@ -143,7 +144,7 @@ class Ranks:
         assert self._program is not None
         program = self._program
         number = call[1]
-        functions: list[pooled.Function] = []
+        functions, self._forgotten = self._forgotten, []
         views = [memoryview(buffer) for buffer in buffers]
         if number not in self._sent:
             self._sent.add(number)
@@ -163,6 +164,11 @@ class Ranks:
             message, facts = program.explain(exc)
             packed = failure.packed(exc, "rank_ended")
             return False, failure.amended(packed, message=message, traceback="", **facts), ()
+
+    def forget(self, number: int) -> None:
+        """No later call has this function, unless it is given anew."""
+        self._sent.discard(number)
+        self._forgotten.append((number, None, pooled.FORGET))
 
     def end(self) -> None:
         """Let the ranks finalise MPI and end."""
@@ -418,6 +424,9 @@ class _Program:
         """What a rank answers to a call."""
         try:
             said, read = rank.stream.next()
+            if type(said) is tuple:  # said before its answer, which follows at once
+                pooled.send(self._pool, said)
+                said, read = rank.stream.next()
         except (EOFError, ConnectionError):
             assert self._words is not None
             self._heed(self._words.end(_TOLD_S))

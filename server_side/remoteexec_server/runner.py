@@ -24,9 +24,10 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import running
+from . import attempts, checkpoint, retrying, running
 from .exits import Exit
 from .store import links
+from .store.outcomes import Outcomes
 from .store.session import Claim, Job, JobTask, Session, log_tail, read_job
 from .wire.evidence import Evidence
 from .wire.messages import Loss, TaskKey
@@ -34,10 +35,13 @@ from .wire.messages import Loss, TaskKey
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from . import late_inputs
     from .store.hdf5 import Outcome
     from .wire.payload import Pickled
 
 EX_IOERR, EX_CONFIG = 74, 78
+_SOON_S = 2.0
+"""Between questions for an input whose next attempt is about to be submitted; picked, not measured."""
 _PR_SET_PDEATHSIG = 1
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -64,6 +68,10 @@ class InputLostError(Exception):
         self.key = key
 
 
+class InputLateError(InputLostError):
+    """An input of the task is tried again, and another job waits for it in the place of this one."""
+
+
 def main(argv: list[str]) -> NoReturn:
     """Run element INDEX (default 0) of the job described in JOBDIR."""
     os.umask(0o077)
@@ -79,17 +87,31 @@ def supervise(session: Session, job: Job, index: int) -> int:
     def on_sigterm(number: int, frame: object) -> None:
         nonlocal terminated
         terminated = True
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGTERM)
+        pass_on(signal.SIGTERM)
+        if job.resources.retry is not None:
+            signal.alarm(attempts.LAST_S)  # to tell how it ended while there is time
 
+    def pass_on(number: int, frame: object = None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    warned = job.resources.warning_s is not None
+    if warned:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # in the child, until it has something to save
     supervisor = os.getpid()
     child = os.fork()
     if child == 0:
         end_with(supervisor)
         _child(session, job, index)
     signal.signal(signal.SIGTERM, on_sigterm)
+    if warned:
+        signal.signal(signal.SIGUSR1, pass_on)
+    signal.signal(signal.SIGALRM, lambda number, frame: pass_on(signal.SIGKILL))
     began = time.monotonic()
     _, status, used = os.wait4(child, 0)
+    signal.alarm(0)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)  # the child's number may be another's by now
     end = Exit(os.waitstatus_to_exitcode(status), time.monotonic() - began, used.ru_maxrss * 1024)
     code = end.code
     task = job.tasks[index]
@@ -101,12 +123,15 @@ def supervise(session: Session, job: Job, index: int) -> int:
         return 0
     if terminated or code in (-signal.SIGKILL, -signal.SIGTERM):  # of one SIGTERM to all, the child's may come first
         _print(str(end))  # diagnose reads it
+        if code != -signal.SIGKILL or terminated:
+            with contextlib.suppress(OSError):  # a service will find out
+                attempts.end_by_scheduler(session, job, index)
         return 128 + (-code if code < 0 else signal.SIGTERM)
     claim = session.read_claim(task.key)
     if claim is None or claim.pid != child or claim.host != socket.gethostname():
         return code if code >= 0 else 128 - code  # 0: another runner has the task
     try:
-        session.publish_loss(task.key, _why(session, job, index, end))
+        attempts.end(session, job, index, _why(session, job, index, end))
     except OSError as exc:
         _print(f"cannot write to the store: {exc}")
         return EX_IOERR
@@ -181,14 +206,13 @@ def _child(session: Session, job: Job, index: int) -> None:
 
 def _run(session: Session, job: Job, index: int) -> int:
     task, environment = job.tasks[index], dict(os.environ)
-    names = frozenset(os.listdir(session.outcomes)) if job.upstream else frozenset()
-    if not all(links.has_end(key, names) for key in map(TaskKey, job.upstream)):
-        from .batch import again
+    if not _has_inputs(session, job):
+        from . import late_inputs
 
-        if again.put_off(session, job, index, environment):
+        if late_inputs.make_room(session, job, index):
             return 0
     started, process = time.time(), os.getpid()
-    if not session.claim(task.key, Claim(job_id(), socket.gethostname(), process, started)):
+    if not session.claim(task.key, Claim(job_id(), socket.gethostname(), process, started), job.attempt):
         return 0
     if job.resources.cores > 1:
         from . import job_ranks
@@ -198,8 +222,12 @@ def _run(session: Session, job: Job, index: int) -> int:
 
     key, becomes = session.key, None
     running.task = running.Running(session, job, environment)
+    checkpoint.begin(session, task.key, job.attempt)
     try:
         outcome = _compute(session, job, task, key)
+    except InputLateError:
+        session.running(task.key).unlink(missing_ok=True)
+        return 0
     except InputLostError as lost:
         session.publish_loss(task.key, Loss("upstream", str(lost), job=job_id(), upstream=lost.key))
         return 0
@@ -211,12 +239,36 @@ def _run(session: Session, job: Job, index: int) -> int:
         running.task.growth.finish()  # first: who hears of the outcome may discard what is not in the store
     if becomes is not None:
         links.publish_link(session, task.key, becomes)
-        session.running(task.key).unlink(missing_ok=True)
+    elif not _is_tried_again(session, job, index, outcome):
+        told = {**outcome.facts, **facts(started), "attempts": job.attempt}
+        outcome = hdf5.Outcome(outcome.ok, outcome.value, told)
+        session.publish_outcome(task.key, hdf5.write_outcome(task.key, outcome, key))
+    else:
         return 0
-    outcome = hdf5.Outcome(outcome.ok, outcome.value, {**outcome.facts, **facts(started)})
-    session.publish_outcome(task.key, hdf5.write_outcome(task.key, outcome, key))
     session.running(task.key).unlink(missing_ok=True)
+    checkpoint.forget(session, task.key)
     return 0
+
+
+def _has_inputs(session: Session, job: Job) -> bool:
+    """Whether all inputs of a job have ends of their own."""
+    if not job.upstream:
+        return True
+    outcomes = Outcomes(session)
+    outcomes.look()
+    return all(outcomes.ended(TaskKey(key)) for key in job.upstream)
+
+
+def _is_tried_again(session: Session, job: Job, index: int, outcome: Outcome) -> bool:
+    """Whether another attempt follows because the function raised; then this one's end was told."""
+    if outcome.ok or outcome.facts.get("kind") != "raised":
+        return False
+    text = f"the function raised {outcome.facts.get('type')}: {outcome.facts.get('message')}"
+    raised = Loss("error", text, job=job_id(), node=socket.gethostname())
+    if retrying.next_attempt(job.resources, raised, job.attempt) is None:
+        return False
+    attempts.end(session, job, index, raised)
+    return True
 
 
 def facts(started: float) -> dict[str, Any]:
@@ -243,7 +295,7 @@ def _compute(session: Session, job: Job, task: JobTask, key: bytes) -> Outcome:
         function, arguments = hdf5.read_call(bundle, job.burst, task.position, key)
     except HeaderError as exc:
         return _failed(exc, "refused")
-    return called(job, function, arguments, Inputs(session, job, key))
+    return called(job, function, arguments, Inputs(session, job, key, job.tasks.index(task)))
 
 
 def called(job: Job, function: Pickled, arguments: Pickled, inputs: Callable[[TaskKey], Any]) -> Outcome:
@@ -300,7 +352,7 @@ def variables(job: Job) -> dict[str, str]:
 def _prepare(job: Job) -> None:
     os.environ.update(variables(job))
     if job.resources.cwd is not None:
-        cwd = Path(job.resources.cwd).expanduser()
+        cwd = Path(os.path.expandvars(job.resources.cwd)).expanduser()
         cwd.mkdir(parents=True, exist_ok=True)
         os.chdir(cwd)
 
@@ -321,11 +373,17 @@ def job_id() -> str:
 
 
 class Inputs:
-    """The results of other tasks, each read once, waited for if need be."""
+    """The results of other tasks, each read once, waited for if need be.
 
-    def __init__(self, session: Session, job: Job, key: bytes) -> None:
-        self._session, self._job, self._key = session, job, key
+    Args:
+        index: element of the job that needs them, which may go behind the job of an input that is tried again, with
+            `InputLateError`; None: it stays.
+    """
+
+    def __init__(self, session: Session, job: Job, key: bytes, index: int | None = None) -> None:
+        self._session, self._job, self._key, self._index = session, job, key, index
         self._values: dict[TaskKey, Any] = {}
+        self._outcomes = Outcomes(session)
 
     def __call__(self, key: TaskKey) -> Any:
         from .wire import payload
@@ -340,7 +398,7 @@ class Inputs:
         from .store import hdf5
 
         end = self._wait(key)
-        outcome = hdf5.read_outcome(self._session.outcome(end).read_bytes(), end, self._key)
+        outcome = hdf5.read_outcome(self._outcomes.outcome(end), end, self._key)
         if not outcome.ok or outcome.value is None:
             raise InputLostError(key)
         return outcome.value
@@ -351,51 +409,47 @@ class Inputs:
         ended_at: float | None = None
         end = key
         while True:
-            names = frozenset(os.listdir(self._session.outcomes))
-            before, end = end, links.followed(self._session, key, names)
-            if f"{end}.h5" in names:
+            self._outcomes.look()
+            before, end = end, links.followed(self._session, key, self._outcomes)
+            if self._outcomes.has(end, "h5"):
                 return end
-            if f"{end}.lost" in names:
+            if self._outcomes.has(end, "lost"):
                 raise InputLostError(key)
             if end != before:
                 ask_at, ended_at = 0.0, None
             waited = time.monotonic() - began
             if waited >= ask_at:
-                ended, loss = self._ask(end, linked=end != key)
-                if loss is not None:
-                    self._session.publish_loss(end, loss)
+                fate = self._ask(end, linked=end != key)
+                if fate.loss is not None:
+                    self._session.publish_loss(end, fate.loss)
                     raise InputLostError(key)
-                ended_at = (ended_at or time.monotonic()) if ended else None
-                ask_at = waited + 30.0
+                if fate.behind is not None and self._leave(fate.behind):
+                    raise InputLateError(key)
+                ended_at = (ended_at or time.monotonic()) if fate.ended else None
+                ask_at = waited + (_SOON_S if fate.soon else 30.0)
             if ended_at is not None and time.monotonic() - ended_at > self._job.grace_s:
                 self._session.publish_loss(end, Loss("unknown", f"task {end} ended without an outcome"))
                 raise InputLostError(key)
             time.sleep(pause)
             pause = min(pause * 1.5, 5.0)
 
-    def _ask(self, key: TaskKey, linked: bool) -> tuple[bool, Loss | None]:
-        """Whether the job of an input has ended, and why it left no outcome if that is known.
+    def _ask(self, key: TaskKey, linked: bool) -> late_inputs.Fate:
+        from . import late_inputs
+        from .batch.base import QueueError
 
-        Args:
-            linked: the input has become this task, which may have no job yet.
-        """
-        from .batch import again, diagnose, queues
-        from .batch.base import JobRef, QueueError
-
-        ref = again.job_of(self._session, key)
-        if ref is None and key in self._job.upstream:
-            ref = JobRef.parse(self._job.upstream[key])
-        if ref is None:
-            return not linked, None
         try:
-            queue = queues.connect(self._job.scheduler, self._session.path.parent.parent)
-            facts = queue.states([ref])[ref]
-        except QueueError as exc:
-            _print(f"waiting for task {key} of job {ref}: {exc}")
-            return False, None
-        found = self._session.find_task(key) if facts.state.ended else None
-        if found is None:
-            return facts.state.ended, diagnose.loss(facts, ref, "", None)
-        job, index = found
-        log = self._session.log(job.name, index)
-        return True, diagnose.loss(facts, ref, log_tail(log), str(log), job.resources)
+            with running.outer_environment():
+                return late_inputs.ask(self._session, self._job, key, linked)
+        except (QueueError, ValueError) as exc:  # ValueError: a configuration that cannot be read here
+            _print(f"waiting for task {key}: {exc}")
+            return late_inputs.Fate()
+
+    def _leave(self, behind: str) -> bool:
+        """Let another job wait for an input; once, and not where ranks of this one run."""
+        from . import late_inputs
+
+        index, self._index = self._index, None
+        if index is None:
+            return False
+        with running.outer_environment():
+            return late_inputs.go_behind(self._session, self._job, index, (behind,))

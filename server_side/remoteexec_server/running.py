@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,3 +31,23 @@ class Running:
 
 task: Running | None = None
 """None where nothing can be submitted: outside of tasks, and on MPI ranks."""
+
+
+@contextlib.contextmanager
+def outer_environment() -> Iterator[None]:
+    """The process's environment is what it was before the task changed it: a queue may give it to the jobs that it is
+    told to run."""
+    if task is None:
+        yield
+        return
+    inner = dict(os.environ)
+    _become(task.environment)
+    try:
+        yield
+    finally:
+        _become(inner)
+
+
+def _become(environment: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)

@@ -35,8 +35,22 @@ _number: int | None = None
 
 
 def worker_id() -> int | None:
-    """Number of the kept worker this code runs in, from 0; None elsewhere."""
+    """Number of the kept worker this code runs in, from 0; None elsewhere. In pilots: of the worker in its pilot."""
     return _number
+
+
+def take_number(number: int) -> None:
+    """This process is that kept worker from now on."""
+    global _number
+    _number = number
+
+
+_started = 0.0
+
+
+def started() -> float:
+    """When this process began to be a worker, in Unix time; 0 if it never did."""
+    return _started
 
 
 _current: Worker | None = None
@@ -60,12 +74,13 @@ class Worker:
     """
 
     def __init__(self, sock: socket.socket, tokens: int | None, number: int) -> None:
-        global _number
-        _number = number if tokens is not None else None
+        global _number, _started
+        _number, _started = number if tokens is not None else None, time.time()
         self._sock, self._tokens = sock, tokens
         self._stream = pooled.Stream(sock)
-        self._functions: dict[int, _Function] = {}
+        self._functions: dict[int, Function] = {}
         self._pickled: dict[int, tuple[Any, Sequence[Any]]] = {}
+        self._large: set[int] = set()  # functions that are not kept for later calls
         self._calls: deque[tuple[pooled.Call, Sequence[Any]]] = deque()
         self._measured_at = 0.0
         self._sending = threading.Lock()  # guards writing to the socket
@@ -74,7 +89,9 @@ class Worker:
         self.task = -1
         self._callee: Callable[..., Any] | None = None  # the function that runs
         self._callee_number = -1
+        self._altered: Sequence[str] | None = None  # modules of the function that runs, if it is not the client's
         self._growth: growing.Growth | None = None  # reads the socket from then on
+        self._growing = threading.Lock()  # guards that there is one: the user's threads ask for it
         self._error_log: str | None = None
         self._defaults: Mapping[str, Any] = {}
         self._ranks: mpi.Ranks | None = None  # of a worker for MPI functions
@@ -86,9 +103,12 @@ class Worker:
         _current = self
         with contextlib.suppress(EOFError, ConnectionError):
             self._receive()
+            _standard.update({handle: os.dup(handle) for handle in (1, 2) if _is_open(handle)})
             self._send([])  # nothing: told to be ready
             while (task := self._next_task()) is not None:
                 self._run(*task)
+                for handle in _standard:  # the caller has his result, and does not wait for this
+                    _restored(handle)
 
     def serve_one(self) -> None:
         """Run one call."""
@@ -107,13 +127,17 @@ class Worker:
                 self._receive()
                 while self._calls:
                     self._run(*self._calls.popleft())
+                self._forget_large()
 
     def _next_task(self) -> tuple[pooled.Call, Sequence[Any]] | None:
         """The call of the next token; None when the pool is gone."""
         assert self._tokens is not None
         while True:
-            if not self._calls and self._growth is None:
-                self._hear()
+            if not self._calls:
+                if self._large:
+                    self._forget_large()
+                if self._growth is None:
+                    self._hear()
             try:
                 token = os.read(self._tokens, pooled.TOKEN.size)
                 break
@@ -148,7 +172,9 @@ class Worker:
         if self._growth is None:
             from . import growing  # late: few tasks need it
 
-            self._growth = growing.Growth(self)
+            with self._growing:
+                if self._growth is None:
+                    self._growth = growing.Growth(self)
         return self._growth
 
     def read(self) -> tuple[Any, Sequence[Any]]:
@@ -181,11 +207,29 @@ class Worker:
         if setup is not None:
             self._set_up(setup)
         for number, data, count in functions:
-            self._pickled[number] = pooled.joined(data, buffers[at : at + count])
+            if count == pooled.FORGET:
+                self._forget(number)
+                continue
+            its = buffers[at : at + count]
+            self._pickled[number] = pooled.joined(data, its)
+            if pooled.is_large(data, its):
+                self._large.add(number)
             at += count
         for call in calls:
             self._calls.append((call, buffers[at : at + call[3]] if call[3] else ()))
             at += call[3]
+
+    def _forget(self, number: int) -> None:
+        self._functions.pop(number, None)
+        self._pickled.pop(number, None)
+        if self._ranks is not None:
+            self._ranks.forget(number)
+
+    def _forget_large(self) -> None:
+        """Those that were sent for calls that have run."""
+        self._callee = None
+        while self._large:
+            self._forget(self._large.pop())
 
     def _set_up(self, setup: pooled.Setup) -> None:
         if setup.get("launch") is not None:
@@ -209,23 +253,24 @@ class Worker:
             _limit_memory(setup.get("memory_bytes"))
             cwd = setup.get("cwd")
             if cwd is not None:
-                os.makedirs(cwd, exist_ok=True)
-                os.chdir(cwd)
+                _go_to(cwd)
             init = setup.get("init")
             if init is not None:
                 self._defaults = dict(payload.loads(init)() or {})
         except BaseException as exc:  # the process edge: told to every call
             self._broken = failure.packed(exc, "raised")
 
-    def _function(self, number: int) -> _Function:
+    def _function(self, number: int) -> Function:
         pickled = self._pickled.pop(number, None)
         if pickled is not None:
-            self._functions[number] = _Function(payload.loads(*pickled), self._defaults)
+            loaded = payload.loads(*pickled)
+            altered = loaded.modules if type(loaded) is payload.Altered else None
+            self._functions[number] = Function(loaded if altered is None else loaded.function, self._defaults, altered)
         return self._functions[number]
 
     def _run(self, call: pooled.Call, buffers: Sequence[Any]) -> None:
         task, number, data, _, inputs = call
-        self.task = task
+        self.task, self._altered = task, None
         if self._mark is not None:
             _print_mark(self._mark + pooled.TOKEN.pack(task))
         started = time.time()
@@ -241,6 +286,7 @@ class Worker:
             function = self._functions.get(number) or self._function(number)
             args, kwargs = _load(data, buffers, inputs)
             kwargs = function.filled(args, kwargs)
+            self._altered = function.altered
         except payload.SelectionError as exc:
             self._answer(task, False, failure.packed(exc.__cause__ or exc, "raised"), started)
             return
@@ -249,6 +295,8 @@ class Worker:
             return
         del buffers, call, data, inputs
         self._callee, self._callee_number = function.call, number
+        if function.main:
+            vars(sys.modules["__main__"]).update(function.main)
         try:
             result = function.call(*args, **kwargs)
         except BaseException as exc:  # SystemExit and KeyboardInterrupt are the user's, too
@@ -282,6 +330,8 @@ class Worker:
         rest, buffers = pooled.split(data, buffers)
         if now - self._measured_at > _MEASURED_S:
             self._max_rss_bytes, self._measured_at = _max_rss_bytes(), now
+        if self._altered is not None:
+            self.say((pooled.ALTERED, task, list(self._altered)))
         # at once, and not with the next ones: nobody knows how long the next call takes
         self._send([(task, ok, rest, len(buffers), started, now, self._max_rss_bytes)], buffers)
 
@@ -298,7 +348,8 @@ def _print_mark(mark: bytes) -> None:
     try:
         os.write(1, mark)
     except OSError:  # the user's function has closed it
-        pass
+        if _restored(1):
+            os.write(1, mark)
 
 
 def _max_rss_bytes() -> int:
@@ -308,12 +359,50 @@ def _max_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+_standard: dict[int, int] = {}
+"""What 1 and 2 were at first, in a worker that is kept: the next call shall print, though one has closed them."""
+
+
 def _flush_output() -> None:
-    for stream in (sys.stdout, sys.stderr):
+    for handle, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
         try:
             stream.flush()
         except (OSError, ValueError, AttributeError):  # closed, full, or replaced by the user
-            pass
+            if not _restored(handle):
+                continue
+            if stream is None or getattr(stream, "closed", False):
+                text = os.fdopen(handle, "w", 1, "utf-8", "backslashreplace", closefd=False)
+                setattr(sys, name, text)
+                setattr(sys, f"__{name}__", text)
+            else:
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    stream.flush()  # what was printed since
+
+
+def _is_open(handle: int) -> bool:
+    try:
+        os.get_inheritable(handle)  # the fastest question
+    except OSError:
+        return False
+    return True
+
+
+def _restored(handle: int) -> bool:
+    """Whether it is open, again if need be; False in a worker that is not kept."""
+    if handle not in _standard:
+        return False
+    if not _is_open(handle):
+        os.dup2(_standard[handle], handle)
+    return True
+
+
+def _go_to(cwd: str) -> None:
+    try:
+        os.makedirs(cwd, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as exc:
+        raise NotADirectoryError(f"cwd={cwd!r}: {exc.filename} is a file, not a directory; name another") from exc
+    os.chdir(cwd)
 
 
 def _limit_memory(size: int | None) -> None:
@@ -329,16 +418,24 @@ def _limit_memory(size: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (size if most < 0 else min(size, most), most))
 
 
-class _Function:
+class Function:
     """A function of the user's, and which of its parameters this worker fills.
 
     Args:
         call: the function.
         defaults: what `init_function` returned.
+        altered: see `payload.Altered`: its modules.
+
+    Attributes:
+        main: functions and classes of the user's script that it uses. They are to be found in `__main__` while it runs:
+            what forks of this process are sent by `multiprocessing` says their names only.
     """
 
-    def __init__(self, call: Callable[..., Any], defaults: Mapping[str, Any]) -> None:
-        self.call = call
+    def __init__(
+        self, call: Callable[..., Any], defaults: Mapping[str, Any], altered: Sequence[str] | None = None
+    ) -> None:
+        self.call, self.altered = call, altered
+        self.main = _of_main(call)
         self._fill = {name: value for name, value in defaults.items() if name in _parameters(call)}
         if _number is not None and _NUMBER_PARAMETER in _parameters(call):
             self._fill[_NUMBER_PARAMETER] = _number
@@ -349,6 +446,18 @@ class _Function:
             return kwargs
         given = set(_parameters(self.call)[: len(args)])
         return {**{name: value for name, value in self._fill.items() if name not in given}, **kwargs}
+
+
+def _of_main(call: Callable[..., Any]) -> dict[str, Any]:
+    if getattr(call, "__module__", None) != "__main__" or not inspect.isfunction(call):
+        return {}
+    found = {call.__name__: call, **call.__globals__}
+    return {name: value for name, value in found.items() if _is_of_main(name, value)}
+
+
+def _is_of_main(name: str, value: Any) -> bool:
+    is_code = inspect.isfunction(value) or inspect.isclass(value)
+    return is_code and value.__module__ == "__main__" and value.__qualname__ == name
 
 
 def _parameters(call: Callable[..., Any]) -> list[str]:

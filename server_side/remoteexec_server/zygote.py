@@ -31,6 +31,8 @@ KEPT, ONCE, KILL = b"K", b"O", b"X"
 REPORT = struct.Struct("<qii")  # worker number, pid, wait status or one of the following
 STARTED, NOT_STARTED, HALTED, CONTINUED = -1, -2, -3, -4
 """NOT_STARTED has the reason, an `errno`, instead of a pid. HALTED: by SIGSTOP, say, until SIGCONT."""
+IMPORTED = b"imported"
+"""What is said first if there are modules to import; otherwise why that cannot be done, and nothing more."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -44,9 +46,11 @@ def main(argv: list[str]) -> int:
     control = socket.socket(fileno=int(argv[0]))
     os.set_inheritable(control.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's business
-    if problem := _import(argv[1:]):
-        print(f"remoteexec: {problem}", file=sys.stderr, flush=True)
-        return 1
+    if argv[1:]:
+        problem = _import(argv[1:])
+        control.sendall(problem.encode(errors="replace") if problem else IMPORTED)
+        if problem:
+            return 1
     return _Zygote(control).serve()
 
 
@@ -55,7 +59,10 @@ def _import(modules: list[str]) -> str | None:
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))  # libraries that start threads when they are imported
     for module in modules:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except BaseException as exc:  # whatever the user's module raises: he is told
+            return f"preload: {module} cannot be imported: {type(exc).__name__}: {exc}"
         if (count := _thread_count()) > 1:
             return f"preload: {module} starts {count - 1} threads when it is imported: workers cannot be forked then"
     for name, value in before.items():
@@ -81,7 +88,9 @@ class _Zygote:
         self._workers: dict[int, int] = {}  # pid: number
         self._reports = bytearray()
         control.setblocking(False)
-        self._wake_in, self._wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake_in, self._wake_out = os.pipe()
+        for handle in (self._wake_in, self._wake_out):  # not by `pipe2`, which macOS has not
+            os.set_blocking(handle, False)
         signal.set_wakeup_fd(self._wake_out, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._poll = select.poll()
@@ -161,6 +170,9 @@ class _Zygote:
             os._exit(code)
 
     def _reap(self) -> None:
+        if not hasattr(os, "waitid"):  # macOS, before Python 3.13
+            self._reap_at_once()
+            return
         while self._workers:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG | os.WNOWAIT)
             if ended is None:
@@ -174,6 +186,23 @@ class _Zygote:
             _, status = os.waitpid(ended.si_pid, 0)
             if number is not None:
                 self._report(number, ended.si_pid, status)
+
+    def _reap_at_once(self) -> None:
+        """The same where a process cannot be looked at before it is waited for."""
+        while self._workers:
+            pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+            if not pid:
+                return
+            halted = os.WIFSTOPPED(status)
+            number = self._workers.get(pid)
+            if halted or os.WIFCONTINUED(status):
+                if number is not None:
+                    self._report(number, pid, HALTED if halted else CONTINUED)
+                continue
+            if number is not None:
+                del self._workers[pid]
+                _kill(pid)  # what it left running: no process has this number as long as there is such a group
+                self._report(number, pid, status)
 
     def _report_halt(self, pid: int) -> None:
         """A worker was stopped or goes on, as it was seen; by now it may have been killed."""

@@ -87,8 +87,11 @@ def is_installed(package: str) -> bool:
 
 
 def borrowing_environment(directory: Path) -> Path:
-    """Make a virtual environment that finds this one's packages, but processes none of its .pth files."""
+    """Make a virtual environment that finds this one's packages and MPI, but processes none of its .pth files."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
+    for place, pattern in (("lib", "libmp*"), ("bin", "mpi*"), ("bin", "hydra*")):
+        for path in Path(sys.prefix, place).glob(pattern):
+            (directory / place / path.name).symlink_to(path)
     site_packages = next((directory / "lib").glob("python3*/site-packages"))
     (site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     return directory / "bin" / "python"

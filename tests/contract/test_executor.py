@@ -75,6 +75,7 @@ KINDS = (
     else [
         "threads",
         "TestClusterExecutor",
+        "TestClusterExecutor, pilots",
         "RemoteExecutor, local scheduler",
         pytest.param("RemoteExecutor, SLURM", marks=pytest.mark.slurm),
         pytest.param("FluxClusterExecutor", marks=pytest.mark.flux),
@@ -91,6 +92,10 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         case "TestClusterExecutor":
             root = tmp_path_factory.mktemp("a'; echo b ü", numbered=False) / "root"
             place = Place(lambda: TestClusterExecutor(cache_directory=str(root)), shared)
+        case "TestClusterExecutor, pilots":
+            root = tmp_path_factory.mktemp("pilots") / "root"
+            few: dict[str, Any] = {"block_allocation": True, "max_workers": 2, "idle_time_s": 0.2}
+            place = Place(lambda: TestClusterExecutor(cache_directory=str(root), **few), shared)
         case "RemoteExecutor, local scheduler":
             embedded = request.getfixturevalue("embedded_cluster")
             near = installed(embedded, "contract")

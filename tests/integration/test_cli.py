@@ -228,7 +228,7 @@ def test_without_options_the_terminal_asks(
     terminal.answer("User there (empty: as in ~/.ssh/config) []: ", embedded_cluster.user)
     terminal.answer("Private key (empty: agent and usual files) []: ", str(embedded_cluster.identity_file))
     terminal.answer("Our directory there [~/.remoteexec]: ", "")
-    terminal.answer("Scheduler: slurm, flux or local [slurm]: ", "local")
+    terminal.answer("Scheduler (slurm, flux, pbs, torque, lsf, sge, moab, local) [slurm]: ", "local")
     terminal.answer("Trust it? [y/N]: ", "y")
     code, text = terminal.end()
     assert (code, f"Saved 'mine' in {tmp_path / 'clusters.toml'}.\n" in text) == (0, True)

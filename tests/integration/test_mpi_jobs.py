@@ -155,6 +155,7 @@ def misbehave(how: str, rank: int, path: str | None = None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "kill with watch":
             os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(100)  # it is killed with its watch, a moment later
         if how == "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
         if how == "exit":

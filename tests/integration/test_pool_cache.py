@@ -116,7 +116,7 @@ def test_the_same_call_submitted_twice_while_it_runs_runs_once(
 def test_a_call_that_failed_runs_again_unless_errors_are_kept(
     make: Callable[..., SingleNodeExecutor], tmp_path: Path, log: Path
 ) -> None:
-    for keep, so_far in ((False, 1), (True, 2), (False, 2)):
+    for keep, so_far in ((False, 1), (True, 2), (True, 2), (False, 3)):
         with make(tmp_path / "cache", cache_errors=keep) as exe:
             exc = exe.submit(refuse, str(log)).exception()
         assert (type(exc), exc.args if exc else None, runs(log)) == (KeyError, ("no",), so_far)
@@ -178,6 +178,16 @@ def test_cancelled_calls_are_neither_run_nor_kept(tmp_path: Path, log: Path) -> 
         second, third = exe.submit(noted, 2, str(log)), exe.submit(noted, 2, str(log))
         assert (second.cancel(), third.cancel(), first.result()) == (True, True, 2)
     assert (len(get_cache_data(tmp_path / "cache")), runs(log)) == (1, 1)
+
+
+def test_what_shutdown_cancels_is_cancelled_when_it_returns(tmp_path: Path, log: Path) -> None:
+    exe = SingleNodeExecutor(max_workers=1, cache_directory=str(tmp_path / "cache"))
+    futures = [exe.submit(slow, n, str(log)) for n in range(4)]
+    while not futures[0].running():
+        time.sleep(0.01)
+    exe.shutdown(wait=False, cancel_futures=True)
+    assert [future.cancelled() for future in futures] == [False, True, True, True]
+    assert futures[0].result() == 0
 
 
 def test_shutdown_waits_until_everything_is_kept(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_exceptions_that_end_a_program_are_the_calls_own(kept: bool, raised: Bas
 def test_without_restarts_the_calls_of_dead_workers_fail_and_say_so() -> None:
     with executor(True, workers=1) as exe:
         exe.submit(kill_self).exception(timeout=20)
-        with pytest.raises(errors.TaskKilled, match="its last worker has ended"):
+        with pytest.raises(errors.TaskKilled, match="its last worker was ended by SIGKILL"):
             exe.submit(add_one, 1).result(timeout=20)
 
 
@@ -423,7 +423,11 @@ def test_a_module_that_starts_threads_is_refused_for_preload(tmp_path: Path, mon
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     with SingleNodeExecutor(1, preload=["threads_at_import"]) as exe:
-        assert isinstance(exe.submit(add_one, 1).exception(timeout=20), errors.TaskKilled)
+        with pytest.raises(ImportError, match="preload: threads_at_import starts 1 threads when it is imported"):
+            exe.submit(add_one, 1)
+    with SingleNodeExecutor(1, preload=["no_such_module_x"]) as exe:
+        with pytest.raises(ImportError, match="preload: no_such_module_x cannot be imported: ModuleNotFoundError"):
+            exe.submit(add_one, 1)
 
 
 def test_forks_of_a_preloaded_numpy_draw_different_random_numbers() -> None:

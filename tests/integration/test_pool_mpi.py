@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -37,7 +38,13 @@ def executor(**options: Any) -> Any:
 def left_in_memory() -> set[str]:
     """What MPI and we keep in shared memory."""
     names = ("remoteexec-mpi-", "mpich_shm", "vader_segment", "sm_segment")
-    return {path.name for path in SHARED.glob("*") if path.name.startswith(names)} if SHARED.is_dir() else set()
+    if not SHARED.is_dir():
+        return set()
+    with contextlib.suppress(FileNotFoundError):  # somebody's file went meanwhile
+        return {
+            path.name for path in SHARED.glob("*") if path.name.startswith(names) and path.stat().st_uid == os.geteuid()
+        }
+    return left_in_memory()
 
 
 @pytest.fixture(scope="module", autouse=True)

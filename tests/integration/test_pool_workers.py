@@ -7,6 +7,7 @@ import random
 import subprocess
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 import remoteexec
 from remoteexec import ResourceError, SingleNodeExecutor, errors
+from remoteexec_server import worker
 from tests.integration.pool_tools import add_one, alive, both_modes, eventually, executor, kill_self, own_pid
 
 pytestmark = pytest.mark.usefixtures("process_mark")
@@ -218,7 +220,7 @@ def test_restart_limit_is_how_many_workers_are_replaced() -> None:
     with executor(True, workers=1, restart_limit=2) as exe:
         for _ in range(3):
             assert isinstance(exe.submit(kill_self).exception(timeout=20), errors.TaskKilled)
-        with pytest.raises(errors.TaskKilled, match="its last worker has ended"):
+        with pytest.raises(errors.TaskKilled, match=r"its last worker was ended by SIGKILL, .*: `restart_limit` was 2"):
             exe.submit(add_one, 1).result(timeout=20)
 
 
@@ -505,3 +507,35 @@ def test_future_queue_counts_the_calls_that_wait_and_takes_none(kept: bool) -> N
         assert [future.result(timeout=20) for future in futures] == [2] * 20
         assert waiting.qsize() == 0
     assert exe.future_queue is None
+
+
+def known_functions() -> int:
+    found = worker.current()
+    assert found is not None
+    return len(found._functions) + len(found._pickled)
+
+
+def test_a_kept_worker_forgets_functions_that_are_not_used_of_late_and_large_ones_at_once() -> None:
+    with executor(True, 1) as exe:
+        small = [exe.submit(partial(max, i, 0)) for i in range(600)]
+        assert [future.result() for future in small] == list(range(600))
+        few = exe.submit(known_functions).result()
+        large = [exe.submit(partial(len, bytes(100_000 + i))) for i in range(20)]
+        assert [future.result() for future in large] == list(range(100_000, 100_020))
+        assert exe.submit(known_functions).result() <= few + 1
+        assert [exe.submit(partial(max, i, 0)).result() for i in range(3)] == [0, 1, 2]
+    assert few < 400
+
+
+def first_of(array: Any) -> float:
+    return float(array[0])
+
+
+@both_modes
+def test_an_array_that_is_bound_to_a_function_is_copied_at_submit(kept: bool) -> None:
+    array = np.ones(100_000)
+    with executor(kept, 1) as exe:
+        exe.submit(time.sleep, 0.2)
+        future = exe.submit(partial(first_of, array))
+        array[:] = 0
+        assert future.result() == 1.0

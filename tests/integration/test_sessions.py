@@ -174,6 +174,15 @@ def test_a_running_task_is_ended_by_cancel(here: Path) -> None:
         assert not os.path.exists(f"/proc/{process}")
 
 
+def test_a_call_that_was_cancelled_runs_when_it_is_submitted_again(here: Path) -> None:
+    with TestClusterExecutor(cache_directory=here / "root") as exe:
+        for number in range(5):
+            told = str(here / f"told-{number}")
+            first = exe.submit(sleep_and_tell, told, 0.3)
+            assert first.cancel()
+            assert exe.submit(sleep_and_tell, told, 0.3).result(60) is None
+
+
 def sleep_and_tell(path: str, seconds: float) -> None:
     partial = Path(path + ".partial")
     partial.write_text(str(os.getpid()))

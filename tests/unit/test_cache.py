@@ -54,7 +54,7 @@ class Runner:
         assert wish is not None
         return self.caching.submit(wish, CachedCall(fn, args, kwargs, RESOURCES), self._start)
 
-    def _start(self, before: Before | None) -> TaskFuture[Any]:
+    def _start(self, before: Before | None, check: object = None) -> TaskFuture[Any]:
         future: TaskFuture[Any] = TaskFuture(TaskKey(f"t{len(self.started)}"), self, lambda _: None)
         self.started.append(future)
         self.before.append(before)
@@ -220,9 +220,35 @@ def test_a_call_that_failed_is_not_kept(directory: Path) -> None:
 
 def test_a_call_that_failed_is_kept_if_that_is_asked_for(directory: Path) -> None:
     Runner(directory, keep_errors=True).run(fail, "x")
-    found = Runner(directory).submit(fail, "x").exception()
+    found = Runner(directory, keep_errors=True).submit(fail, "x").exception()
     assert (type(found), found.args if found else None) == (KeyError, ("x",))
     assert "raise KeyError(text)" in str(found.__cause__ if found else "")
+
+
+def test_a_failure_that_was_kept_is_not_for_executors_that_keep_none(directory: Path) -> None:
+    Runner(directory, keep_errors=True).run(fail, "x")
+    assert Runner(directory).submit(fail, "x").done() is False
+
+
+def test_a_call_that_is_submitted_again_after_it_was_cancelled_runs(directory: Path) -> None:
+    runner = Runner(directory)
+    assert runner.submit(add, 1).cancel()
+    again = runner.submit(add, 1)
+    runner.end(1, 3)
+    runner.caching.wait()
+    assert (again.result(), len(runner.started)) == (3, 2)
+
+
+def test_cancels_of_an_executor_are_passed_on_at_once(directory: Path) -> None:
+    runner = Runner(directory)
+    one, two, other = runner.submit(add, 1), runner.submit(add, 1), runner.submit(add, 2)
+    with runner.caching._lock:  # the keeper cannot have told them
+        runner.started[0].cancel()
+        runner.caching.pass_on_cancels()
+        assert [future.cancelled() for future in (one, two, other)] == [True, True, False]
+    runner.end(1, 4)
+    runner.caching.wait()
+    assert other.result() == 4
 
 
 @pytest.mark.parametrize(
@@ -267,7 +293,7 @@ def test_a_call_without_a_key_runs_and_says_so(directory: Path) -> None:
 def test_a_start_that_fails_leaves_nothing(directory: Path) -> None:
     runner = Runner(directory)
 
-    def refuse(before: Before | None) -> TaskFuture[Any]:
+    def refuse(before: Before | None, check: object) -> TaskFuture[Any]:
         raise RuntimeError("closed")
 
     with pytest.raises(RuntimeError, match="closed"):
@@ -453,6 +479,22 @@ def test_a_directory_that_others_may_write_to_is_refused(directory: Path, entry:
     (directory / "cache").chmod(0o777)
     with pytest.raises(errors.UnsafeRoot, match=r"cache_directory=.* cannot be used: .*mode 0777"):
         Runner(directory).submit(add, 1)
+
+
+@pytest.mark.parametrize("text", ["", "zz", "ab" * 31, "AB" * 32])
+def test_a_key_file_that_is_no_key_is_refused_and_left_alone(directory: Path, entry: Path, text: str) -> None:
+    key = directory / "cache" / "key"
+    key.write_text(text)
+    with pytest.raises(errors.UnsafeRoot, match="are not 64 hexadecimal digits; put the right one back, or remove it"):
+        Runner(directory).submit(add, 1)
+    assert key.read_text() == text
+
+
+def test_no_cluster_is_named_where_there_is_none(directory: Path, entry: Path) -> None:
+    (directory / "cache").chmod(0o777)
+    with pytest.raises(errors.UnsafeRoot) as refused:
+        Runner(directory).submit(add, 1)
+    assert ("cannot be used: directory " in str(refused.value), "on the cluster" in str(refused.value)) == (True, False)
 
 
 def test_a_directory_that_is_there_stays_as_it_is(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from remoteexec.engine.bulk import bulk
-from remoteexec.engine.contents import Contents, NoContent
 from remoteexec.engine.keys import call_key
+from remoteexec_server.contents.bulk import bulk
+from remoteexec_server.contents.objects import Contents, NoContent
 
 
 def key(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from remoteexec_server.batch import again, queues
+from remoteexec_server import late_inputs
+from remoteexec_server.batch import queues
 from remoteexec_server.batch.base import JobId, JobState, SchedulerUnavailable, SubmitRejected
 from remoteexec_server.batch.service import Service
 from remoteexec_server.store import links
+from remoteexec_server.store.outcomes import Outcomes
 from remoteexec_server.store.session import Journal, Session, StoreError, read_job
 from remoteexec_server.wire import header
 from remoteexec_server.wire.messages import (
@@ -221,11 +222,11 @@ def test_no_job_of_a_task_waits_for_its_other_jobs(world: World) -> None:
 def room(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
     """Lets the job behind PARENT see whether it has to make room."""
     monkeypatch.setattr(queues, "connect", lambda *_: world.queue)
-    monkeypatch.setattr(again, "_SHORT_S", 0.0)
+    monkeypatch.setattr(late_inputs, "_SHORT_S", 0.0)
 
     def ask() -> bool:
         _, description = read_job(world.session.job_directory("rx-b-2-0"))
-        return again.put_off(world.session, description, 0, {"PATH": "/bin"})
+        return late_inputs.make_room(world.session, description, 0)
 
     return ask
 
@@ -244,14 +245,13 @@ def test_a_job_whose_input_has_become_another_task_is_submitted_again_behind_it(
     world: World, room: Callable[[], bool]
 ) -> None:
     service = waiting(world)
-    before = dict(os.environ)
 
-    assert (room(), dict(os.environ)) == (True, before)
+    assert room() is True
     spec = world.queue.jobs[JobId("103")]
     assert (spec.after, spec.count, spec.command[-1]) == ((job(102),), 1, str(spec.directory))
     _, first = read_job(world.session.job_directory("rx-b-2-0"))
-    assert read_job(spec.directory)[1] == replace(first, name=spec.name)
-    assert again.job_of(world.session, AFTER) == job(103)
+    assert read_job(spec.directory)[1] == replace(first, name="rx-b-2-0-r1w1-0", move=1)
+    assert late_inputs.last_job(world.session, AFTER) == "103"
 
     world.queue.end(job(101))  # the job that made room: the service looks for the new one
     assert world.run(service, 300.0) == []
@@ -288,7 +288,7 @@ def test_a_job_that_cannot_be_submitted_again_waits_where_it_is(
     world.queue.troubles["submit"] = [DOWN]
 
     assert room() is False
-    assert capfd.readouterr().err == f"remoteexec: waiting here for tasks k-t1: {DOWN}\n"
+    assert capfd.readouterr().err == (f"remoteexec: inputs are computed by job 102, which is waited for here: {DOWN}\n")
 
 
 def test_what_waits_for_a_job_that_made_room_makes_room_too(world: World, room: Callable[[], bool]) -> None:
@@ -299,7 +299,7 @@ def test_what_waits_for_a_job_that_made_room_makes_room_too(world: World, room: 
     world.queue.end(job(101))
 
     _, description = read_job(world.session.job_directory("rx-b-3-0"))
-    assert again.put_off(world.session, description, 0, {}) is True
+    assert late_inputs.make_room(world.session, description, 0) is True
     assert world.queue.jobs[JobId("105")].after == (job(104),)
 
 
@@ -307,7 +307,7 @@ def test_notes_of_jobs_that_made_room_are_no_notes_of_bursts(world: World, room:
     waiting(world)
     assert room()
     notes = [note for note in Journal(world.session).notes() if "again" in note]
-    assert [(note["again"], note["job"]) for note in notes] == [(AFTER, "103")]
+    assert [(note["name"], note["job"]) for note in notes] == [("rx-b-2-0-r1w1-0", "103")]
 
     later = world.service()
     assert later.handle(Watch((AFTER,))) == []
@@ -332,5 +332,7 @@ def test_the_session_of_a_root_lists_the_bursts_of_some_clients(tmp_path: Path) 
 
 def test_a_loss_names_whom_nobody_knows_only_where_there_is_nothing_better(world: World) -> None:
     world.session.publish_loss(CHILD, Loss("upstream", "input k-t2 has failed", upstream=SECOND))
-    assert links.pass_on(world.session, CHILD, PARENT) == f"{PARENT}.lost"
+    outcomes = Outcomes(world.session)
+    outcomes.look()
+    assert links.pass_on(world.session, outcomes, CHILD, PARENT) == f"{PARENT}.lost"
     assert world.session.read_loss(PARENT).upstream == SECOND

@@ -91,7 +91,11 @@ def test_a_known_result_takes_the_place_of_its_future() -> None:
     assert loads(pickled.data) == [{"n": 1}]
 
 
-@pytest.mark.parametrize("value", [threading.Lock(), [threading.Lock()], {"a": sys._getframe()}], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [threading.Lock(), [threading.Lock()], {"a": sys._getframe()}],
+    ids=["a lock", "a lock in a list", "a frame"],
+)
 def test_what_cannot_be_pickled_raises_what_pickle_raises(value: object) -> None:
     with pytest.raises((TypeError, pickle.PicklingError)):
         dumps(value)

@@ -9,6 +9,8 @@ import pytest
 from remoteexec.pool.tasks import Function, PoolFuture, PoolTask, visible, with_environment
 from remoteexec_server.wire.names import TaskKey
 
+CUDA = {"CUDA_VISIBLE_DEVICES": {name: name for name in "12345"}}
+
 
 class Notes:
     """An owner that remembers what it was told."""
@@ -103,6 +105,6 @@ def test_a_task_that_was_given_up_holds_nothing_and_does_not_begin() -> None:
 
 
 def test_gpus_are_shown_to_who_asked_for_some() -> None:
-    setup = with_environment({"environment": {"A": "1"}}, visible(["3", "5"], ["CUDA_VISIBLE_DEVICES"]))
+    setup = with_environment({"environment": {"A": "1"}}, visible(["3", "5"], CUDA))
     assert setup == {"environment": {"A": "1", "CUDA_VISIBLE_DEVICES": "3,5"}}
-    assert with_environment({"cwd": "/x"}, visible([], ["CUDA_VISIBLE_DEVICES"])) == {"cwd": "/x"}
+    assert with_environment({"cwd": "/x"}, visible([], CUDA)) == {"cwd": "/x"}

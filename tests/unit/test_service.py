@@ -475,6 +475,88 @@ def test_what_a_quota_refuses_waits_in_the_store_and_is_said_once(world: World) 
     ]
 
 
+FULL = QuotaReached("QOSMaxSubmitJobPerUserLimit")
+
+
+def test_an_array_that_a_quota_refuses_though_nothing_of_ours_is_queued_is_halved(world: World) -> None:
+    keys = [TaskKey(f"t{n}") for n in range(5)]
+    world.queue.troubles["submit"] = [FULL, FULL]
+    service = world.service()
+
+    events = submitted(world, service, burst(ONE, *keys))
+
+    assert [(spec.name, spec.count) for spec in world.queue.jobs.values()] == [
+        ("rx-b-1-0-a-a", 2),
+        ("rx-b-1-0-a-b", 1),
+        ("rx-b-1-0-b", 2),
+    ]
+    assert events == [Accepted(ONE, ("100_0", "100_1", "101", "102_0", "102_1"))]
+    assert sorted(os.listdir(world.session.path / "jobs")) == ["rx-b-1-0-a-a", "rx-b-1-0-a-b", "rx-b-1-0-b"]
+
+
+def test_an_array_waits_for_a_quota_while_something_of_ours_is_queued(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+    world.queue.troubles["submit"] = [FULL]
+
+    events = submitted(world, service, burst(TWO, B, C))
+    events += world.run(service, 100.0)
+
+    assert sizes(world.queue) == [1, 2]
+    assert events == [
+        Problem("QOSMaxSubmitJobPerUserLimit; 2 tasks wait in the store until there is room"),
+        Accepted(TWO, ("101_0", "101_1")),
+    ]
+
+
+def test_whoever_goes_on_cuts_a_halved_array_in_the_same_way(world: World) -> None:
+    keys = [TaskKey(f"t{n}") for n in range(4)]
+    world.queue.troubles["submit"] = [FULL, Crash()]
+    with pytest.raises(Crash):
+        submitted(world, world.service(), burst(ONE, *keys))
+
+    service = world.service()
+    events = service.handle(burst(ONE, *keys), sealed(burst(ONE, *keys))) + world.run(service)
+
+    assert [(spec.name, spec.count) for spec in world.queue.jobs.values()] == [("rx-b-1-0-a", 2), ("rx-b-1-0-b", 2)]
+    assert events == [Accepted(ONE, ("100_0", "100_1", "101_0", "101_1"))]
+
+
+def test_who_follows_a_burst_sees_that_an_array_of_it_was_halved(world: World) -> None:
+    keys = [TaskKey(f"t{n}") for n in range(2)]
+    world.terms = Terms(submits_per_minute=1.0)
+    world.queue.array = 1000
+    first = world.service()
+    first.handle(burst(ONE, *keys), sealed(burst(ONE, *keys)))
+    world.queue.troubles["submit"] = [FULL]
+    other = world.service("other")
+    other.handle(Watch(tuple(keys)))
+    world.run(first)
+    world.run(other, 60.0)
+    for index, key in enumerate(keys):
+        world.end(key)
+        world.queue.end(job(100 + index))
+
+    assert [event for event in world.run(other, 60.0) if isinstance(event, OutcomeReady)] == [
+        OutcomeReady(key, SIZE) for key in keys
+    ]
+
+
+def test_a_job_that_may_wait_for_long_is_told_once(world: World) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A, B))
+    held = JobFacts(JobState.PENDING, "JobHeldUser")
+    world.queue.facts.update({job(100, 0): held, job(100, 1): held})
+
+    first = world.run(service, 100.0)
+    world.queue.facts[job(100, 0)] = JobFacts(JobState.PENDING, "PartitionDown")
+
+    assert first == [
+        Problem("job 100 waits: you, or a tool of yours, hold it: `scontrol release` ends that (JobHeldUser)")
+    ]
+    assert world.run(service, 100.0) == [Problem("job 100 waits: its partition is down (PartitionDown)")]
+
+
 def test_many_submissions_are_spread_over_time(world: World) -> None:
     world.terms = Terms(submits_per_minute=30.0)
     world.queue.array = 1

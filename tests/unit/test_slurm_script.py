@@ -11,7 +11,7 @@ from jinja2 import Template
 
 from remoteexec_server.batch import slurm_script
 from remoteexec_server.batch.base import JobId, JobRef, JobSpec
-from remoteexec_server.wire.resources import ResourceError, Resources
+from remoteexec_server.wire.resources import ResourceError, Resources, Retry
 
 RUNNER = ("/opt/py thon", "/r/server", "runner", "/r/jobs/rx-a-0")
 
@@ -76,8 +76,16 @@ def test_every_resource_reaches_the_script() -> None:
 
 
 def test_no_field_of_resources_is_forgotten() -> None:
-    renamed = {"run_time_max_s": "run_time_max", "memory_max_gb": "memory_max"}
-    elsewhere = {"submission_template", "extra", "error_log_file", "openmpi_oversubscribe", "pmi_mode", "environment"}
+    renamed = {"run_time_max_s": "run_time_max", "memory_max_gb": "memory_max", "warn_time_s": "warn_time"}
+    elsewhere = {
+        "submission_template",
+        "extra",
+        "error_log_file",
+        "openmpi_oversubscribe",
+        "pmi_mode",
+        "environment",
+        "retry",
+    }
     names = {renamed.get(field.name, field.name) for field in fields(Resources)} - elsewhere
     assert names - slurm_script.variables(spec(Resources())).keys() == set()
 
@@ -229,3 +237,11 @@ def test_constraints_need_no_quotes(constraint: str, line: str) -> None:
     resources = Resources(constraint=constraint)
     resources.validate()
     assert line in render(spec(resources))
+
+
+def test_a_task_that_is_warned_ignores_the_warning_until_its_runner_is_there() -> None:
+    lines = render(spec(Resources(retry=Retry(1, {"timeout"}), run_time_max_s=600)))
+
+    assert "#SBATCH --signal=B:USR1@60" in lines
+    assert lines[-2:] == ["trap '' USR1", "exec '/opt/py thon' /r/server runner /r/jobs/rx-a-0 0"]
+    assert "trap" not in "".join(render(spec(Resources(retry=Retry(1, {"killed"})))))

@@ -7,7 +7,7 @@ the scheduler is to end in `doomed`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..store.session import Session
 from ..wire.messages import BurstId, Entry, Event, Loss, Lost, Problem, TaskKey
@@ -24,6 +24,7 @@ class Book:
         open: those with a job, or with somebody else's promise of one, and no end; in order of submission.
         pushed: those that ended with an outcome, to be told.
         doomed: jobs to be ended by the scheduler.
+        write_loss: puts a loss into the store.
         lengths: tasks of each job.
     """
 
@@ -34,33 +35,40 @@ class Book:
         self.pushed: deque[TaskKey] = deque()
         self.events: list[Event] = []
         self.doomed: list[JobRef] = []
+        self.write_loss: Callable[[TaskKey, Loss], None] = session.publish_loss
         self.lengths: dict[JobId, int] = {}
         self._dependants: dict[TaskKey, list[TaskKey]] = {}
         self._problem = ""
 
-    def add(self, entry: Entry, burst: BurstId, resources: Resources) -> None:
+    def add(self, entry: Entry, burst: BurstId, resources: Resources, position: int = 0) -> None:
         """One more task."""
-        self.tasks[entry.key] = Task(entry, burst, resources)
+        self.tasks[entry.key] = Task(entry, burst, resources, position=position)
         for upstream in entry.upstream:
             self._dependants.setdefault(upstream, []).append(entry.key)
 
-    def assign(self, name: str, keys: Sequence[TaskKey], job: JobId) -> None:
-        """These tasks are the elements of that job."""
+    def assign(self, name: str, keys: Sequence[TaskKey], job: JobId, attempt: int = 1) -> None:
+        """These tasks are the elements of that job, except those that are beyond that attempt."""
         self.lengths[job] = len(keys)
         for index, key in enumerate(keys):
             task = self.tasks[key]
-            task.ref = JobRef(job, index if len(keys) > 1 else None)
-            task.job_name, task.index = name, index
-            if not task.over:
-                self.open[key] = None
-            else:  # cancelled while the scheduler was asked
-                self.doomed.append(task.ref)
+            if task.attempt <= attempt:
+                self.place(task, name, index, JobRef(job, index if len(keys) > 1 else None))
+            elif not task.job_name:
+                task.job_name = name
 
-    def job_of(self, task: Task) -> JobRef | None:
-        """What has to end before the task does; None if no job is known yet."""
+    def place(self, task: Task, name: str, index: int, ref: JobRef) -> None:
+        """A task is that element of that job."""
+        task.ref, task.job_name, task.index = ref, name, index
+        if not task.over:
+            self.open[task.entry.key] = None
+        else:  # cancelled while the scheduler was asked
+            self.doomed.append(ref)
+
+    def followed(self, task: Task) -> Task:
+        """Whose job has to end before the task does."""
         while task.follows is not None and task.follows in self.tasks:
             task = self.tasks[task.follows]
-        return task.ref
+        return task
 
     def whole_arrays(self, refs: Sequence[JobRef]) -> tuple[JobRef, ...]:
         """The same jobs, an array that is waited for in all its elements named once."""
@@ -154,6 +162,6 @@ class Book:
 
     def _write_loss(self, task: Task, loss: Loss) -> None:
         try:
-            self.session.publish_loss(task.entry.key, loss)
+            self.write_loss(task.entry.key, loss)
         except OSError as exc:
             self.say(f"loss of task {task.entry.key} cannot be written: {exc}")

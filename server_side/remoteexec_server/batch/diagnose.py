@@ -22,7 +22,7 @@ from ..wire.resources import Resources
 from . import advice
 from .base import JobFacts, JobRef, JobState
 
-__all__ = ["loss", "unexplained", "waiting"]
+__all__ = ["loss", "names_memory", "unexplained", "waiting"]
 
 _EX_IOERR = 74
 """The runner's exit code for "neither outcome nor loss could be written"."""
@@ -165,6 +165,11 @@ def unexplained(facts: JobFacts, ref: JobRef, grace_s: float, log_tail: str, log
         log_path=log_path,
         evidence=Evidence(facts.state.value, facts.reason, facts.cancelled_by, facts.usage),
     )
+
+
+def names_memory(log_tail: str) -> bool:
+    """Whether the end of a log says that something ran out of memory."""
+    return bool(_OUT_OF_MEMORY.search(log_tail))
 
 
 def waiting(facts: JobFacts, ref: JobRef) -> str | None:

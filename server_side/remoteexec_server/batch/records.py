@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ..store.session import StoreError, checked
@@ -29,6 +29,14 @@ class Task:
     ended_at: float | None = None  # when the scheduler first said that the job has ended
     wanted: bool = True  # the client has not been told how it ended
     follows: TaskKey | None = None  # it ends as that one, whose future it has returned
+    position: int = 0  # in the burst
+    attempt: int = 1
+    move: int = 0  # see Job
+
+    @property
+    def waits_again(self) -> bool:
+        """An attempt has died, and the job of the next is not known yet."""
+        return self.attempt > 1 and self.ref is None
 
 
 @dataclass
@@ -65,16 +73,24 @@ class Group:
     Attributes:
         attempt: submissions that got no answer.
         due_at: not before.
+        number: which attempt of the tasks it is, from 1.
+        resources: those of that attempt; None: those of the burst.
     """
 
     name: str
     positions: list[int]
     attempt: int = 0
     due_at: float = 0.0
+    number: int = 1
+    resources: Resources | None = None
 
 
-def cut(submit: Submit, most: int) -> deque[Group]:
-    """A burst cut into jobs of at most `most` tasks; always in the same way."""
+def cut(submit: Submit, most: int, halved: Sequence[str] = ()) -> deque[Group]:
+    """A burst cut into jobs of at most `most` tasks; always in the same way.
+
+    Args:
+        halved: names of those that were halved since, in that order.
+    """
     cuts: dict[tuple[int, tuple[TaskKey, ...]], list[int]] = {}
     for position, entry in enumerate(submit.tasks):
         cuts.setdefault((entry.resources, tuple(sorted(set(entry.upstream)))), []).append(position)
@@ -82,7 +98,19 @@ def cut(submit: Submit, most: int) -> deque[Group]:
         positions[start : start + most] for positions in cuts.values() for start in range(0, len(positions), most)
     ]
     pieces.sort(key=lambda piece: piece[0])  # inputs are submitted before what needs them
-    return deque(Group(f"rx-{submit.burst}-{n}", piece) for n, piece in enumerate(pieces))
+    groups = [Group(f"rx-{submit.burst}-{n}", piece) for n, piece in enumerate(pieces)]
+    for name in halved:
+        groups = [part for group in groups for part in (halves(group) if group.name == name else [group])]
+    return deque(groups)
+
+
+def halves(group: Group) -> list[Group]:
+    """Two groups in the place of one of at least two tasks."""
+    middle = (len(group.positions) + 1) // 2
+    return [
+        Group(f"{group.name}-{half}", positions, number=group.number, resources=group.resources)
+        for half, positions in (("a", group.positions[:middle]), ("b", group.positions[middle:]))
+    ]
 
 
 def refusal(submit: Submit, bundle: bytes, key: bytes, known: Collection[TaskKey]) -> tuple[str, str] | None:

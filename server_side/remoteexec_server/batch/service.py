@@ -3,7 +3,7 @@ a laptop.
 
     request ─ handle ─┐   book: tasks         ┌─ events for the client
                       ├─ submitter: bursts ───┤
-    time ──── step ───┘   watcher: outcomes   └─ Accepted Rejected Started OutcomeReady Lost Problem
+    time ──── step ───┘   outcomes: listings  └─ Accepted Rejected Started OutcomeReady Lost Problem
 
 One thread calls it (`loop`). `handle` never asks the scheduler; `step` does one thing that is due: submit the next
 job, list the outcomes, or ask about all jobs in one command.
@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from ..store.session import Session, StoreError, log_tail
-from ..store.watching import Watcher
+from ..store.outcomes import Outcomes
+from ..store.session import Session, StoreError, client_of, log_tail
 from ..wire import header
 from ..wire.messages import (
     Cancel,
@@ -28,6 +28,7 @@ from ..wire.messages import (
     Loss,
     Lost,
     OutcomeReady,
+    Problem,
     Rejected,
     Started,
     Submit,
@@ -35,10 +36,14 @@ from ..wire.messages import (
     Tell,
     Watch,
 )
+from ..wire.resources import Resources
 from . import diagnose
+from .again import Again
 from .base import JobFacts, JobId, JobRef, Queue, SchedulerUnavailable
 from .book import Book
-from .following import Followers, client_of
+from .crews import Crews
+from .following import Followers
+from .notes import Notes
 from .records import Burst, Task, cut, refusal
 from .submitter import Jobs, Submitter, accepted
 from .unheeded import Notices
@@ -76,15 +81,18 @@ class Service:
         self._clients = {client} if jobs.alone else None  # whose bursts are looked at
         self._bursts: dict[str, Burst] = {}
         self._book = Book(session)
-        self._followers = Followers(session, self._book)
-        self._watcher = Watcher(session.outcomes, clock)
+        self._outcomes = Outcomes(session, clock)
+        self._followers = Followers(session, self._book, self._outcomes)
         self._name = secrets.token_hex(8)
         self._submitter = Submitter(self._book, queue, jobs, self._name, clock)
+        self._crews = Crews(self._book, queue, jobs, client, self._name, clock)
+        self._again = Again(self._book, clock)
         self._beat_at = clock()
         self._strangers: dict[TaskKey, float] = {}  # waited for and not known: until when
         self._learn_at = 0.0
         self._doom_at = 0.0
         self._ask_at = clock() + self._terms.poll_s
+        self._waits: set[tuple[JobId, str]] = set()  # why jobs wait, as it was said
         self._learn()
         if self._book.tasks:
             self._look_at_all()
@@ -116,10 +124,15 @@ class Service:
         due_at = self._submitter.due_at()
         if due_at is not None and now >= due_at:
             self._submitter.step()
-            self._watcher.hurry()
+            self._outcomes.hurry()
+        pilots_at = self._crews.due_at()
+        if pilots_at is not None and now >= pilots_at:
+            self._crews.step()
         if self._strangers and now >= self._learn_at:
             self._expect(now)
-        if self._book.open and now >= self._watcher.due_at:
+        if self._again.due_at is not None and now >= self._again.due_at:
+            self._try_again()
+        if self._book.open and now >= self._outcomes.due_at:
             self._look()
         if self._book.open and now >= self._ask_at:
             self._ask()
@@ -128,20 +141,21 @@ class Service:
     @property
     def submitting(self) -> bool:
         """The scheduler has not been told yet of something that was asked for: jobs to be run, or to be ended."""
-        return self._submitter.busy or bool(self._book.doomed)
+        return self._submitter.busy or self._again.busy or self._crews.busy or bool(self._book.doomed)
 
     def wait_s(self) -> float | None:
         """Seconds until `step` has something to do; None: only after a request."""
         if self._book.pushed:
             return 0.0
-        submit_at = self._submitter.due_at()
-        due = [submit_at] if submit_at is not None else []
+        due = [at for at in (self._submitter.due_at(), self._crews.due_at()) if at is not None]
         if self._book.doomed:
             due.append(self._doom_at)
         if self._book.open:
-            due += [self._watcher.due_at, self._ask_at]
+            due += [self._outcomes.due_at, self._ask_at]
         if self._strangers:
             due.append(self._learn_at)
+        if self._again.due_at is not None:
+            due.append(self._again.due_at)
         if self._book.open or self._submitter.busy:
             due.append(self._beat_at)
         return max(0.0, min(due) - self.clock()) if due else None
@@ -151,7 +165,7 @@ class Service:
         while self._book.pushed:
             key = self._book.pushed.popleft()
             try:
-                data = self.session.outcome(key).read_bytes()
+                data = self._outcomes.outcome(key)
             except OSError as exc:
                 self._unread(key, exc)
                 continue
@@ -161,12 +175,15 @@ class Service:
 
     def close(self, discard: bool) -> None:
         """End; with `discard`, remove the session's files, unless something of it runs or somebody works for it."""
-        self._submitter.close()
-        self.queue.close()
-        self.session.end_beat(self._name)
         if discard and self._unknown_bursts():  # of tasks that have ended, and whose own tasks may run
             self._learn()
             self._look()
+        self._submitter.close()
+        if not self._book.open:
+            self._crews.end()
+        self._crews.close()
+        self.queue.close()
+        self.session.end_beat(self._name)
         followed = any(burst.followed and not burst.accepted for burst in self._bursts.values())
         if discard and not (self._book.open or self._submitter.busy or followed or self.session.alive()):
             self.session.remove()
@@ -182,28 +199,36 @@ class Service:
         if known is not None:
             if known.accepted:
                 self._book.events.append(accepted(known, self._book))
-            self._watcher.hurry()
+            self._outcomes.hurry()
             return
         problem = refusal(submit, bundle, self.session.key, self._book.tasks)
         if problem is None:
             try:
                 self.session.add_burst(submit, bundle)
                 self._book.events += self._notices.new(submit.resources)
-                self._submitter.add(self._adopt(submit))
+                self._add(self._adopt(submit))
                 self._beat(self.clock())
             except OSError as exc:
                 problem = ("StoreError", f"the store on the cluster cannot be written: {exc}")
         if problem is not None:
             keys = tuple(entry.key for entry in submit.tasks)
             self._book.events.append(Rejected(submit.burst, keys, *problem))
-        self._watcher.hurry()
+        self._outcomes.hurry()
 
     def _adopt(self, submit: Submit) -> Burst:
         """Make records of a burst."""
-        for entry in submit.tasks:
-            self._book.add(entry, submit.burst, submit.resources[entry.resources])
+        for position, entry in enumerate(submit.tasks):
+            self._book.add(entry, submit.burst, submit.resources[entry.resources], position)
         burst = self._bursts[submit.burst] = Burst(submit, own=submit.burst.startswith(f"{self._client}-"))
         return burst
+
+    def _add(self, burst: Burst) -> None:
+        """A burst that this service sees to."""
+        if self._crews.of(burst.submit.burst) is None:
+            self._submitter.add(burst)
+        else:
+            self._crews.add(burst)
+            self._book.events.append(accepted(burst, self._book))
 
     def _cancel(self, keys: Sequence[TaskKey]) -> None:
         for key in keys:
@@ -222,7 +247,8 @@ class Service:
             task = self._book.tasks.get(key)
             if task is not None:
                 task.wanted, task.over, task.started = True, False, False
-                if task.ref is not None or self._bursts[task.burst].followed:
+                elsewhere = self._bursts[task.burst].followed or self._crews.of(task.burst)
+                if task.ref is not None or task.waits_again or elsewhere:
                     self._book.open[key] = None
             else:  # whoever said that there is such a task may be about to submit it
                 self._strangers[key] = self.clock() + _STRANGE_S
@@ -230,7 +256,9 @@ class Service:
         self._look_at_all()
         for key in keys:
             task = self._book.tasks.get(key)
-            if task is not None and not task.over and task.ref is None and self._bursts[task.burst].accepted:
+            if task is None or task.over or task.waits_again or self._crews.of(task.burst):
+                continue
+            if task.ref is None and self._bursts[task.burst].accepted:
                 loss = Loss("store", "its job could not be described: the store was full at that time")
                 self._book.tell_loss(task, loss)
 
@@ -256,7 +284,7 @@ class Service:
 
     def _learn(self, clients: set[str] | None = None) -> None:
         """Bursts and jobs that the store knows and we do not, of these clients; those of our own are ours to submit."""
-        jobs, most = self._submitter.notes()
+        notes = self._submitter.notes()
         for submit in self.session.bursts(clients or self._clients):
             burst = self._bursts.get(submit.burst)
             if burst is not None and not burst.followed:
@@ -266,19 +294,25 @@ class Service:
                 burst.followed = not burst.own
                 for entry in submit.tasks:
                     self._book.tasks[entry.key].wanted = False  # until the client says that it waits for it
-                    self._watcher.forget(f"{entry.key}.{suffix}" for suffix in ("running", "h5", "link", "lost"))
-            if submit.burst in most:  # else nothing of it was submitted
-                self._learn_jobs(burst, most[submit.burst], jobs)
+                    self._outcomes.forget(_names_of(entry, submit.resources[entry.resources]))
+            if self._crews.of(submit.burst):
+                self._crews.learn(burst)
+                continue
+            if submit.burst in notes.most:  # else nothing of it was submitted
+                self._learn_jobs(burst, notes)
             if not burst.accepted and (not burst.followed or self._submitter.orphaned(burst)):
                 self._submitter.add(burst)
+        self._again.learn(notes.again)
 
-    def _learn_jobs(self, burst: Burst, most: int, jobs: Mapping[str, JobId]) -> None:
-        if burst.groups is None:
-            burst.groups = cut(burst.submit, most)
+    def _learn_jobs(self, burst: Burst, notes: Notes) -> None:
+        name = burst.submit.burst
+        if burst.groups is None or burst.followed:  # whoever submits it may have halved an array since
+            burst.groups = cut(burst.submit, notes.most[name], notes.halved.get(name, ()))
         for group in list(burst.groups):
-            if group.name in jobs:
+            if group.name in notes.jobs:
                 keys = [burst.submit.tasks[position].key for position in group.positions]
-                self._book.assign(group.name, keys, jobs[group.name])
+                if not self._book.tasks[keys[0]].job_name:  # else it was learned before
+                    self._book.assign(group.name, keys, notes.jobs[group.name])
                 burst.groups.remove(group)
         if not burst.groups:
             burst.accepted, burst.followed = True, False
@@ -286,7 +320,7 @@ class Service:
     def _look(self) -> None:
         """List the outcomes once, for all tasks."""
         try:
-            names = list(self._watcher.look())
+            names = list(self._outcomes.look())
         except OSError as exc:
             self._book.say(f"the store cannot be listed: {exc}")
             return
@@ -296,17 +330,21 @@ class Service:
 
     def _look_at_all(self) -> None:
         """The same for what was seen before, too."""
-        self._watcher.forget_all()
+        self._outcomes.forget_all()
         self._look()
 
     def _read(self, names: Iterable[str]) -> None:
-        for name in sorted(names):  # .h5 before .link before .lost
+        for name in sorted(
+            names, key=lambda name: (len(name), name)
+        ):  # .h5 before .link before .lost, .died-2 before .died-10
             stem, _, suffix = name.rpartition(".")
             task = self._book.tasks.get(TaskKey(stem))
             if task is None or name.startswith("."):
                 continue
             if suffix == "running":
                 self._note_start(task)
+            elif suffix.startswith("died-") and suffix[5:].isdigit():
+                self._again.note(task, int(suffix[5:]))
             elif suffix == "h5" and not task.over:
                 self._note_outcome(task)
             elif suffix == "link" and not task.over:
@@ -317,9 +355,9 @@ class Service:
     def _note_start(self, task: Task) -> None:
         if task.started or task.over:
             return
-        claim = self.session.read_claim(task.entry.key)
+        claim = self._outcomes.claim(task.entry.key)
         if claim is None:
-            self._watcher.forget([f"{task.entry.key}.running"])
+            self._outcomes.forget([f"{task.entry.key}.running"])
             return
         task.started = True
         if task.wanted:
@@ -328,8 +366,7 @@ class Service:
     def _note_outcome(self, task: Task) -> None:
         key = task.entry.key
         try:
-            with self.session.outcome(key).open("rb") as file:
-                failed = header.read(file.read(header.BLOCK)).status != "ok"
+            failed = header.read(self._outcomes.outcome(key, header.BLOCK)).status != "ok"
         except header.HeaderError:
             failed = True  # the client says what is wrong with it
         except OSError as exc:
@@ -342,7 +379,7 @@ class Service:
     def _unread(self, key: TaskKey, exc: OSError) -> None:
         """The next look tries again."""
         self._book.unread(key, exc)
-        self._watcher.forget([f"{key}.h5"])
+        self._outcomes.forget([f"{key}.h5"])
 
     def _note_link(self, task: Task) -> None:
         """It ends as one of its own tasks does, which is looked for from now on."""
@@ -355,21 +392,21 @@ class Service:
                 self._learn({client_of(child)})
         except (OSError, ValueError, StoreError) as exc:
             self._book.say(f"whose future task {key} has returned cannot be read: {exc}")
-            self._watcher.forget([f"{key}.link"])
+            self._outcomes.forget([f"{key}.link"])
             return
         if child not in self._book.tasks:
-            self._watcher.forget([f"{key}.link"])
+            self._outcomes.forget([f"{key}.link"])
         elif not self._book.tasks[child].over:
             self._book.open[child] = None
-            self._watcher.hurry()
+            self._outcomes.hurry()
 
     def _note_loss(self, task: Task) -> None:
         key = task.entry.key
         try:
-            loss = self.session.read_loss(key)
+            loss = self._outcomes.loss(key)
         except (OSError, ValueError) as exc:
             self._book.say(f"loss of task {key} cannot be read: {exc}")
-            self._watcher.forget([f"{key}.lost"])
+            self._outcomes.forget([f"{key}.lost"])
             return
         self._book.tell_loss(task, loss)
 
@@ -391,31 +428,25 @@ class Service:
             self._learn()
         open_tasks = [self._book.tasks[key] for key in self._book.open if self._book.tasks[key].follows is None]
         refs = {task.ref: task for task in open_tasks if task.ref is not None}
-        if not refs:
+        pilots = self._crews.refs()
+        if not refs and not pilots:
             return
         try:
-            facts = self.queue.states(list(refs))
+            facts = self.queue.states([*refs, *pilots])
         except SchedulerUnavailable as exc:
             self._book.say(f"{exc}; asking again in {self._terms.poll_s:.0f} s")
             return
         self._book.no_problem()
         self._refuse_stuck(refs, facts)
+        self._tell_waiting(refs, facts)
         ended = [ref for ref in refs if facts[ref].state.ended]
-        if ended:
+        if ended or any(facts[ref].state.ended for ref in pilots):
+            self._again.learn(self._submitter.notes().again)  # jobs that went behind others, or were tried again
             self._look_at_all()
-            self._follow_jobs([refs[ref] for ref in ended])
+        self._crews.heard(facts, self._outcomes)
         for ref in ended:
             if not refs[ref].over and refs[ref].follows is None and refs[ref].ref == ref:
                 self._explain(refs[ref], ref, facts[ref])
-
-    def _follow_jobs(self, tasks: Sequence[Task]) -> None:
-        """Tasks whose runners have submitted them again are in another job now."""
-        unexplained = [task for task in tasks if not task.over]
-        moved = self._submitter.moved() if unexplained else {}
-        for task in unexplained:
-            if task.entry.key in moved:
-                name, job = moved[task.entry.key]
-                self._book.assign(name, [task.entry.key], job)
 
     def _explain(self, task: Task, ref: JobRef, facts: JobFacts) -> None:
         """The task's job has ended, and there is no outcome."""
@@ -430,7 +461,18 @@ class Service:
         if loss is None and now - task.ended_at >= self._terms.grace_s:
             loss = diagnose.unexplained(facts, ref, self._terms.grace_s, log_tail(log), str(log))
         if loss is not None:
-            self._book.publish_loss(task, loss)
+            self._again.lose(task, loss)
+
+    def _try_again(self) -> None:
+        """Submit further attempts of this service's bursts, and of those that nobody has any more."""
+        self._learn()  # a supervisor may have submitted them
+        for name, group in list(self._again.groups()):
+            burst = self._bursts[name]
+            if self._submitter.owns(burst):
+                self._submitter.add_group(burst, group)
+            else:
+                keys = [burst.submit.tasks[position].key for position in group.positions]
+                self._again.put_off(keys, self._terms.poll_s)
 
     def _refuse_stuck(self, refs: Mapping[JobRef, Task], facts: Mapping[JobRef, JobFacts]) -> None:
         """A job that waits for what will never come is lost now; the scheduler would keep it for ever."""
@@ -439,3 +481,18 @@ class Service:
             if loss is not None and not task.started:
                 self._book.doomed.append(ref)
                 self._book.publish_loss(task, loss)
+
+    def _tell_waiting(self, refs: Mapping[JobRef, Task], facts: Mapping[JobRef, JobFacts]) -> None:
+        """Say what may keep a job waiting for long, once for each job and text."""
+        for ref, task in refs.items():
+            text = None if task.over else diagnose.waiting(facts[ref], JobRef(ref.job))
+            if text is not None and (ref.job, text) not in self._waits:
+                self._waits.add((ref.job, text))
+                self._book.events.append(Problem(text))
+
+
+def _names_of(entry: Entry, resources: Resources) -> Iterator[str]:
+    """What may be among the outcomes of a task."""
+    times = resources.retry.times if resources.retry is not None else 0
+    for suffix in ("running", "h5", "link", "lost", *(f"died-{number}" for number in range(1, times + 1))):
+        yield f"{entry.key}.{suffix}"

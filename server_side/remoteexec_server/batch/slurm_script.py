@@ -56,15 +56,23 @@ TEMPLATE = """\
 {%- if priority is not none %}
 #SBATCH --priority={{ priority }}
 {%- endif %}
+{%- if warn_time %}
+#SBATCH --signal=B:USR1@{{ warn_time }}
+{%- endif %}
 {%- if sbatch_arguments %}
 #SBATCH {{ sbatch_arguments }}
 {%- endif %}
 {%- for line in options %}
 #SBATCH {{ line }}
 {%- endfor %}
+{%- if warn_time %}
+trap '' USR1
+{%- endif %}
 exec {{ command }}
 """
-"""bash, not sh: dash drops exported functions (`module`) from the environment. `exec`: one process less to signal."""
+"""The warning is ignored until the runner takes it: near a short limit it comes at once.
+
+bash, not sh: dash drops exported functions (`module`) from the environment. `exec`: one process less to signal."""
 
 _ENDS_OTHERWISE = {
     "wait": (4, "-W"),

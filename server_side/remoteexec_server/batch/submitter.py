@@ -10,15 +10,20 @@ store. A burst belongs to the service that has written its name beside it last; 
 from __future__ import annotations
 
 import re
+import shutil
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from .. import retrying
 from ..store.session import Job, JobTask, Journal
 from ..wire.messages import Accepted, BurstId, Entry, Loss, Rejected, TaskKey, Terms
+from ..wire.resources import Resources
+from . import notes
 from .base import JobId, JobSpec, Queue, QuotaReached, SchedulerUnavailable, SubmitRejected
 from .book import Book
-from .records import Burst, Group, Task, cut
+from .notes import Notes
+from .records import Burst, Group, Task, cut, halves
 
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses between attempts to submit while the scheduler does not answer; the last one for ever."""
@@ -104,6 +109,19 @@ class Submitter:
         self._waiting[burst.submit.burst] = burst
         self._queue.prewarm()
 
+    def add_group(self, burst: Burst, group: Group) -> None:
+        """One more job of a burst, for a further attempt of some of its tasks."""
+        if burst.groups is None:
+            burst.groups = deque()
+        if all(known.name != group.name for known in burst.groups):
+            burst.groups.append(group)
+        if burst.submit.burst not in self._waiting:
+            self.add(burst)
+
+    def owns(self, burst: Burst) -> bool:
+        """Whether the burst is this service's, its client's earlier one's, or nobody's any more."""
+        return burst.own or self._session.owner(burst.submit.burst) == self._owner or self.orphaned(burst)
+
     def step(self) -> None:
         """Submit one job of the first burst that is due, if any; the burst is accepted when its last job is."""
         now = self._clock()
@@ -129,21 +147,9 @@ class Submitter:
         """Close the journal."""
         self._journal.close()
 
-    def notes(self) -> tuple[dict[str, JobId], dict[BurstId, int]]:
-        """What all services of the session have written down: job numbers by name, longest arrays by burst."""
-        jobs: dict[str, JobId] = {}
-        most: dict[BurstId, int] = {}
-        for note in self._journal.notes():
-            if "name" in note:
-                jobs[note["name"]] = JobId(note["job"])
-            else:
-                most.setdefault(BurstId(note["burst"]), note["most"])
-        return jobs, most
-
-    def moved(self) -> dict[TaskKey, tuple[str, JobId]]:
-        """Tasks whose runners have submitted them again, with their jobs' names and numbers; see `again`."""
-        notes = [note for note in self._journal.notes() if "again" in note]
-        return {TaskKey(note["again"]): (note["name"], JobId(note["job"])) for note in notes}
+    def notes(self) -> Notes:
+        """What all services of the session have written down."""
+        return notes.read(self._journal.notes())
 
     # ---- one burst ----
 
@@ -172,8 +178,12 @@ class Submitter:
             for entry in entries:
                 self._book.inherit(entry.key, failed)
             return True
-        if all(self._book.tasks[entry.key].over for entry in entries):  # cancelled meanwhile
+        if all(self._is_past(self._book.tasks[entry.key], group) for entry in entries):
             return True
+        upstream = [self._book.tasks[key] for key in entries[0].upstream if key in self._book.tasks]
+        if any(self._book.followed(task).waits_again for task in upstream):
+            group.due_at = self._clock() + _RETRY_S[0]  # it is to wait for the input's new job, not in one of its own
+            return False
         at_once = self._room(burst, group)
         if at_once == 0:
             group.due_at = self._clock() + _RETRY_S[0]
@@ -184,8 +194,10 @@ class Submitter:
             if self._jobs.alone and _NOT_HERE.search(str(exc)):
                 self._leave(burst, exc)
                 return False
-            self._refuse(burst, self._left(entries), Loss("rejected", str(exc)))
+            self._refuse(burst, group, self._left(entries), Loss("rejected", str(exc)))
         except QuotaReached as exc:
+            if self._halve(burst, group):
+                return False
             group.due_at = self._clock() + self._jobs.terms.poll_s
             self._book.say(f"{exc}; {len(entries)} tasks wait in the store until there is room")
             return False
@@ -196,17 +208,42 @@ class Submitter:
                 self._put_off(group, exc)
             return False
         except OSError as exc:
-            self._lose_unwritten(burst, self._left(entries), exc)
+            self._lose_unwritten(burst, self._left(entries), exc, group.number)
         return True
 
-    def _refuse(self, burst: Burst, left: Sequence[Entry], loss: Loss) -> None:
-        if burst.own:
+    def _is_past(self, task: Task, group: Group) -> bool:
+        """Whether it was cancelled meanwhile, or the attempt has died."""
+        if task.attempt > group.number and not task.job_name:
+            task.job_name = group.name
+        return task.over or task.attempt > group.number
+
+    def _halve(self, burst: Burst, group: Group) -> bool:
+        """Cut an array that is refused though nothing of ours is in the queue: no end of another job would help it.
+
+        Noted before a half is submitted: whoever goes on has to cut it in the same way. Returns whether it was cut.
+        """
+        assert burst.groups is not None
+        queued = any(self._book.tasks[key].ref is not None for key in self._book.open)
+        if queued or len(group.positions) == 1:
+            return False
+        try:
+            self._journal.append({"burst": burst.submit.burst, "halved": group.name})
+        except OSError as exc:
+            self._book.say(f"the journal cannot be written: {exc}")
+            return False
+        shutil.rmtree(self._session.job_directory(group.name), ignore_errors=True)  # no job will ever have this name
+        burst.groups.popleft()
+        burst.groups.extendleft(reversed(halves(group)))
+        return True
+
+    def _refuse(self, burst: Burst, group: Group, left: Sequence[Entry], loss: Loss) -> None:
+        if burst.own and group.number == 1:
             self._book.lose(left, loss)
             keys = tuple(entry.key for entry in left)
             self._book.events.append(Rejected(burst.submit.burst, keys, "SubmitRejected", loss.message))
             return
         for entry in left:
-            self._book.publish_loss(self._book.tasks[entry.key], loss)
+            self._book.publish_loss(self._book.tasks[entry.key], retrying.told(loss, self._session.deaths(entry.key)))
 
     def _left(self, entries: Sequence[Entry]) -> list[Entry]:
         return [entry for entry in entries if not self._book.tasks[entry.key].over]
@@ -216,7 +253,7 @@ class Submitter:
         terms = self._jobs.terms
         if terms.jobs_at_once is None and terms.cores_at_once is None:
             return None
-        resources = burst.submit.resources[burst.submit.tasks[group.positions[0]].resources]
+        resources = _resources(burst, group)
         mine = [task for task in map(self._book.tasks.__getitem__, self._book.open) if task.ref is not None]
         room = len(group.positions)
         if terms.jobs_at_once is not None:
@@ -248,13 +285,17 @@ class Submitter:
 
     def _accept(self, burst: Burst) -> None:
         del self._waiting[burst.submit.burst]
-        burst.accepted = True
-        if burst.own:
+        before, burst.accepted = burst.accepted, True
+        if burst.own and not before:
             self._book.events.append(accepted(burst, self._book))
 
-    def _lose_unwritten(self, burst: Burst, entries: Sequence[Entry], exc: OSError) -> None:
+    def _lose_unwritten(self, burst: Burst, entries: Sequence[Entry], exc: OSError, number: int = 1) -> None:
         message = f"the store on the cluster cannot be written: {exc}"
         keys = tuple(entry.key for entry in entries)
+        if number > 1:  # the client knows its job
+            for key in keys:
+                self._book.publish_loss(self._book.tasks[key], Loss("store", message))
+            return
         if burst.own:
             self._book.events.append(Rejected(burst.submit.burst, keys, "StoreError", message))
         try:
@@ -271,7 +312,7 @@ class Submitter:
         submit = burst.submit
         entries = [submit.tasks[position] for position in group.positions]
         upstream = {key: self._book.tasks[key] for key in entries[0].upstream if key in self._book.tasks}
-        jobs = [self._book.job_of(task) for task in upstream.values() if not task.over]
+        jobs = [self._book.followed(task).ref for task in upstream.values() if not task.over]
         after = [ref for ref in jobs if ref is not None]
         directory = self._session.job_directory(group.name)
         if group.attempt or directory.exists():  # an attempt that got no answer, or one before a crash
@@ -305,10 +346,11 @@ class Submitter:
             name=group.name,
             burst=submit.burst,
             tasks=tuple(JobTask(p, submit.tasks[p].key) for p in group.positions),
-            resources=submit.resources[submit.tasks[group.positions[0]].resources],
+            resources=_resources(burst, group),
             upstream={key: str(task.ref) for key, task in upstream.items() if task.ref is not None},
             scheduler=self._jobs.scheduler,
             grace_s=self._jobs.terms.grace_s,
+            attempt=group.number,
             command=self._jobs.command,
             terms=self._jobs.terms,
         )
@@ -316,14 +358,20 @@ class Submitter:
     def _place(self, group: Group, entries: Sequence[Entry], job: JobId) -> None:
         """Remember which job runs these tasks, here and in the journal."""
         try:
-            self._journal.append({"job": job, "name": group.name, "tasks": len(entries)})
+            again = {"again": True} if group.number > 1 else {}
+            self._journal.append({"job": job, "name": group.name, "tasks": len(entries), **again})
         except OSError as exc:  # the job can still be found by its name
             self._book.say(f"the journal cannot be written: {exc}")
-        self._book.assign(group.name, [entry.key for entry in entries], job)
+        self._book.assign(group.name, [entry.key for entry in entries], job, group.number)
 
     def orphaned(self, burst: Burst) -> bool:
         """Whether the service that was to submit a burst is gone."""
         return not self._session.alive(self._session.owner(burst.submit.burst) or self._owner)
+
+
+def _resources(burst: Burst, group: Group) -> Resources:
+    """What each task of a group asks for."""
+    return group.resources or burst.submit.resources[burst.submit.tasks[group.positions[0]].resources]
 
 
 def accepted(burst: Burst, book: Book) -> Accepted:

@@ -39,6 +39,7 @@ def common(spec: JobSpec) -> dict[str, object]:
         "exclusive": r.exclusive,
         "run_time_max": None if r.run_time_max_s is None else math.ceil(r.run_time_max_s),
         "run_time_minutes": None if r.run_time_max_s is None else max(1, math.ceil(r.run_time_max_s / 60)),
+        "warn_time": r.warning_s,
         "memory_max": _whole(r.memory_max_gb),
         "memory_mb": memory_mb(r, r.num_nodes or 1),
         "priority": r.priority,

@@ -33,6 +33,7 @@ from ..wire import header
 from ..wire.header import Header
 from ..wire.messages import BurstId, TaskKey
 from ..wire.payload import Pickled
+from . import compact
 
 
 @dataclass(frozen=True)
@@ -70,23 +71,53 @@ def write_bundle(burst: BurstId, functions: Sequence[Pickled], calls: Sequence[C
         return image.sealed("bundle", burst, key)
 
 
+class Bundle:
+    """A bundle that was read and checked once, for who needs several of its calls.
+
+    Raises:
+        header.HeaderError: the file must not be opened here.
+    """
+
+    def __init__(self, data: bytes, burst: BurstId, key: bytes) -> None:
+        header.check(data, key, "bundle", burst)
+        self._file = h5py.File(io.BytesIO(data), "r")
+        self._offsets, self._first = self._file["offsets"][:].tolist(), self._file["first"][:].tolist()
+        self._function_of = self._file["function"][:].tolist()
+        self._functions = len(self._offsets) - 1 - len(self._function_of)
+        self._pickles: bytes | None = None
+
+    def call(self, position: int) -> tuple[int, Pickled]:
+        """Number of the function that a call calls, and its arguments."""
+        return self._function_of[position], self._part(self._functions + position)
+
+    def function(self, number: int) -> Pickled:
+        """One of the functions."""
+        return self._part(number)
+
+    def close(self) -> None:
+        """Let go of the bundle's bytes."""
+        self._file.close()
+
+    def _part(self, k: int) -> Pickled:
+        if self._pickles is None:  # one read of all costs less than two of parts
+            self._pickles = self._file["pickles"][:].tobytes()
+        start, end = self._first[k : k + 2]
+        buffers = _buffers(self._file, range(start, end)) if end > start else ()
+        return Pickled(self._pickles[self._offsets[k] : self._offsets[k + 1]], buffers)
+
+
 def read_call(data: bytes, burst: BurstId, position: int, key: bytes) -> tuple[Pickled, Pickled]:
     """Function and arguments of one call of a bundle.
 
     Raises:
         header.HeaderError: the file must not be opened here.
     """
-    header.check(data, key, "bundle", burst)
-    with h5py.File(io.BytesIO(data), "r") as file:
-        offsets, first = file["offsets"][:], file["first"][:]
-        function_of = file["function"]
-        functions = len(offsets) - 1 - len(function_of)
-
-        def part(k: int) -> Pickled:
-            pickled = file["pickles"][offsets[k] : offsets[k + 1]].tobytes()
-            return Pickled(pickled, _buffers(file, range(first[k], first[k + 1])))
-
-        return part(int(function_of[position])), part(functions + position)
+    bundle = Bundle(data, burst, key)
+    try:
+        number, arguments = bundle.call(position)
+        return bundle.function(number), arguments
+    finally:
+        bundle.close()
 
 
 def write_outcome(task: TaskKey, outcome: Outcome, key: bytes) -> bytes:
@@ -99,12 +130,23 @@ def write_outcome(task: TaskKey, outcome: Outcome, key: bytes) -> bytes:
         return image.sealed("outcome", task, key, "ok" if outcome.ok else "error")
 
 
+def write_record(task: TaskKey, outcome: Outcome, key: bytes) -> bytes:
+    """The same for a log: without HDF5 where there are no arrays beside the pickle."""
+    if outcome.value is not None and outcome.value.buffers:
+        return write_outcome(task, outcome, key)
+    pickled = outcome.value.data if outcome.value is not None else b""
+    return compact.write(task, "ok" if outcome.ok else "error", pickled, outcome.facts, key)
+
+
 def read_outcome(data: bytes, task: TaskKey, key: bytes) -> Outcome:
-    """What an outcome file says; nothing of it is unpickled here.
+    """What an outcome file, or the record of a log, says; nothing of it is unpickled here.
 
     Raises:
         header.HeaderError: the file must not be opened here.
     """
+    if header.read(data).kind == compact.KIND:
+        status, pickled, facts = compact.read(data, task, key)
+        return Outcome(status == "ok", Pickled(pickled) if pickled else None, facts)
     head = header.check(data, key, "outcome", task)
     with h5py.File(io.BytesIO(data), "r") as file:
         value = _pickled(file, "pickle", "buffers")

@@ -9,12 +9,12 @@ the end on, sealed anew under the first one's name.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Container
 from pathlib import Path
 
 from ..wire import header
 from ..wire.messages import Loss, TaskKey
+from .outcomes import Outcomes
 from .session import Session, StoreError, checked, publish
 
 _LONGEST = 100_000
@@ -48,7 +48,7 @@ def followed(session: Session, key: TaskKey, names: Container[str]) -> TaskKey:
     """The task at the end of all links, which has an end of its own or may get one.
 
     Args:
-        names: of the files among the outcomes.
+        names: of what is known of tasks' ends: `Outcomes`, or the files among them.
 
     Raises:
         OSError: a link cannot be read.
@@ -66,8 +66,8 @@ def has_end(key: TaskKey, names: Container[str]) -> bool:
     return f"{key}.h5" in names or f"{key}.lost" in names
 
 
-def pass_on(session: Session, child: TaskKey, key: TaskKey) -> str:
-    """Publish the end of one task as that of another. Returns the file's name.
+def pass_on(session: Session, outcomes: Outcomes, child: TaskKey, key: TaskKey) -> str:
+    """Publish the end of one task, which is among the outcomes, as that of another. Returns the file's name.
 
     A child whose input failed ends as the input did: whoever waits for the other task knows nothing of the inputs.
 
@@ -75,24 +75,23 @@ def pass_on(session: Session, child: TaskKey, key: TaskKey) -> str:
         OSError: the store cannot be read or written.
         ValueError, StoreError: it holds something else than what we write.
     """
-    names = frozenset(os.listdir(session.outcomes))
-    origin = followed(session, child, names)
+    origin = followed(session, child, outcomes)
     for _ in range(_LONGEST):
-        if f"{origin}.h5" in names:
-            return _copy(session, origin, key)
-        loss = session.read_loss(origin)
+        if outcomes.has(origin, "h5"):
+            return _copy(session, outcomes, origin, key)
+        loss = outcomes.loss(origin)
         if loss.reason != "upstream" or loss.upstream is None:
             break
-        cause = followed(session, loss.upstream, names)
-        if not has_end(cause, names):
+        cause = followed(session, loss.upstream, outcomes)
+        if not outcomes.ended(cause):
             break
         origin = cause
     session.publish_loss(key, loss)
     return f"{key}.lost"
 
 
-def _copy(session: Session, origin: TaskKey, key: TaskKey) -> str:
-    data = session.outcome(origin).read_bytes()
+def _copy(session: Session, outcomes: Outcomes, origin: TaskKey, key: TaskKey) -> str:
+    data = outcomes.outcome(origin)
     try:
         session.publish_outcome(key, header.renamed(data, session.key, "outcome", origin, key))
     except header.HeaderError as exc:

@@ -37,8 +37,12 @@ def expand(root: str) -> Path:
     return Path(text)
 
 
-def open_root(root: str) -> Path:
+def open_root(root: str, what: str = "root", where: str = " on the cluster") -> Path:
     """Make the root if it is missing (0700) and see that it is the user's alone.
+
+    Args:
+        what: it is called in errors.
+        where: commands are to be run that mend it.
 
     Raises:
         UnsafeRootError: says what is wrong with which directory, and the command that mends it.
@@ -50,32 +54,32 @@ def open_root(root: str) -> Path:
             path.mkdir(mode=0o700)
         except FileExistsError:
             pass
-        problem = _problem(path)
+        problem = _problem(path, what, where)
     except OSError as exc:
-        raise UnsafeRootError(f"root {str(path)!r} cannot be made or read: {exc}") from exc
+        raise UnsafeRootError(f"{what} {str(path)!r} cannot be made or read: {exc}") from exc
     if problem is not None:
         raise UnsafeRootError(problem)
     return path
 
 
-def _problem(path: Path) -> str | None:
+def _problem(path: Path, what: str, where: str) -> str | None:
     me = os.geteuid()
     info = path.lstat()
     if stat.S_ISLNK(info.st_mode):
-        return f"root {str(path)!r} is a symbolic link: name the directory it points to"
+        return f"{what} {str(path)!r} is a symbolic link: name the directory it points to"
     if not stat.S_ISDIR(info.st_mode):
-        return f"root {str(path)!r} is not a directory"
+        return f"{what} {str(path)!r} is not a directory"
     if info.st_uid != me:
-        return f"root {str(path)!r} belongs to user id {info.st_uid}, not to yours ({me}): choose another root"
+        return f"{what} {str(path)!r} belongs to user id {info.st_uid}, not to yours ({me}): choose another one"
     if info.st_mode & 0o077:
         return (
-            f"root {str(path)!r} has mode {stat.S_IMODE(info.st_mode):04o}, others may read or change it: "
-            f"run `chmod 700 '{path}'` on the cluster and see that nothing in it is foreign"
+            f"{what} {str(path)!r} has mode {stat.S_IMODE(info.st_mode):04o}, others may read or change it: "
+            f"run `chmod 700 '{path}'`{where} and see that nothing in it is foreign"
         )
     for above in path.resolve().parents:
         info = above.stat()
         if info.st_mode & stat.S_IWOTH and not info.st_mode & stat.S_ISVTX:
-            return f"{str(above)!r}, above the root {str(path)!r}, is writable by everybody: choose another root"
+            return f"{str(above)!r}, above the {what} {str(path)!r}, is writable by everybody: choose another one"
     if not os.access(path, os.W_OK | os.X_OK):
-        return f"root {str(path)!r} is not writable"
+        return f"{what} {str(path)!r} is not writable"
     return None

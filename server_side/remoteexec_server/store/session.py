@@ -6,10 +6,12 @@
         bursts/<burst>.owner       which service submits it
         services/<service>         written again and again while it has something to submit or to wait for
         jobs/<job name>/           job.json, run_queue.sh, <index>.log
+        checkpoints/<task>.h5      what its next attempt starts from; see `checkpoint`
         outcomes/<task>.running    claim of the runner that has the task
         outcomes/<task>.h5         how the task ended
         outcomes/<task>.lost       why there will be no outcome (JSON `Loss`)
         outcomes/<task>.link       whose outcome will be the task's; see `links`
+        outcomes/<task>.died-<n>   why attempt n, from 1, did not end; there will be another (JSON `Loss`)
         journal/<writer>.jsonl     one writer a file: appends of two writers are not safe on NFS
 
 A file is published by writing a temporary name beside it, flushing, and renaming: its final name means it is whole.
@@ -26,7 +28,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,11 @@ def checked(name: str) -> str:
     return name
 
 
+def client_of(key: TaskKey) -> str:
+    """Who has named a task, and its burst; "" where that is not to be seen."""
+    return key.rpartition("-")[0]
+
+
 @dataclass(frozen=True)
 class Claim:
     """Who runs a task: the content of a `.running` file."""
@@ -82,7 +89,9 @@ class Job:
         upstream: the scheduler's names of the jobs that compute the inputs, by task key.
         scheduler: name of the queue to ask about them.
         grace_s: see `messages.Terms`.
-        command: starts a runner, without its arguments: for what the task submits.
+        attempt: which attempt of its tasks it is, from 1.
+        move: how often it went behind another job before it could begin; see `late_inputs`.
+        command: starts a runner, without its arguments: for what the task submits, and for further attempts.
         terms: for the same.
     """
 
@@ -93,6 +102,8 @@ class Job:
     upstream: Mapping[str, str] = field(default_factory=dict)
     scheduler: str = ""
     grace_s: float = 90.0
+    attempt: int = 1
+    move: int = 0
     command: tuple[str, ...] = ()
     terms: Terms = field(default_factory=Terms)
 
@@ -141,6 +152,10 @@ class Session:
         """Why it did not end."""
         return self.outcomes / f"{checked(key)}.lost"
 
+    def died(self, key: TaskKey, attempt: int) -> Path:
+        """Why an attempt did not end."""
+        return self.outcomes / f"{checked(key)}.died-{attempt}"
+
     def running(self, key: TaskKey) -> Path:
         """Who has it."""
         return self.outcomes / f"{checked(key)}.running"
@@ -148,6 +163,10 @@ class Session:
     def job_directory(self, name: str) -> Path:
         """Script, description and logs of a job."""
         return self.path / "jobs" / checked(name)
+
+    def checkpoint(self, key: TaskKey) -> Path:
+        """What the next attempt of a task starts from."""
+        return self.path / "checkpoints" / f"{checked(key)}.h5"
 
     def add_burst(self, submit: Submit, bundle: bytes) -> None:
         """Keep a burst: the bundle first, then its manifest, whose name makes the burst known."""
@@ -173,14 +192,22 @@ class Session:
         publish(directory / "job.json", messages.to_json(job).encode())
         return directory
 
-    def find_task(self, key: TaskKey) -> tuple[Job, int] | None:
-        """The job that runs a task, and which of its elements; reads the description of every job until it is found."""
-        for path in (self.path / "jobs").glob("*/job.json"):
+    def find_task(self, key: TaskKey, named: str = "", among: Container[str] | None = None) -> tuple[Job, int] | None:
+        """The last job of a task's last attempt, and which of its elements; reads the description of every job.
+
+        Args:
+            named: only of those jobs that have this in their name.
+            among: only of these jobs.
+        """
+        found: tuple[Job, int] | None = None
+        for path in (self.path / "jobs").glob(f"*{named}*/job.json"):
+            if among is not None and path.parent.name not in among:
+                continue
             _, job = read_job(path.parent)
             for index, task in enumerate(job.tasks):
-                if task.key == key:
-                    return job, index
-        return None
+                if task.key == key and (found is None or (job.attempt, job.move) > (found[0].attempt, found[0].move)):
+                    found = job, index
+        return found
 
     def log(self, job_name: str, index: int) -> Path:
         """What element `index` of a job printed."""
@@ -194,8 +221,27 @@ class Session:
         """Why the task did not end, for all to see."""
         publish(self.lost(key), messages.to_json(loss).encode())
 
-    def claim(self, key: TaskKey, claim: Claim) -> bool:
-        """Take a task for this runner: False if another has it, or it has ended. Safe on NFS (O_EXCL, version 3 on)."""
+    def publish_death(self, key: TaskKey, attempt: int, loss: Loss) -> None:
+        """Why an attempt did not end, for all to see; the task can be claimed by the next from then on.
+
+        The claim goes first: whoever sees the death finds no claim but that of a later attempt.
+        """
+        self.running(key).unlink(missing_ok=True)
+        publish(self.died(key, attempt), messages.to_json(loss).encode())
+
+    def deaths(self, key: TaskKey) -> list[Loss]:
+        """Why attempts of a task died, the first first."""
+        found: list[Loss] = []
+        with contextlib.suppress(OSError, ValueError):
+            while True:
+                found.append(messages.build(Loss, json.loads(self.died(key, len(found) + 1).read_bytes())))
+        return found
+
+    def claim(self, key: TaskKey, claim: Claim, attempt: int = 1) -> bool:
+        """Take a task for this runner: False if another has it, it has ended, or this attempt has died before.
+
+        Safe on NFS (O_EXCL, version 3 on).
+        """
         try:
             handle = os.open(self.running(key), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
@@ -203,7 +249,7 @@ class Session:
         with os.fdopen(handle, "w") as file:
             file.write(messages.to_json(claim))
         names = os.listdir(self.outcomes)
-        if any(f"{key}{suffix}" in names for suffix in (".h5", ".lost", ".link")):
+        if any(f"{key}.{suffix}" in names for suffix in ("h5", "lost", "link", f"died-{attempt}")):
             self.running(key).unlink(missing_ok=True)
             return False
         return True
@@ -252,8 +298,11 @@ class Session:
         return any(now - _changed_at(beats / checked(name)) < SILENT_S for name in names)
 
     def remove(self) -> None:
-        """Remove all files of the session."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove all files of the session. Whoever still works for it finds nothing under its name from then on."""
+        gone = self.path.with_name(f".{self.path.name}.{time.time_ns()}")
+        with contextlib.suppress(OSError):
+            self.path.rename(gone)
+        shutil.rmtree(gone if gone.exists() else self.path, ignore_errors=True)
 
 
 def read_job(directory: Path) -> tuple[Session, Job]:

@@ -42,12 +42,16 @@ class Watcher:
         names = frozenset(os.listdir(self._directory))
         new, again = names - self._seen, names & self._again
         self._seen, self._again = names, frozenset()
+        self.looked(self._clock() - began, bool(new))
+        return new | again
+
+    def looked(self, cost_s: float, changed: bool) -> None:
+        """A look that took so long is over: say when the next one is due."""
         now = self._clock()
-        if new:
+        if changed:
             self._changed_at = now
         rest = min(max(_LEAST_S, (now - self._changed_at) * _LATE), _MOST_S)
-        self._due_at = now + max(rest, (now - began) * _DUTY)
-        return new | again
+        self._due_at = now + max(rest, cost_s * _DUTY)
 
     def forget(self, names: Iterable[str]) -> None:
         """Report these names again if they are there at the next look; that is no change for the pace of looking."""

@@ -9,7 +9,13 @@ from typing import Any
 
 from .resources import Resources
 
-RENAMED = {"run_time_max": "run_time_max_s", "memory_max": "memory_max_gb", "queue": "partition"}
+RENAMED = {
+    "run_time_max": "run_time_max_s",
+    "memory_max": "memory_max_gb",
+    "queue": "partition",
+    "retries": "retry",
+    "warn_time": "warn_time_s",
+}
 """Keys that have other names than the fields of `Resources`."""
 FIELDS = {field.name for field in fields(Resources)} - {"extra"}
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import io
+import linecache
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
+
+from .names import MAINS
 
 if TYPE_CHECKING:
     from .payload import Reference
@@ -31,15 +35,49 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
     ) -> None:
         super().__init__(stream, protocol=5, buffer_callback=keep)
         self._reference, self._by_value = reference, by_value
+        self._sources: dict[str, str | None] = {}  # by file name; one object each, so that it is pickled once
 
     def reducer_override(self, obj: Any) -> Any:
         if self._reference is not None:
             reduced = self._reference(obj)
             if reduced is not None:
                 return reduced
-        if self._by_value and isinstance(obj, (types.FunctionType, type)):
-            _send_by_value(getattr(obj, "__module__", None))
+        if type(obj) is types.CodeType:
+            return self._code(obj)
+        if isinstance(obj, (types.FunctionType, type)):
+            name = getattr(obj, "__module__", None)
+            if self._by_value or name in MAINS:
+                _send_by_value(name)
         return super().reducer_override(obj)
+
+    def _code(self, code: types.CodeType) -> Any:
+        """A function's code; with its source, if tracebacks at the other end could not show that otherwise."""
+        name = code.co_filename
+        if name not in self._sources:
+            self._sources[name] = _source_without_file(name)
+        source = self._sources[name]
+        if source is None:
+            return NotImplemented
+        return code_with_source, (source, name, *self.dispatch_table[types.CodeType](code)[1])
+
+
+_LONGEST_SOURCE = 1 << 18
+"""Characters. Picked, not measured: no cell of a notebook is longer, but what a program has written may be."""
+
+
+def _source_without_file(name: str) -> str | None:
+    """The text of a notebook's cell, or of what was typed at a prompt; None if it is in a file, or nobody knows it."""
+    entry = linecache.cache.get(name)
+    if entry is None or len(entry) != 4 or os.path.exists(name):
+        return None
+    source = "".join(entry[2])
+    return source if len(source) <= _LONGEST_SOURCE else None
+
+
+def code_with_source(source: str, name: str, *parts: Any) -> types.CodeType:
+    """Code whose source tracebacks in this process can show. Called by pickle."""
+    linecache.cache[name] = len(source), None, source.splitlines(True), name
+    return types.CodeType(*parts)
 
 
 _known: set[str] = set()
@@ -51,7 +89,7 @@ def _send_by_value(name: str | None) -> None:
         return
     _known.add(name)
     module = sys.modules.get(name)
-    if module is not None and name != "__main__" and is_users_own(module):
+    if module is not None and name != "__main__" and (name in MAINS or is_users_own(module)):
         cloudpickle.register_pickle_by_value(module)
 
 

@@ -10,12 +10,13 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NewType, Union
 
 from .evidence import NOTHING, Evidence
 from .names import TaskKey as TaskKey
+from .pilots import Pilots as Pilots
 from .resources import Resources
 
 BurstId = NewType("BurstId", str)
@@ -36,6 +37,7 @@ class Terms:
         submits_per_minute: submissions, on average.
         jobs_at_once: jobs and elements of arrays that may run or wait in the queue at the same time; None: no limit.
         cores_at_once: the same, in CPUs.
+        pilots: run tasks in these; None: each is a job.
         pysqa_config_directory: on the service's side, with the site's templates and limits.
         defaults: what calls that tasks submit ask for where they say nothing.
     """
@@ -45,6 +47,7 @@ class Terms:
     submits_per_minute: float = 60.0
     jobs_at_once: int | None = None
     cores_at_once: int | None = None
+    pilots: Pilots | None = None
     pysqa_config_directory: str | None = None
     defaults: Resources = field(default_factory=Resources)
 
@@ -216,6 +219,7 @@ class Loss:
         log_path: where the whole log lies on the cluster.
         upstream: with reason "upstream": the task whose failure this one inherits.
         evidence: the scheduler's facts, and what to change.
+        attempts: why each attempt ended, this one last, where there were several.
     """
 
     reason: str
@@ -228,6 +232,7 @@ class Loss:
     log_path: str | None = None
     upstream: TaskKey | None = None
     evidence: Evidence = NOTHING
+    attempts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -313,7 +318,9 @@ def build(kind: type[T], plain: object) -> T:
         raise MessageError(f"{kind.__name__}: unknown fields {sorted(unknown)}")
     try:
         return kind(**{name: _read(hints[name], value, f"{kind.__name__}.{name}") for name, value in plain.items()})
-    except TypeError as exc:
+    except MessageError:
+        raise
+    except (TypeError, ValueError) as exc:  # a class may refuse values itself
         raise MessageError(f"{kind.__name__}: {exc}") from exc
 
 
@@ -350,7 +357,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
             except MessageError:
                 continue
         raise MessageError(f"{where}: {value!r:.80} is none of {hint}")
-    if origin is tuple:
+    if origin is tuple or origin is Collection:
         if not isinstance(value, list):
             raise MessageError(f"{where}: expected a list, got {value!r:.80}")
         return tuple(_read(args[0], item, where) for item in value)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .names import TaskKey
 
@@ -57,6 +57,18 @@ def resolve(key: TaskKey) -> Any:
 def given(value: Any) -> Any:
     """A result that is known already, in place of the future it came from. Called by pickle."""
     return value
+
+
+class Altered(NamedTuple):
+    """A function that is not, in this process, what it is in that of the caller; see `contents.checked`.
+
+    Attributes:
+        function: as it is here.
+        modules: that it is made of here and there.
+    """
+
+    function: Callable[..., Any]
+    modules: Sequence[str]
 
 
 class SelectionError(Exception):
@@ -148,8 +160,9 @@ def dumps_here(value: object, reference: Reference | None = None) -> Pickled:
     buffers: list[memoryview] = []
     try:
         data = pickle.dumps(value, protocol=5, buffer_callback=_keeper(buffers))
-        if b"__main__" not in data and not any(name.encode() in data for name in sent_by_value()):
-            return Pickled(data, tuple(buffers))  # the other end has another __main__, and need not have the others
+        # the other end has another script (of both MAINS this is a part), and need not have the others
+        if b"_main__" not in data and not any(name.encode() in data for name in sent_by_value()):
+            return Pickled(data, tuple(buffers))
     except (pickle.PicklingError, AttributeError, TypeError):
         pass
     return dumps(value, reference, by_value=False)
@@ -161,16 +174,29 @@ def sent_by_value() -> set[str]:
     return cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else set()
 
 
-def dumps_for_later(value: object) -> Pickled:
+class _ByName(pickle.Pickler):
+    def __init__(self, stream: io.BytesIO, buffers: list[memoryview], reference: Reference) -> None:
+        super().__init__(stream, protocol=5, buffer_callback=_keeper(buffers))
+        self._reference = reference
+
+    def reducer_override(self, obj: Any) -> Any:
+        return self._reference(obj) or NotImplemented
+
+
+def dumps_for_later(value: object, reference: Reference | None = None) -> Pickled:
     """Pickle for a later run of the same script, which will have the same things in `__main__`: so by their names.
 
     By cloudpickle, it would get classes of its own back as strangers of the same name.
     """
     buffers: list[memoryview] = []
     try:
-        return Pickled(pickle.dumps(value, protocol=5, buffer_callback=_keeper(buffers)), tuple(buffers))
+        if reference is None:
+            return Pickled(pickle.dumps(value, protocol=5, buffer_callback=_keeper(buffers)), tuple(buffers))
+        stream = io.BytesIO()
+        _ByName(stream, buffers, reference).dump(value)
+        return Pickled(stream.getvalue(), tuple(buffers))
     except (pickle.PicklingError, AttributeError, TypeError):
-        return dumps(value, by_value=False)
+        return dumps(value, reference, by_value=False)
 
 
 def loads(data: bytes | memoryview, buffers: Sequence[Any] = (), values: Callable[[TaskKey], Any] | None = None) -> Any:

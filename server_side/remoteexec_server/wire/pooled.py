@@ -5,7 +5,8 @@
     calls   = (setup or None, [Function], [Call])
     results = [Result]; the first of a kept worker is empty: it is set up
     ask     = (SUBMIT, *SubmitAsk), (CANCEL, task, child), (REST, task) or (RESUME, task): see `growing`;
-              (HALTED, task, rank, pid): an MPI rank was stopped by a signal
+              (HALTED, task, rank, pid): an MPI rank was stopped by a signal;
+              (ALTERED, task, modules), before its result: it was run by other code than the client has
     news    = [News]
 
 What is said holds bytes, numbers and tuples only; what is in the bytes is pickled by `payload` and loaded by nobody
@@ -36,7 +37,10 @@ Call = tuple[int, int, "bytes | None", int, "tuple[Input, ...] | None"]
 """Task, function, pickled arguments, the number of the call's buffers, inputs. The buffers are the arguments', then
 each input's."""
 Function = tuple[int, "bytes | None", int]
-"""Its number, pickled, the number of its buffers."""
+"""Its number, pickled, the number of its buffers; or a number to forget, and FORGET. See `is_large`."""
+FORGET = -1
+LARGE_FUNCTION = 1 << 16
+"""Bytes. Picked, not measured: reading as much takes less time than loading it."""
 Result = tuple[int, "bool | None", "bytes | None", int, float, float, int]
 """Task, whether it has a result, that or a `failure`, the number of its buffers, when it started and ended (Unix
 time), and the most bytes its process has had in memory. None for the second: it has returned the future of a child,
@@ -45,7 +49,7 @@ whose token comes instead of a result.
 Pickled bytes too large for a body are None, here and above, and come first among the buffers: see `split`."""
 
 
-SUBMIT, CANCEL, REST, RESUME, HALTED = 0, 1, 2, 3, 4
+SUBMIT, CANCEL, REST, RESUME, HALTED, ALTERED = 0, 1, 2, 3, 4, 5
 Ask = tuple[Any, ...]
 """What a task wants of the pool: one of these numbers, the task, and what more it takes."""
 
@@ -112,6 +116,14 @@ _LARGE = 1 << 20
 def split(data: bytes, buffers: Sequence[memoryview]) -> tuple[bytes | None, Sequence[memoryview]]:
     """A pickle and its buffers as they travel: marshal has no objects of 2 GiB, and large ones need not be copied."""
     return (data, buffers) if len(data) < _LARGE else (None, [memoryview(data), *buffers])
+
+
+def is_large(data: bytes | None, buffers: Sequence[Any]) -> bool:
+    """Whether a function is sent with each batch of calls, and forgotten when these have run: a closure over an array.
+
+    Smaller ones are kept until the pool says which to forget.
+    """
+    return sum([len(buffer) for buffer in buffers], len(data or b"")) > LARGE_FUNCTION
 
 
 def joined(data: bytes | None, buffers: Sequence[Any]) -> tuple[Any, Sequence[Any]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 
-__all__ = ["Resources", "ResourceError"]
+__all__ = ["ResourceError", "Resources", "Retry"]
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+@:,-]*"
 _CONSTRAINT = r"[A-Za-z0-9_(\[!][A-Za-z0-9_.,:=&|*!()\[\]-]*"
@@ -17,6 +17,71 @@ _CONTROL = r"[\x00-\x1f\x7f]"
 
 class ResourceError(ValueError):
     """A resource has a value that no scheduler may see."""
+
+
+REASONS = (
+    "error",
+    "import_error",
+    "killed",
+    "never_started",
+    "node_failure",
+    "out_of_memory",
+    "preempted",
+    "python_missing",
+    "store",
+    "timeout",
+    "unknown",
+)
+"""Why a task may be tried again: the reasons of `messages.Loss` that another attempt can help, and "error"."""
+_SCALED = ("memory", "time")
+_MOST_TIMES = 99
+_WARN_S = 60
+_MOST_WARN_S = 65535  # of sbatch --signal
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Which ends of a task are followed by another attempt, and what that asks for.
+
+    What a user cancels, the scheduler refuses, or an input's failure ends is never tried again.
+
+    Attributes:
+        times: further attempts at most, 1 to 99.
+        on: reasons, as `TaskLost.reason` has them: "timeout", "preempted", "node_failure", "out_of_memory", "killed",
+            "never_started", "python_missing", "import_error", "store", "unknown"; and "error": the function raised.
+        scale: factors of at least 1. "time" multiplies the time limit after a timeout, "memory" the memory after
+            out_of_memory and after SIGKILL, each time anew.
+
+    Raises:
+        ResourceError: a value that cannot be; a ValueError.
+    """
+
+    times: int = 1
+    on: Collection[str] = ("node_failure", "preempted", "timeout")
+    scale: Mapping[str, float] = field(default_factory=lambda: {"memory": 2.0, "time": 1.5})
+
+    def __post_init__(self) -> None:
+        times, on, scale = (dict[str, object](vars(self))[name] for name in ("times", "on", "scale"))
+        if isinstance(times, bool) or not isinstance(times, int) or not 1 <= times <= _MOST_TIMES:
+            raise ResourceError(f"times={times!r}: must be a whole number from 1 to {_MOST_TIMES}")
+        if isinstance(on, str) or not isinstance(on, Collection) or not on:
+            raise ResourceError(f"on={on!r}: must be a set of reasons: {', '.join(REASONS)}")
+        for reason in on:
+            if reason not in REASONS:
+                raise ResourceError(f"on: {reason!r} is no reason to try again; there are {', '.join(REASONS)}")
+        if not isinstance(scale, Mapping):
+            raise ResourceError(f'scale={scale!r}: must be a mapping, {{"memory": 2, "time": 1.5}}')
+        for key, factor in scale.items():
+            if key not in _SCALED:
+                raise ResourceError(f"scale: {key!r} cannot be scaled; only {' and '.join(_SCALED)} can")
+            if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor < 1e6:
+                raise ResourceError(f"scale[{key!r}]={factor!r}: must be a number of at least 1")
+        # equal ones share an array, and are the same after they have travelled
+        object.__setattr__(self, "on", tuple(sorted(set(self.on))))
+        object.__setattr__(self, "scale", {key: float(self.scale[key]) for key in sorted(self.scale)})
+
+    def __hash__(self) -> int:
+        return hash((self.times, self.on, tuple(self.scale.items())))
 
 
 @dataclass(frozen=True)
@@ -45,6 +110,9 @@ class Resources:
         error_log_file: function, arguments and traceback of a call that fails are appended to it.
         slurm_cmd_args: further sbatch options, one list entry each.
         submission_template: Jinja2 text used instead of ours.
+        retry: whether a task that dies is tried again; None: never.
+        warn_time_s: seconds before the time limit at which `checkpoint` saves; None: 60 where a timeout or a preemption
+            is followed by another attempt, else never.
         extra: every other key, for the template alone.
     """
 
@@ -69,6 +137,8 @@ class Resources:
     error_log_file: str | None = None
     slurm_cmd_args: tuple[str, ...] = ()
     submission_template: str | None = None
+    retry: Retry | None = None
+    warn_time_s: int | None = None
     extra: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
     def __hash__(self) -> int:
@@ -80,6 +150,13 @@ class Resources:
         """CPUs of the whole task."""
         return self.cores * self.threads_per_core
 
+    @property
+    def warning_s(self) -> int | None:
+        """How long before the time limit a task is warned; None: it is not."""
+        if self.warn_time_s is None and self.retry is not None and {"timeout", "preempted"} & set(self.retry.on):
+            return _WARN_S
+        return self.warn_time_s
+
     def validate(self) -> None:
         """Refuse values that a template must never see.
 
@@ -90,6 +167,11 @@ class Resources:
             value = getattr(self, key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ResourceError(f"{key}={value!r}: must be a whole number of at least {least}")
+        retry, warn = (dict[str, object](vars(self))[name] for name in ("retry", "warn_time_s"))
+        if retry is not None and not isinstance(retry, Retry):
+            raise ResourceError(f"retries={retry!r}: must be a Retry")
+        if warn is not None and (isinstance(warn, bool) or not isinstance(warn, int) or not 1 <= warn <= _MOST_WARN_S):
+            raise ResourceError(f"warn_time={warn!r}: must be whole seconds from 1 to {_MOST_WARN_S}")
         for key in ("run_time_max_s", "memory_max_gb"):
             value = getattr(self, key)
             if value is None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from remoteexec_server.wire import by_value
+from ..wire import by_value, payload
+from ..wire.names import MAINS
 
 
 def is_own(name: str | None) -> bool:
     """Whether a module is the user's own: a script, a notebook, a file beside it, or nothing that can be found."""
-    if name is None or name == "__main__":
+    if name is None or name in MAINS:
         return True
     module = sys.modules.get(name)
     return module is None or _is_own_file(name, getattr(module, "__file__", None))
@@ -44,6 +46,46 @@ def installed_place(obj: Any) -> tuple[str, str] | None:
     if module is None or is_own(module) or "<" in name or getattr(obj, "__closure__", None):
         return None
     return module, name
+
+
+class Place(NamedTuple):
+    """Where another process finds something of a module of the user's own.
+
+    Attributes:
+        module: its name.
+        path: attributes from there on; none of a module that is used as a whole: see Source.
+    """
+
+    module: str
+    path: tuple[str, ...]
+
+    def find(self) -> Any:
+        """What is there; None of what is not.
+
+        Raises:
+            ImportError: there is no such module. Whatever else it raises when it is imported.
+        """
+        if not self.path:
+            return source(self.module)
+        found: Any = importlib.import_module(self.module)
+        for name in self.path:
+            found = getattr(found, name, None)
+        return found
+
+
+def place_of(obj: Any) -> Place | None:
+    """Where another process finds a function, class or module of the user's own; None if it is sent by value."""
+    if isinstance(obj, Source):
+        return Place(obj.name, ()) if obj.path is not None else None
+    module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str):
+        return None
+    if module in MAINS or module in payload.sent_by_value():
+        return None
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return Place(module, tuple(name.split("."))) if found is obj else None
 
 
 @functools.cache

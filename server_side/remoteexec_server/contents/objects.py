@@ -27,6 +27,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from ..wire.names import MAINS
 from . import codes, origins
 from .bulk import bulk
 
@@ -34,9 +35,10 @@ _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, type(...)
 _COMPOSITE, _NUMBERED, _BACK, _FUTURE = b"\xff", b"\xfe", b"\xfd", b"\xfc"  # marshal begins with none of these
 _PLACES = frozenset(
     ("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__",
-     "__annotations_cache__", "__slotnames__", "__wrapped__")
+     "__annotations_cache__", "__slotnames__", "__wrapped__", "_value2member_map_")
 )  # fmt: skip
-"""Entries of a class or function that say where it is, or that Python adds in passing: `__slotnames__` by pickle."""
+"""Entries of a class or function that say where it is, or that Python adds in passing: `__slotnames__` by pickle,
+`_value2member_map_` of flags by their combinations."""
 _OF_SETS: tuple[Any, ...] = (set.__reduce__, frozenset.__reduce__)
 _LONG = 1 << 16  # texts and bytes from here on are hashed by themselves
 
@@ -54,14 +56,17 @@ class Contents:
     Args:
         name_future: see NameFuture.
         names_only: take functions and classes for their names: for an order among them.
+        versions: of installed packages count; looking them up takes a process that has not done so 0.1 s.
 
     Attributes:
         futures: those without a name, in the order in which they were met.
+        places: what was met of the user's own modules that another process finds by a name, in that order.
     """
 
-    def __init__(self, name_future: NameFuture | None = None, names_only: bool = False) -> None:
-        self._name_future, self._names_only = name_future, names_only
+    def __init__(self, name_future: NameFuture | None = None, names_only: bool = False, versions: bool = True) -> None:
+        self._name_future, self._names_only, self._versions = name_future, names_only, versions
         self.futures: list[concurrent.futures.Future[Any]] = []
+        self.places: dict[origins.Place, None] = {}
         self._definitions: list[Any] = []
         self._numbers: dict[int, int] = {}
         self._done: dict[int, tuple[object, bytes]] = {}  # by id, with the object, so that the id stays its own
@@ -167,7 +172,7 @@ class Contents:
             return sorted(listed)
         if kinds <= _PLAIN:
             return sorted(listed, key=lambda item: marshal.dumps(item, 2))
-        return sorted(listed, key=lambda item: Contents(self._name_future, names_only=True).digest(item))
+        return sorted(listed, key=lambda item: Contents(self._name_future, True, self._versions).digest(item))
 
     # ---- functions and classes ----
 
@@ -176,11 +181,12 @@ class Contents:
             return _seal("name", (marshal.dumps(_name(obj), 2),))
         place = origins.installed_place(obj)
         if place is not None:
-            return _installed(*place)
+            return self._installed(*place)
         number = self._numbers.get(id(obj))
         if number is None:
             number = self._numbers[id(obj)] = len(self._definitions)
             self._definitions.append(obj)
+            self._note(origins.place_of(obj))
         return _NUMBERED + number.to_bytes(8, "big")
 
     def _define(self, obj: Any) -> bytes:
@@ -202,7 +208,7 @@ class Contents:
         if origins.is_own(module):
             parts += self._used(fn.__code__, fn.__globals__)
         else:
-            parts.append(_installed(str(module), ""))
+            parts.append(self._installed(str(module), ""))
         return _seal("function", parts)
 
     def _class(self, cls: type) -> bytes:
@@ -233,11 +239,18 @@ class Contents:
 
     def _follow(self, value: Any, path: tuple[str, ...]) -> bytes:
         """A global; of a module of the user's own what is taken from it."""
+        place = None
         for name in path:
             if not isinstance(value, types.ModuleType) or not origins.is_own(value.__name__):
                 break
+            place = origins.Place(value.__name__, (name,))
             value = getattr(value, name, None)
+        self._note(place)
         return self._leniently(value)
+
+    def _note(self, place: origins.Place | None) -> None:
+        if place is not None:
+            self.places[place] = None
 
     def _imported(self, imports: Iterable[tuple[str, int, tuple[str, ...]]], package: str | None) -> list[bytes]:
         parts = []
@@ -253,7 +266,7 @@ class Contents:
 
     def _module(self, name: str) -> bytes:
         found = origins.source(name)
-        return self.encode(found) if found.path is not None else _installed(name, "")
+        return self.encode(found) if found.path is not None else self._installed(name, "")
 
     def _module_source(self, module: origins.Source) -> bytes:
         code = module.code()
@@ -270,6 +283,7 @@ class Contents:
         All that was met on the way is forgotten then: how far it went may differ from one session to the next.
         """
         before = len(self._definitions), len(self._done), dict(self._open), self._labels, len(self.futures)
+        places = len(self.places)
         try:
             return self.encode(obj)
         except BaseException:  # whatever the object's own code raises
@@ -277,8 +291,9 @@ class Contents:
             for definition in self._definitions[count:]:
                 del self._numbers[id(definition)]
             del self._definitions[count:], self.futures[futures:]
-            while len(self._done) > done:
-                self._done.popitem()
+            for known, count in ((self._done, done), (self.places, places)):
+                while len(known) > count:
+                    known.popitem()
         wrapped = getattr(obj, "__wrapped__", None)
         if wrapped is None and isinstance(obj, functools.cached_property):
             wrapped = obj.func
@@ -328,17 +343,23 @@ class Contents:
     def _global(self, obj: Any, name: str) -> list[bytes]:
         """An object that pickle takes for its name."""
         module = getattr(obj, "__module__", None) or type(obj).__module__
-        parts = [self.encode(type(obj)), _installed(module, name)]
+        parts = [self.encode(type(obj)), self._installed(module, name)]
         if origins.is_own(module):
             parts.append(self._leniently(getattr(obj, "__wrapped__", None)))
+            if module not in MAINS:
+                self._note(origins.Place(module, tuple(name.split("."))))
         return parts
+
+    def _installed(self, module: str, name: str) -> bytes:
+        version = origins.version(module) if self._versions else ""
+        return _seal("installed", (module.encode(), name.encode(), version.encode()))
 
     def _method(self, obj: Any) -> tuple[str, Sequence[bytes]]:
         return "method", (self.encode(obj.__func__), self.encode(obj.__self__))
 
     def _builtin(self, obj: Any) -> tuple[str, Sequence[bytes]]:
         if obj.__self__ is None or isinstance(obj.__self__, types.ModuleType):
-            return "builtin", (_installed(obj.__module__ or "", obj.__qualname__),)
+            return "builtin", (self._installed(obj.__module__ or "", obj.__qualname__),)
         return self._object(obj, type(obj))
 
     def _wrapper(self, obj: Any) -> tuple[str, Sequence[bytes]]:
@@ -384,10 +405,6 @@ def _seal(tag: str, parts: Iterable[bytes]) -> bytes:
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
     return _COMPOSITE + digest.digest()
-
-
-def _installed(module: str, name: str) -> bytes:
-    return _seal("installed", (module.encode(), name.encode(), origins.version(module).encode()))
 
 
 def _name(obj: Any) -> tuple[str, ...]:

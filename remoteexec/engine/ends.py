@@ -1,0 +1,57 @@
+"""How a task of a pool has ended, as its future says it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from remoteexec_server import failure
+from remoteexec_server.wire import pooled
+from remoteexec_server.wire.names import TaskKey
+
+from .. import errors
+from ..futures import Ran, TaskFuture
+from ..pool.tasks import Answered, Broken, Died, End, how_ended
+from . import outcomes
+
+_TAIL = 20
+"""Lines of what a task has printed that are told with its death."""
+_HOST = socket.gethostname()
+
+
+def outcome(future: TaskFuture[Any], end: End) -> tuple[Any, BaseException | None]:
+    """Result and exception; exactly one of them counts, the exception if it is not None."""
+    key = future.key
+    match end:
+        case Answered():
+            _, ok, rest, _, started, ended, max_rss_bytes = end.result
+            future.ran = Ran(_HOST, end.pid, end.worker, None, started, ended, max_rss_bytes)
+            data, buffers = pooled.joined(rest, end.buffers)
+            if ok:
+                return outcomes.result(data, buffers, key)
+            return None, outcomes.exception(*failure.unpacked(data), key, here=True)
+        case Died():
+            return None, death(key, end, future.output)
+        case Broken():
+            return None, broken(key, end)
+
+
+def broken(key: TaskKey, end: Broken) -> errors.TaskLost:
+    """What is said of a task that could not be run."""
+    return errors.TaskKilled(f"task {key} cannot run: {end.reason}", task=key)
+
+
+def death(key: TaskKey, died: Died, printed: object = None) -> errors.TaskLost:
+    """What is said of a task whose process has ended, with the end of what it has printed."""
+    log_tail = "\n".join(str(printed).splitlines()[-_TAIL:]) if printed is not None else ""
+    if died.timed_out:
+        return errors.TaskTimeout(f"task {key} took longer than its run_time_max and was ended", task=key)
+    code = os.waitstatus_to_exitcode(died.status)
+    return errors.TaskKilled(
+        f"the process of task {key} (pid {died.pid}) {how_ended(died.status)}",
+        task=key,
+        signal=-code if code < 0 else None,
+        exit_code=code if code >= 0 else None,
+        log_tail=log_tail,
+    )

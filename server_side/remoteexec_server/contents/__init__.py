@@ -1,0 +1,1 @@
+"""What objects consist of, functions and classes with all that they use: for keys, and for comparing two processes."""

@@ -1,0 +1,560 @@
+"""A pilot: a job that hosts workers. `pilot JOBDIR CLIENT INDEX`, what its script starts.
+
+    pilot (one thread)
+      ├─ takes tickets, gives orders to workers, gives back what it has not started
+      ├─ fork ─ kept workers: tasks that ask for what the workers are made for, one after the other
+      ├─ fork ─ a worker for each task that asks for something else, once there is room for it
+      └─ fork ─ now and then: submits a successor, asks the scheduler about pilots that have fallen silent (`aside`)
+
+It needs nobody: it takes tickets from the store as long as there are any, and what its workers write there is the
+outcome. All it knows can be read there, so a pilot that is killed has lost what it was running and nothing else.
+
+Exit codes: 0 nothing was left to do, or its time was nearly up; 128 + n for signal n.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from .. import runner
+from ..store.crew import BadTicket, Beat, CrewStore, Spec
+from ..store.outcomes import Outcomes, log_path
+from ..store.segments import Kind, LogWriter
+from ..store.session import log_tail, read_job
+from ..store.tickets import Ticket
+from ..wire import messages
+from ..wire.messages import Loss, TaskKey
+from ..wire.pilots import gpus
+from ..wire.resources import Resources
+from . import aside, plan
+from .hand import Hand, Item
+from .staff import Hired, Staff
+
+_TICK_S = 1.0
+_BEAT_S = 20.0
+_LOOKOUT_S = 60.0
+_SYNC_S = 0.25
+"""What was written is on the disk so soon at the latest; picked: one flush takes some milliseconds."""
+_LEAST_S, _LATE = 0.02, 0.1
+"""Between two looks for tickets: a tenth of the time for which there was none, a tick at most."""
+_LONG_S = 0.5
+"""A task that runs for so long does not keep others waiting behind it."""
+_UNCERTAIN_S = 1.0
+"""How long a worker's end by a signal may turn out to be the end of the whole job."""
+_BACK_OFF_S = 1.0
+_DEADLY = (-signal.SIGKILL, -signal.SIGTERM)
+
+
+class _Gone(Exception):
+    """The session is not there any more, or somebody else has what was this pilot's."""
+
+
+def main(argv: list[str]) -> NoReturn:
+    """Be element INDEX of the pilots described in JOBDIR."""
+    os.umask(0o077)
+    session, job = read_job(Path(argv[0]).resolve())
+    store = CrewStore(session, argv[1])
+    index = int(argv[2]) if len(argv) > 2 and argv[2] else 0
+    spec = store.spec()
+    if spec is None:
+        runner.end_process(0)
+    for name in runner._THREADS:  # before numpy is imported, which then makes its threads
+        os.environ[name] = str(spec.pilots.resources.threads_per_core)
+    runner.end_process(Pilot(store, spec, f"{job.name}-{index}", session.log(job.name, index)).run())
+
+
+class Pilot:
+    """One pilot.
+
+    Args:
+        name: of the pilot.
+        log: what this job prints.
+    """
+
+    def __init__(self, store: CrewStore, spec: Spec, name: str, log: Path) -> None:
+        self._store, self._session, self._name, self._log = store, store.session, name, log
+        self._pilots = spec.pilots
+        self._worker = spec.pilots.resources
+        devices = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+        asked = gpus(self._worker) * self._pilots.workers
+        self._devices = devices[:asked] if len(devices) >= asked else [str(number) for number in range(asked)]
+        memory = self._worker.memory_max_gb
+        self._ledger = plan.Ledger(
+            self._worker.cpus * self._pilots.workers,
+            list(self._devices),
+            None if memory is None else memory * self._pilots.workers,
+        )
+        self._kept = self._pilots.workers if self._worker.cores == 1 else 0  # MPI ranks are started for each task
+        self._outcomes = Outcomes(self._session, without=f"{name}-w")
+        self._own: set[TaskKey] = set()  # ended here
+        self._hand = Hand()
+        self._staff = Staff(store, name)
+        self._beat = Beat(runner.job_id(), socket.gethostname(), os.getpid(), time.time())
+        self._unwritten: list[tuple[TaskKey, Loss]] = []
+        self._losses: LogWriter | None = None
+        self._uncertain: list[tuple[float, Hired, set[TaskKey], int]] = []
+        self._seen: dict[str, Ticket | None] = {}  # tickets that were looked at; None: damaged
+        self._mean_s: float | None = None
+        self._signals: set[int] = set()
+        self._ending: plan.Ending | None = None
+        self._winding_down = self._hungry = self._blocked = False
+        self._hire_at = 0.0
+        now = time.monotonic()
+        self._idle_since = self._look_at = self._tick_at = self._lookout_at = self._sync_at = self._beat_at = now
+
+    def run(self) -> int:
+        """Until there is nothing left to do. Returns the job's exit code."""
+        wake = self._listen()
+        try:
+            self._store.join(self._name)
+            importlib_all()
+            self._store.beat(self._name, self._beat)
+            self._beat_at = time.monotonic() + _BEAT_S
+            self._staff_up()
+            while True:
+                self._feed()
+                if (code := self._may_end()) is not None:
+                    return code
+                for handle, _ in self._staff.poll.poll(self._wait_s() * 1000):
+                    if handle == wake:
+                        os.read(wake, 4096)
+                    elif (hired := self._staff.by_handle(handle)) is not None:
+                        self._hear(hired)
+                self._reap()
+                if time.monotonic() >= self._tick_at:
+                    self._tick()
+                self._settle()
+        except (_Gone, FileNotFoundError) as exc:
+            runner._print(f"pilot {self._name} ends: {exc}")
+            return 0
+        finally:
+            self._staff.kill()
+
+    def _listen(self) -> int:
+        """Let signals end a wait."""
+        wake, end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signals.add(number)
+
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD):
+            signal.signal(number, note)
+        signal.set_wakeup_fd(end)
+        self._staff.poll.register(wake, 1)  # POLLIN
+        return wake
+
+    def _wait_s(self) -> float:
+        """Seconds until something is due that nobody tells."""
+        now = time.monotonic()
+        due = [self._tick_at, self._look_at if self._wants_more() else self._tick_at]
+        if self._staff.dirty or not self._hand.empty:
+            due.append(self._sync_at)
+        if self._hand.waits or self._blocked:
+            due.append(self._outcomes.due_at)
+        return max(0.0, min(due) - now)
+
+    # ---- what runs ----
+
+    def _staff_up(self) -> None:
+        """As many kept workers as there are to be."""
+        if time.monotonic() < self._hire_at:
+            return
+        there = {hired.number for hired in self._staff.hired.values() if hired.kept}
+        for number in range(self._kept):
+            if number not in there:
+                self._staff.hire(self._worker, number, True, self._share_of_gpus(number))
+
+    def _share_of_gpus(self, number: int) -> tuple[str, ...] | None:
+        """What a kept worker sees; None: all."""
+        each = gpus(self._worker)
+        if not each or self._pilots.workers == 1:
+            return None
+        return tuple(self._devices[number * each : (number + 1) * each])
+
+    def _feed(self) -> None:
+        """Give orders, and take tickets as long as somebody could do more."""
+        while True:
+            while self._hand.ready and self._start(self._hand.ready[0]):
+                self._hand.ready.popleft()
+            if not (self._wants_more() and time.monotonic() >= self._look_at and self._take()):
+                return
+
+    def _wants_more(self) -> bool:
+        if self._winding_down or self._hand.ready:
+            return False
+        return self._room() is not None if self._kept else self._ledger.has_room(self._worker)
+
+    def _start(self, item: Item) -> bool:
+        """Start a task, or have it started by a worker after what that has; False: not now."""
+        now = time.monotonic()
+        wanted = item.ticket.resources or self._worker
+        if item.ticket.resources is None and self._kept:
+            hired = self._room()
+            if hired is None:
+                return False
+            if hired.grant is None:
+                hired.grant = self._ledger.take(self._worker)
+            hired.send(item, now)
+            return True
+        grant = self._ledger.take(wanted)
+        if grant is None:
+            return False
+        number = self._pilots.workers + len(self._staff.hired)
+        hired = self._staff.hire(wanted, number, False, grant.gpus if gpus(wanted) else None)
+        hired.grant = grant
+        limit_s = self._own_limit_s(wanted)
+        if limit_s is not None:
+            hired.limit_at = now + limit_s
+        hired.send(item, now)
+        hired.tell_end()
+        return True
+
+    def _room(self) -> Hired | None:
+        """The kept worker that gets the next order, if one may."""
+        now, most = time.monotonic(), plan.ahead(self._mean_s)
+        best: Hired | None = None
+        for hired in self._staff.hired.values():
+            if not hired.kept or (best is not None and len(hired.sent) >= len(best.sent)):
+                continue
+            if not hired.sent:
+                if self._ledger.has_room(self._worker):
+                    best = hired
+            elif len(hired.sent) < most and now - hired.since < _LONG_S:
+                best = hired
+        return best
+
+    def _hear(self, hired: Hired) -> None:
+        began = hired.since
+        said = list(hired.hear())
+        if hired.silent:
+            self._staff.overhear(hired)
+        for item, written in said:
+            self._ended(item)
+            if not written:
+                message = "its outcome could not be written to the store; is the disk full, or a quota reached?"
+                self._lose(item.key, self._loss("store", message))
+        if said:
+            each = (time.monotonic() - began) / len(said)
+            self._mean_s = each if self._mean_s is None else 0.7 * self._mean_s + 0.3 * each
+        if not hired.sent and hired.kept:
+            self._free(hired)
+
+    def _free(self, hired: Hired) -> None:
+        if hired.grant is not None:
+            self._ledger.give(hired.grant)
+            hired.grant = None
+
+    def _ended(self, item: Item) -> None:
+        self._own.add(item.key)
+        self._hand.over(item)
+        self._beat = replace(self._beat, ended=self._beat.ended + 1)
+        self._idle_since = time.monotonic()
+
+    def _is_over(self, key: TaskKey) -> bool:
+        return key in self._own or self._outcomes.ended(key)
+
+    # ---- workers that have ended ----
+
+    def _reap(self) -> None:
+        if signal.SIGCHLD not in self._signals:
+            return
+        self._signals.discard(signal.SIGCHLD)
+        for hired, code in self._staff.reap():
+            if hired is None:
+                continue
+            self._hear(hired)
+            if hired.sent or code:
+                self._mourn(hired, code)
+            self._free(hired)
+            self._staff.dismiss(hired, clean=code == 0)
+        if signal.SIGTERM not in self._signals and not self._winding_down:
+            self._staff_up()
+
+    def _mourn(self, hired: Hired, code: int) -> None:
+        """A worker has died: what it had started is lost, the rest is for another."""
+        unread = hired.take_back()
+        started, ended = hired.begun()
+        for key in ended:
+            self._ended(hired.sent.pop(key))
+        untouched = [hired.sent[key] for key in hired.sent if key not in started]
+        self._hand.put_back([*untouched, *unread])
+        if not started:
+            self._hire_at = time.monotonic() + _BACK_OFF_S  # it dies by itself: not again and again at full speed
+        self._uncertain.append((time.monotonic() + _UNCERTAIN_S * (code in _DEADLY), hired, started, code))
+
+    def _judge(self) -> None:
+        """Say why a worker has died, once it is clear that the job goes on."""
+        now = time.monotonic()
+        for verdict in [verdict for verdict in self._uncertain if verdict[0] <= now]:
+            self._uncertain.remove(verdict)
+            _, hired, started, code = verdict
+            for key in started:
+                item = hired.sent.pop(key)
+                if not self._is_over(key):
+                    self._lose(key, self._why(hired, code))
+                self._ended(item)
+
+    def _why(self, hired: Hired, code: int) -> Loss:
+        from ..batch import diagnose
+
+        tail = log_tail(self._log)
+        if hired.limit_at is not None and time.monotonic() >= hired.limit_at:
+            return self._loss("timeout", "it reached its time limit (run_time_max)", code)
+        if code == -signal.SIGKILL and diagnose.names_memory(tail):
+            return self._loss("out_of_memory", "its worker ran out of memory. Ask for more with memory_max", code)
+        if code < 0:
+            name = signal.Signals(-code).name
+            return self._loss("killed", f"its worker was ended by signal {-code} ({name})", code)
+        return self._loss("killed", f"it ended its worker with exit code {code} (os._exit, or compiled code)", code)
+
+    def _loss(self, reason: str, what: str, code: int | None = None) -> Loss:
+        return Loss(
+            reason,
+            f"{what}; the log of its pilot is {self._log}",
+            job=self._beat.job,
+            node=self._beat.host,
+            exit_code=code if code is not None and code >= 0 else None,
+            signal=-code if code is not None and code < 0 else None,
+            log_tail=log_tail(self._log),
+            log_path=str(self._log),
+        )
+
+    def _lose(self, key: TaskKey, loss: Loss) -> None:
+        """Say that a task is lost, now or when the disk takes it."""
+        self._unwritten.append((key, loss))
+
+    def _write_losses(self) -> None:
+        try:
+            if self._unwritten and self._losses is None:
+                self._losses = LogWriter(Path(log_path(self._session, self._name)))
+            while self._unwritten and self._losses is not None:
+                key, loss = self._unwritten[0]
+                self._losses.append(Kind.LOST, key, messages.to_json(loss).encode())
+                self._losses.sync()
+                self._unwritten.pop(0)
+        except FileNotFoundError as exc:
+            raise _Gone("its session is gone") from exc
+        except OSError as exc:
+            runner._print(f"cannot write to the store: {exc}")
+
+    # ---- tickets ----
+
+    def _take(self) -> bool:
+        """Take one ticket; False: there is none for this pilot now."""
+        now = time.monotonic()
+        names = self._store.tickets()
+        self._seen = {name: self._seen[name] for name in names if name in self._seen}
+        self._blocked = False
+        for name in names:
+            ticket = self._look_into(name)
+            if ticket is not None and self._suits(ticket) and self._store.take(self._name, name):
+                self._hand.add(name, ticket, self._is_over)
+                self._set_hunger(False)
+                self._idle_since = now
+                return True
+        idle = now - self._idle_since
+        self._look_at = now + min(max(_LEAST_S, idle * _LATE), _TICK_S)
+        if self._hand.empty:
+            self._set_hunger(True)
+        return False
+
+    def _look_into(self, name: str) -> Ticket | None:
+        if name not in self._seen:
+            try:
+                found = self._store.read(name)
+            except BadTicket as exc:
+                runner._print(f"{exc}")
+                self._seen[name] = None
+                return None
+            if found is None:
+                return None
+            self._seen[name] = found
+        return self._seen[name]
+
+    def _suits(self, ticket: Ticket) -> bool:
+        if any(not self._is_over(key) for key in ticket.outside):
+            self._blocked = True
+            return False
+        wanted = ticket.resources
+        limit_s = self._own_limit_s(wanted)
+        now = time.time()
+        if self._ending is not None and (now > self._ending.takes_until or not self._ending.allows(now, limit_s)):
+            return False
+        return wanted is None or self._ledger.has_room(wanted) or not any(h.sent for h in self._staff.hired.values())
+
+    def _own_limit_s(self, wanted: Resources | None) -> float | None:
+        """How long a task may take; None: it says no more than that it runs in a pilot."""
+        if wanted is None or wanted.run_time_max_s == self._worker.run_time_max_s:
+            return None
+        return wanted.run_time_max_s
+
+    def _set_hunger(self, hungry: bool) -> None:
+        if hungry != self._hungry:
+            self._hungry = hungry
+            self._store.hunger(self._name, hungry)
+
+    def _settle(self) -> None:
+        """Put what was written onto the disk, and let go of tickets of which nothing is left."""
+        now = time.monotonic()
+        self._judge()
+        self._write_losses()
+        idle = not any(hired.sent for hired in self._staff.hired.values())
+        if self._staff.dirty and (idle or now >= self._sync_at):
+            try:
+                self._staff.sync()
+            except OSError as exc:
+                runner._print(f"cannot write to the store: {exc}")
+            self._sync_at = time.monotonic() + _SYNC_S
+        if not self._staff.dirty or now < self._sync_at:
+            self._finish_tickets()
+        if (self._hand.waits or self._blocked) and now >= self._outcomes.due_at:
+            self._look()
+
+    def _finish_tickets(self) -> None:
+        names = self._hand.finished() if not self._unwritten else []
+        if names and self._staff.dirty:
+            self._staff.sync()
+        for name in names:
+            self._store.finish(self._name, name)
+
+    def _give(self, count: int | None) -> None:
+        """Let others have tasks that were not started; None: all."""
+        self._staff.sync()
+        for name, left, given in self._hand.give(count):
+            cuts = plan.parts(len(given.pieces), 1 if count is None else max(1, len(self._store.hungry())))
+            self._store.give_back(
+                self._name, name, left, [replace(given, pieces=given.pieces[start:end]) for start, end in cuts]
+            )
+
+    # ---- now and then ----
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._tick_at = now + _TICK_S
+        if self._name not in self._store.members():
+            raise _Gone("somebody else has taken over its tickets")
+        self._look()
+        self._hand.drop(self._is_over)
+        self._end_cancelled(now)
+        if signal.SIGTERM not in self._signals:
+            self._staff_up()
+        self._share(now)
+        if now >= self._beat_at:
+            self._beat_at = now + _BEAT_S
+            self._store.beat(self._name, self._beat)
+        if now >= self._lookout_at + _LOOKOUT_S:
+            self._lookout_at = now
+            aside.look_out(self._store, self._name)
+        self._mind_the_time()
+
+    def _look(self) -> None:
+        """See what others have ended."""
+        for name in self._outcomes.look():
+            stem, _, suffix = name.rpartition(".")
+            if suffix in ("h5", "lost"):
+                self._hand.input_ended(TaskKey(stem))
+                self._look_at = min(self._look_at, time.monotonic()) if self._blocked else self._look_at
+
+    def _end_cancelled(self, now: float) -> None:
+        """End the workers of tasks that somebody has declared lost, or that have had their time."""
+        for hired in self._staff.hired.values():
+            doomed = [key for key in hired.sent if self._outcomes.ended(key)]
+            if doomed:
+                self._hand.put_back(hired.take_back())
+                self._hand.drop(self._is_over)
+            late = hired.limit_at is not None and now >= hired.limit_at
+            if late or any(key in hired.sent for key in doomed):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(hired.pid, signal.SIGKILL)
+
+    def _share(self, now: float) -> None:
+        """See that nothing waits here that could run elsewhere."""
+        for hired in self._staff.hired.values():
+            if hired.kept and len(hired.sent) > 1 and now - hired.since > _LONG_S:
+                self._hand.put_back(hired.take_back())
+        if self._hand.ready and not self._store.tickets():
+            count = plan.share(len(self._hand.ready), len(self._store.hungry()), self._mean_s, self._pilots.workers)
+            if count:
+                self._give(count)
+
+    def _mind_the_time(self) -> None:
+        if self._ending is None:
+            ends_at = aside.ends_at(self._worker.run_time_max_s, self._beat.started)
+            self._ending = plan.ending(self._beat.started, ends_at)
+        left_s = self._ending.left_s(time.time(), self._mean_s)
+        if (left_s <= 0 or signal.SIGUSR1 in self._signals) and not self._winding_down:
+            self._wind_down()
+        elif left_s > 0:
+            self._tick_at = min(self._tick_at, time.monotonic() + left_s)
+
+    def _wind_down(self) -> None:
+        """Time is nearly up: what is not started is for others, one of which is to take this one's place."""
+        self._winding_down = True
+        for hired in self._staff.hired.values():
+            if hired.kept:
+                self._hand.put_back(hired.take_back())
+        self._give(None)
+        if self._store.tickets() and not self._beat.successor:
+            name = aside.submit_successor(self._store)
+            self._beat = replace(self._beat, successor=name)
+            self._store.beat(self._name, self._beat)
+
+    def _may_end(self) -> int | None:
+        """The exit code, if it is time to end."""
+        if signal.SIGTERM in self._signals:
+            self._terminate()
+            return 128 + signal.SIGTERM
+        if any(hired.sent for hired in self._staff.hired.values()) or self._uncertain or self._unwritten:
+            return None
+        idle_s = time.monotonic() - self._idle_since
+        left = "walltime" if self._winding_down else "stopped" if self._store_stopped(idle_s) else ""
+        if not left and self._hand.empty and idle_s >= self._pilots.idle_time_s:
+            left = "idle"
+        return self._depart(left) if left else None
+
+    def _store_stopped(self, idle_s: float) -> bool:
+        return idle_s > _LEAST_S and self._hand.empty and self._store.stopped()
+
+    def _depart(self, left: str) -> int | None:
+        """Say so, and look once more: whoever has put a ticket there before reads it afterwards."""
+        self._staff.sync()
+        self._finish_tickets()
+        self._store.beat(self._name, replace(self._beat, left=left))
+        if left == "idle" and self._take():
+            self._store.beat(self._name, self._beat)
+            return None
+        aside.wait_for_children()
+        self._store.leave(self._name)
+        return 0
+
+    def _terminate(self) -> None:
+        """The job is being ended: what was not started is for others, and the scheduler says why of the rest."""
+        near = self._ending is not None and time.time() >= self._ending.takes_until
+        self._winding_down = True
+        for hired in self._staff.hired.values():
+            self._hand.put_back(hired.take_back())
+        with contextlib.suppress(OSError):
+            self._give(None)
+            self._finish_tickets()
+            if near and not self._beat.successor and self._store.tickets():
+                aside.submit_successor(self._store)
+        self._staff.kill()
+        aside.wait_for_children()
+
+
+def importlib_all() -> None:
+    """What every worker needs, imported once for all."""
+    import importlib
+
+    for name in ("cloudpickle", "remoteexec_server.store.hdf5", "remoteexec_server.failure"):
+        importlib.import_module(name)
+    sys.stdout.flush()

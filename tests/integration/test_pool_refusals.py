@@ -1,0 +1,56 @@
+"""What cannot travel to a task or back is refused with what to do instead; paths are read as users write them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remoteexec import SingleNodeExecutor, TestClusterExecutor, current_executor, errors
+from tests.integration.pool_tools import add_one, both_modes, executor
+
+
+@both_modes
+def test_a_task_that_takes_its_executor_along_is_told_what_to_use(kept: bool) -> None:
+    with executor(kept) as exe:
+
+        def grow() -> Any:
+            return exe.submit(add_one, 1)
+
+        for call in ((grow,), (add_one, exe), (add_one, {"exe": [exe]})):
+            with pytest.raises(errors.CallNotPicklable, match=r"current_executor\(\) is the one it runs in"):
+                exe.submit(*call)
+
+
+def test_an_executor_of_a_cluster_does_not_travel_either() -> None:
+    with TestClusterExecutor() as exe, pytest.raises(errors.CallNotPicklable, match=r"current_executor\(\)"):
+        exe.submit(add_one, exe)
+
+
+def children() -> Any:
+    return [current_executor().submit(add_one, 1)]
+
+
+@both_modes
+def test_a_list_of_futures_is_no_result(kept: bool) -> None:
+    with executor(kept) as exe:
+        exc = exe.submit(children).exception()
+    assert isinstance(exc, errors.ResultNotPicklable)
+    assert "inside of a list or the like its result() has to be returned" in str(exc)
+
+
+def here() -> str:
+    return os.getcwd()
+
+
+@both_modes
+def test_a_directory_is_read_as_a_shell_would(kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PART", "a part")
+    wanted = str(tmp_path / "runs" / "a part")
+    with executor(kept, resource_dict={"cwd": "~/runs/$PART"}) as exe:
+        assert exe.submit(here).result() == wanted
+    with SingleNodeExecutor(1, debug=True, resource_dict={"cwd": "~/runs/$PART"}) as exe:
+        assert exe.submit(here).result() == wanted

@@ -1,0 +1,41 @@
+"""Parameters of executors are refused by name, value, rule and remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from remoteexec import SingleNodeExecutor, SlurmClusterExecutor, TestClusterExecutor
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"max_workers": 1.5}, "max_workers must be a whole number of at least 1, not 1.5: pass an int"),
+    ({"max_workers": True}, "max_workers must be a whole number of at least 1, not True: pass an int"),
+    ({"max_cores": "2"}, "max_cores must be a whole number of at least 1, not '2': pass an int"),
+    ({"resource_dict": []}, "resource_dict must be a dictionary or a Resources, not []: {'cores': 1}, say"),
+    ({"max_workers": 0}, "max_workers must be greater than 0, not 0"),
+]
+ONLY_HERE: list[tuple[dict[str, Any], str]] = [
+    ({"restart_limit": -1}, "restart_limit must be at least 0, not -1"),
+    ({"restart_limit": "a"}, "restart_limit must be a whole number of at least 0, not 'a': pass an int"),
+    ({"preload": "numpy"}, "preload must be a list of names of modules, not 'numpy': ['numpy'], say"),
+    (
+        {"init_function": 3, "block_allocation": True},
+        "init_function must be a function, not 3: pass the function itself, not what it returns",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), WRONG + ONLY_HERE, ids=repr)
+def test_what_cannot_be_is_refused_at_construction(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        SingleNodeExecutor(**settings)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("kind", [TestClusterExecutor, SlurmClusterExecutor])
+@pytest.mark.parametrize(("settings", "said"), WRONG, ids=repr)
+def test_executors_of_clusters_refuse_the_same(kind: Any, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        kind(**settings)
+    assert str(caught.value) == said
