@@ -223,11 +223,15 @@ def value(session: Session, task: str) -> Any:
     return payload.loads(outcome.value.data, outcome.value.buffers)
 
 
+def started(session: Session) -> Path:
+    """Made by the first task, which ends when it is gone."""
+    return session.path.parent.parent.parent / "started"
+
+
 def go_on(session: Session) -> None:
     """Let the first task end, now that its client is gone."""
-    started = session.path.parent.parent.parent / "started"
-    assert eventually(started.exists)
-    started.unlink()
+    assert eventually(started(session).exists)
+    started(session).unlink()
 
 
 def test_a_graph_grows_to_its_end_after_its_client_was_killed(alone: Callable[[str], Session]) -> None:
@@ -245,6 +249,7 @@ def test_a_failure_frees_all_dependants_jobs_within_seconds(
     cluster: SlurmCluster | None = None
     if "SlurmClusterExecutor" in request.node.name:
         cluster = request.getfixturevalue("slurm_cluster")
+        assert eventually(started(session).exists)
         assert sorted(queue(cluster)) == ["PD Dependency"] * 4 + ["R None"]
     go_on(session)
     began = time.monotonic()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from remoteexec_server import late_inputs
+from remoteexec_server import late_inputs, running
 from remoteexec_server.batch import queues
-from remoteexec_server.batch.base import JobId, JobState, SchedulerUnavailable, SubmitRejected
+from remoteexec_server.batch.base import JobId, JobRef, JobSpec, JobState, SchedulerUnavailable, SubmitRejected
 from remoteexec_server.batch.service import Service
 from remoteexec_server.store import links
 from remoteexec_server.store.outcomes import Outcomes
@@ -336,3 +338,89 @@ def test_a_loss_names_whom_nobody_knows_only_where_there_is_nothing_better(world
     outcomes.look()
     assert links.pass_on(world.session, outcomes, CHILD, PARENT) == f"{PARENT}.lost"
     assert world.session.read_loss(PARENT).upstream == SECOND
+
+
+# ---- other jobs than the first ----
+
+
+def moved(world: World, first: str, index: int, move: int, noted: bool = True, **changed: Any) -> JobId | None:
+    """A runner submits an element again, as one more job, and may die before it has done so."""
+    _, description = read_job(world.session.job_directory(first))
+    element = description.tasks[index]
+    again = replace(description, name=f"{first}-r1w{move}-{index}", tasks=(element,), move=move, **changed)
+    directory = world.session.add_job(again)
+    if not noted:
+        return None
+    number = world.queue.submit(JobSpec(again.name, directory, again.command, 1, again.resources))
+    journal = Journal(world.session)
+    journal.append({"job": number, "name": again.name, "tasks": 1, "again": True})
+    journal.close()
+    return number
+
+
+def test_a_service_that_learns_of_a_task_late_asks_about_its_last_job(world: World) -> None:
+    submitted(world, world.service("k", alone=True), burst(THEIRS, CHILD))
+    late = moved(world, "rx-k-1-0", 0, 1)
+    service = world.service("g", alone=True)  # which sees the note, and knows nothing of the task
+    submitted(world, service, burst(DEEP, GRANDCHILD))
+    links.publish_link(world.session, GRANDCHILD, CHILD)
+    world.queue.end(job(100))
+    world.run(service, 100.0)
+    world.queue.end(JobRef(JobId(str(late))), JobState.TIMEOUT)
+
+    [event] = world.run(service, 100.0)
+    assert isinstance(event, Lost)
+    assert (event.key, event.loss.reason, event.loss.job) == (GRANDCHILD, "timeout", "101")
+
+
+def test_the_last_job_is_the_one_that_was_submitted_and_has_moved_most(world: World) -> None:
+    submitted(world, world.service("k", alone=True), burst(THEIRS, CHILD, SECOND))
+    assert (late_inputs.last_job(world.session, SECOND), late_inputs.last_job(world.session, AFTER)) == ("100_1", None)
+
+    moved(world, "rx-k-1-0", 1, 1)
+    moved(world, "rx-k-1-0", 1, 2)
+    moved(world, "rx-k-1-0", 1, 3, noted=False)
+    assert (late_inputs.last_job(world.session, SECOND), late_inputs.last_job(world.session, CHILD)) == ("102", "100_0")
+
+
+def test_a_job_that_made_room_is_not_taken_for_that_of_the_next_attempt(
+    world: World, room: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = world.service()
+    submitted(world, service, burst(OURS, PARENT), burst(BurstId("b-2"), Entry(AFTER, 0, (PARENT,))))
+    moved(world, "rx-b-1-0", 0, 1)
+    world.session.publish_death(PARENT, 1, Loss("killed", "by a signal"))
+    _, description = read_job(world.session.job_directory("rx-b-2-0"))
+    monkeypatch.setattr(Session, "alive", lambda *_: True)  # whose service submits the attempt
+
+    assert late_inputs.ask(world.session, description, PARENT) == late_inputs.Fate(soon=True)
+    moved(world, "rx-b-1-0", 0, 2, attempt=2)
+    assert late_inputs.ask(world.session, description, PARENT) == late_inputs.Fate(behind="103")
+
+
+def test_what_a_linked_input_says_is_what_its_task_says(world: World, room: Callable[[], bool]) -> None:
+    waiting(world)
+    _, description = read_job(world.session.job_directory("rx-b-2-0"))
+
+    assert late_inputs.ask(world.session, description, CHILD, linked=True) == late_inputs.Fate()
+    assert late_inputs.ask(world.session, description, SECOND, linked=True) == late_inputs.Fate()
+    assert late_inputs.ask(world.session, description, SECOND) == late_inputs.Fate(ended=True)
+    world.queue.end(job(102), JobState.TIMEOUT)
+    fate = late_inputs.ask(world.session, description, CHILD, linked=True)
+    assert fate.loss is not None
+    assert (fate.ended, fate.loss.reason, fate.loss.job) == (True, "timeout", "102")
+
+
+def test_a_queue_sees_the_environment_that_the_process_had_before_its_task(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted(world, world.service(), burst(OURS, PARENT))
+    session, description = read_job(world.session.job_directory("rx-b-1-0"))
+    inner = dict(os.environ)
+    with running.outer_environment():
+        assert dict(os.environ) == inner
+
+    monkeypatch.setattr(running, "task", running.Running(session, description, {"PATH": "/bin"}))
+    with running.outer_environment():
+        assert dict(os.environ) == {"PATH": "/bin"}
+    assert dict(os.environ) == inner
