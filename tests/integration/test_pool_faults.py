@@ -206,7 +206,7 @@ def test_exceptions_that_end_a_program_are_the_calls_own(kept: bool, raised: Bas
 def test_without_restarts_the_calls_of_dead_workers_fail_and_say_so() -> None:
     with executor(True, workers=1) as exe:
         exe.submit(kill_self).exception(timeout=20)
-        with pytest.raises(errors.TaskKilled, match="its last worker has ended"):
+        with pytest.raises(errors.TaskKilled, match="its last worker was ended by SIGKILL"):
             exe.submit(add_one, 1).result(timeout=20)
 
 
