@@ -64,6 +64,10 @@ class Book:
         else:  # cancelled while the scheduler was asked
             self.doomed.append(ref)
 
+    def follow(self, keys: Iterable[TaskKey]) -> None:
+        """Look for the ends of these, though their jobs are not known."""
+        self.open.update((key, None) for key in keys if not self.tasks[key].over)
+
     def whole_arrays(self, refs: Sequence[JobRef]) -> tuple[JobRef, ...]:
         """The same jobs, an array that is waited for in all its elements named once."""
         length: dict[JobId, int] = {}

@@ -94,7 +94,8 @@ class Submitter:
 
     def add(self, burst: Burst) -> None:
         """A burst that this service is to submit."""
-        self._session.own(burst.submit.burst, self._owner)
+        if self._session.owner(burst.submit.burst) != self._owner:
+            self._session.own(burst.submit.burst, self._owner)
         burst.followed = False
         self._waiting[burst.submit.burst] = burst
         self._queue.prewarm()
@@ -122,7 +123,8 @@ class Submitter:
             return
         if self._session.owner(burst.submit.burst) != self._owner:
             del self._waiting[burst.submit.burst]
-            burst.followed = True
+            burst.followed = burst.taken = True
+            self._book.follow(entry.key for entry in burst.submit.tasks)
             return
         if burst.groups is None and not self._cut(burst):
             return
