@@ -37,9 +37,18 @@ def skip_for_want_of(what: str, reason: str) -> None:
     pytest.skip(reason)
 
 
+WHOLE_MACHINE = ("test_mpi_jobs", "test_pool_mpi", "test_netcluster", "test_wide_area")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test by the clusters it uses."""
+    """Mark every test by the clusters it uses, and say which belong in one process.
+
+    Those of a file do. So do those that look at what the whole machine has, network namespaces or shared memory: they
+    are also the longest group, and begin.
+    """
+    items.sort(key=lambda item: item.path.stem not in WHOLE_MACHINE)
     for item in items:
+        item.add_marker(pytest.mark.xdist_group("machine" if item.path.stem in WHOLE_MACHINE else str(item.path)))
         used = set(getattr(item, "fixturenames", ()))
         if SLURM_FIXTURES & used:
             item.add_marker("slurm")

@@ -89,7 +89,7 @@ def is_installed(package: str) -> bool:
 def borrowing_environment(directory: Path) -> Path:
     """Make a virtual environment that finds this one's packages and MPI, but processes none of its .pth files."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
-    for place, pattern in (("lib", "libmp*"), ("bin", "mpi*"), ("bin", "hydra*")):
+    for place, pattern in (("lib", "libmp*"), ("lib", "mpi*"), ("bin", "mpi*"), ("bin", "hydra*")):
         for path in Path(sys.prefix, place).glob(pattern):
             (directory / place / path.name).symlink_to(path)
     site_packages = next((directory / "lib").glob("python3*/site-packages"))

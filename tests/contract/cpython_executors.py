@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import tempfile
 from typing import Any
 
 import remoteexec
+from tests.contract.login_node import LOGIN_NODE
 
 
 class Fresh(remoteexec.SingleNodeExecutor):
@@ -31,3 +33,11 @@ class Files(remoteexec.TestClusterExecutor):
         directory = tempfile.mkdtemp(prefix="remoteexec-contract-")
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
         super().__init__(cache_directory=directory, poll_s=0.1)
+
+
+class Slurm(remoteexec.SlurmClusterExecutor):
+    """Jobs of SLURM, submitted by the cluster's user."""
+
+    def __init__(self, max_workers: int | None = None, mp_context: Any = None) -> None:
+        directory = tempfile.mkdtemp(prefix="contract-", dir=os.environ[LOGIN_NODE])
+        super().__init__(cache_directory=directory, poll_s=1.0, submits_per_minute=6000)

@@ -7,6 +7,7 @@ them in libpython3-testsuite.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import unittest
 from pathlib import Path
@@ -16,8 +17,10 @@ import pytest
 
 import remoteexec
 import remoteexec_server
+from tests.clusters.rootless import SlurmCluster
 from tests.contract import cpython_executors
-from tests.contract.cpython_executors import Files, Fresh, Kept
+from tests.contract.cpython_executors import Files, Fresh, Kept, Slurm
+from tests.contract.login_node import LOGIN_NODE, run_there
 
 pytestmark = pytest.mark.usefixtures("process_mark")
 
@@ -78,18 +81,18 @@ _FILES_SKIPPED = {
     "test_cancel_futures": "has no number of workers: all jobs run at once",
 }
 
-TestFreshExecutorTest = _case(Fresh, "ExecutorTest", {})
-TestFreshAsCompletedTests = _case(Fresh, "AsCompletedTests", {})
-TestFreshWaitTests = _case(Fresh, "WaitTests", {})
-TestFreshExecutorShutdownTest = _case(Fresh, "ExecutorShutdownTest", {})
-TestKeptExecutorTest = _case(Kept, "ExecutorTest", {})
-TestKeptAsCompletedTests = _case(Kept, "AsCompletedTests", {})
-TestKeptWaitTests = _case(Kept, "WaitTests", {})
-TestKeptExecutorShutdownTest = _case(Kept, "ExecutorShutdownTest", {})
-# Files are slow, and what WaitTests ask is asked of their futures by AsCompletedTests too.
-TestFilesExecutorTest = _case(Files, "ExecutorTest", _FILES_SKIPPED)
-TestFilesAsCompletedTests = _case(Files, "AsCompletedTests", _FILES_SKIPPED)
-TestFilesExecutorShutdownTest = _case(Files, "ExecutorShutdownTest", _FILES_SKIPPED)
+if LOGIN_NODE in os.environ:
+    _EXECUTORS: list[tuple[type, dict[str, str]]] = [(Slurm, _FILES_SKIPPED)]
+else:
+    _EXECUTORS = [(Fresh, {}), (Kept, {}), (Files, _FILES_SKIPPED)]
+for _executor, _skipped in _EXECUTORS:
+    for _name in _NAMES:
+        globals()[f"Test{_executor.__name__}{_name}"] = _case(_executor, _name, _skipped)
+
+
+@pytest.mark.skipif(LOGIN_NODE in os.environ, reason="this is that run")
+def test_they_pass_on_the_login_node(slurm_cluster: SlurmCluster) -> None:
+    run_there(slurm_cluster, Path(__file__), "cpython-login")
 
 
 @pytest.fixture(autouse=True)

@@ -33,11 +33,10 @@ from remoteexec import (
 )
 from remoteexec.executors.batch import BatchExecutor
 from tests.clusters.rootless import SlurmCluster
+from tests.contract.login_node import LOGIN_NODE, run_there
 from tests.integration.conftest import installed
 from tests.unit.fake_service import ThreadService
 
-LOGIN_NODE = "REMOTEEXEC_TEST_ON_LOGIN_NODE"
-"""In the environment of this file's second run: a directory that the compute nodes share."""
 WAIT_S = 60.0
 pytestmark = pytest.mark.timeout(180)
 
@@ -576,19 +575,4 @@ def test_neither_arguments_nor_results_are_kept(executor: BatchExecutor) -> None
 
 @pytest.mark.skipif(LOGIN_NODE in os.environ, reason="this is that run")
 def test_the_contract_holds_for_an_executor_on_the_login_node(slurm_cluster: SlurmCluster) -> None:
-    here = Path(__file__)
-    checkout = here.parent.parent.parent
-    probe = slurm_cluster.run([sys.executable, "-c", f"import pytest, remoteexec; open({str(here)!r})"], check=False)
-    if probe.returncode != 0:
-        pytest.skip(f"the cluster's user cannot use {sys.executable} or read {checkout}: {probe.stderr[-200:]}")
-    home = slurm_cluster.make_directory("contract-login")
-    options = ["-q", "-p", "no:cacheprovider", "--basetemp", str(home / "tmp"), "-c", str(checkout / "pyproject.toml")]
-    environment = [f"{LOGIN_NODE}={home}", "PYTHONDONTWRITEBYTECODE=1", f"PYTHONPATH={checkout}:{checkout}/server_side"]
-    done = slurm_cluster.run(
-        ["env", "-C", str(home), *environment, sys.executable, "-m", "pytest", *options, str(here)],
-        timeout_s=150,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_there(slurm_cluster, Path(__file__), "contract-login")

@@ -33,8 +33,8 @@ def hold(path: str, megabytes: int = 0) -> int:
     partial.write_text(
         json.dumps([os.environ["SLURM_JOB_ID"], os.environ["SLURMD_NODENAME"], os.getpid(), os.getppid()])
     )
-    partial.rename(path)
     block = b"x" * (megabytes << 20)
+    partial.rename(path)
     time.sleep(100)
     return len(block)
 

@@ -216,7 +216,7 @@ def test_a_root_below_a_directory_that_everybody_may_write_is_refused(
 ) -> None:
     config, root = copied(embedded_config, embedded_cluster)
     root.parent.chmod(0o777)
-    assert "is writable by everybody: choose another root" in refused(config, errors.UnsafeRoot)
+    assert "is writable by everybody: choose another one" in refused(config, errors.UnsafeRoot)
 
 
 # ---- disks ----

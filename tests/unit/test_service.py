@@ -404,6 +404,30 @@ def test_a_service_whose_client_has_come_back_elsewhere_submits_nothing_more(wor
     assert sizes(world.queue) == [1]
 
 
+def test_a_burst_that_another_service_has_taken_over_is_followed_to_its_end(world: World) -> None:
+    slow = world.service()
+    slow.handle(burst(ONE, A), sealed(burst(ONE, A)))
+    world.run(world.service())
+
+    assert world.run(slow, 40.0) == [Accepted(ONE, ("100",))]
+    world.end(A)
+    assert world.run(slow, 3.0) == [OutcomeReady(A, SIZE)]
+
+
+def test_a_burst_has_an_owner_before_others_can_see_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    owners: list[str] = []
+    add = Session.add_burst
+
+    def watched(session: Session, submit: Submit, bundle: bytes) -> None:
+        owners.append(session.owner(submit.burst))
+        add(session, submit, bundle)
+
+    monkeypatch.setattr(Session, "add_burst", watched)
+    submitted(world, world.service(), burst(ONE, A))
+
+    assert owners == [world.session.owner(ONE)]
+
+
 def test_two_clients_of_a_session_submit_each_their_own_bursts_and_take_each_others_results(world: World) -> None:
     theirs, mine = world.service("c"), world.service()
     other = BurstId("c-1")

@@ -64,6 +64,10 @@ class Book:
         else:  # cancelled while the scheduler was asked
             self.doomed.append(ref)
 
+    def follow(self, keys: Iterable[TaskKey]) -> None:
+        """Look for the ends of these, though their jobs are not known."""
+        self.open.update((key, None) for key in keys if not self.tasks[key].over)
+
     def followed(self, task: Task) -> Task:
         """Whose job has to end before the task does."""
         while task.follows is not None and task.follows in self.tasks:

@@ -48,6 +48,7 @@ class Burst:
         groups: jobs still to be submitted; None before the burst was cut into jobs.
         accepted: every job was submitted, or refused.
         followed: another service submits it.
+        taken: that service has taken it from this one, whose client still waits to hear of it.
         attempt: questions for the longest array that got no answer.
         due_at: not before.
     """
@@ -57,6 +58,7 @@ class Burst:
     groups: deque[Group] | None = None
     accepted: bool = False
     followed: bool = False
+    taken: bool = False
     attempt: int = 0
     due_at: float = 0.0
 

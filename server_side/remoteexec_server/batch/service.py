@@ -204,6 +204,7 @@ class Service:
         problem = refusal(submit, bundle, self.session.key, self._book.tasks)
         if problem is None:
             try:
+                self.session.own(submit.burst, self._name)  # first: a burst without an owner would be an orphan
                 self.session.add_burst(submit, bundle)
                 self._book.events += self._notices.new(submit.resources)
                 self._add(self._adopt(submit))
@@ -316,6 +317,8 @@ class Service:
                 burst.groups.remove(group)
         if not burst.groups:
             burst.accepted, burst.followed = True, False
+            if burst.taken:
+                self._book.events.append(accepted(burst, self._book))
 
     def _look(self) -> None:
         """List the outcomes once, for all tasks."""

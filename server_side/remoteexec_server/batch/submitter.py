@@ -104,7 +104,8 @@ class Submitter:
 
     def add(self, burst: Burst) -> None:
         """A burst that this service is to submit."""
-        self._session.own(burst.submit.burst, self._owner)
+        if self._session.owner(burst.submit.burst) != self._owner:
+            self._session.own(burst.submit.burst, self._owner)
         burst.followed = False
         self._waiting[burst.submit.burst] = burst
         self._queue.prewarm()
@@ -279,9 +280,8 @@ class Submitter:
     def _follow(self, burst: Burst) -> None:
         """Another service submits the rest of it."""
         del self._waiting[burst.submit.burst]
-        burst.followed = True
-        for entry in self._left(burst.submit.tasks):
-            self._book.open[entry.key] = None
+        burst.followed, burst.taken = True, burst.own and not burst.accepted
+        self._book.follow(entry.key for entry in burst.submit.tasks)
 
     def _accept(self, burst: Burst) -> None:
         del self._waiting[burst.submit.burst]
