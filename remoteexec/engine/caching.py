@@ -88,6 +88,7 @@ class _Execution:
         inputs: futures among its arguments.
         found: its entry, if that was found after all.
         pointed: a file says where it runs.
+        altered: modules of which it, or one of its inputs, was computed with other code than its key was made from.
     """
 
     directory: CacheDirectory
@@ -100,6 +101,7 @@ class _Execution:
     futures: list[CachedFuture[Any]] = field(default_factory=list)
     found: Hit | None = None
     pointed: bool = False
+    altered: Sequence[str] = ()
 
     def another(self) -> CachedFuture[Any]:
         """One more future of it."""
@@ -151,6 +153,8 @@ class CachedFuture(TaskFuture[R]):
         execution = self._look()
         if execution is not None:
             self.cache_key, self.cache_token = execution.name, execution.token
+            if execution.altered and execution.found is None:  # its result is not what the token stands for
+                self.altered, self.cache_token = execution.altered, None
         self._execution = None
         if not self.show_running():
             return
@@ -365,8 +369,9 @@ class Caching:
         if inner.cancelled() or execution.name is None:
             return None
         exc = inner.exception()
-        if inner.altered and execution.found is None:
-            _warn_of_other_code(execution.function, inner.altered)
+        execution.altered = _altered(execution)
+        if execution.altered and execution.found is None:
+            _warn_of_other_code(execution.function, execution.altered)
             return payload.dumps_for_later(inner.result()) if exc is None else None
         facts = {name: value for name, value in inner.ran._asdict().items() if value is not None}
         if inner.ran.started is not None and inner.ran.ended is not None:
@@ -482,6 +487,16 @@ def _pickled_call(call: CachedCall) -> tuple[Pickled, tuple[concurrent.futures.F
         found = payload.dumps_here((None, None, None, dict(call.resources)))
     kept = Pickled(found.data, tuple(memoryview(bytes(view)) for view in found.buffers))
     return kept, tuple(futures)
+
+
+def _altered(execution: _Execution) -> tuple[str, ...]:
+    """See _Execution."""
+    found = list(execution.inner.altered)
+    for future in execution.inputs:
+        while isinstance(future, Selection):
+            future = future.source
+        found += getattr(future, "altered", ())
+    return tuple(dict.fromkeys(found))
 
 
 def _is_own(exc: BaseException, inputs: tuple[concurrent.futures.Future[Any], ...]) -> bool:

@@ -15,6 +15,7 @@ import sys
 import threading
 import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 _MOST_KNOWN = 1000
 """Functions remembered: enough for a workflow's, few enough for a loop over lambdas."""
+_MOST_RECENT = 200
+_SMALL = 1 << 16
+"""How many functions, of up to so many bytes, are held though nobody calls them now. One that is pickled with each call
+is the same to a worker, with what it keeps in its globals, as long as its bytes have the same number."""
 _CONSTANT = (int, float, complex, str, bytes, bool, type(None), type(...), range, types.ModuleType)
 _CLOUDPICKLE = b"cloudpickle"
 """In every pickle of a function by value: what makes it again is in there."""
@@ -48,6 +53,7 @@ class Functions:
     def __init__(self) -> None:
         self._numbers = itertools.count()
         self._by_bytes: weakref.WeakValueDictionary[bytes, Function] = weakref.WeakValueDictionary()
+        self._recent: OrderedDict[bytes, Function] = OrderedDict()  # held: workers keep what such a function keeps
         self._known: dict[Any, tuple[_Uses, Function]] = {}
         self._checked: dict[tuple[Function, Check], Function] = {}
         self._lock = threading.Lock()  # guards the dictionaries
@@ -107,6 +113,11 @@ class Functions:
                 function = Function(next(self._numbers), data, tuple(buffers))
                 if not buffers:
                     self._by_bytes[data] = function
+            if not buffers and len(data) <= _SMALL:
+                self._recent[data] = function
+                self._recent.move_to_end(data)
+                if len(self._recent) > _MOST_RECENT:
+                    self._recent.popitem(last=False)
         return function
 
 

@@ -104,7 +104,8 @@ def exception(facts: Mapping[str, Any], value: Pickled | None, task: TaskKey, *,
     if not isinstance(exc, BaseException):
         exc = _ours(task, facts, here)
     if facts.get("traceback"):
-        exc.__cause__ = RemoteTraceback(facts["traceback"])
+        with contextlib.suppress(Exception):  # a class of the user's that does not let itself be changed
+            exc.__cause__ = RemoteTraceback(facts["traceback"])
     if "rank" in facts:
         _name_rank(exc, facts["rank"], facts["ranks"])
     return exc

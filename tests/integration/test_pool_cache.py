@@ -307,3 +307,32 @@ def test_an_executor_without_a_cache_writes_nothing(tmp_path: Path, monkeypatch:
     with SingleNodeExecutor(max_workers=1) as exe:
         assert exe.submit(abs, -1).result() == 1
     assert os.listdir(tmp_path) == []
+
+
+ALTERED = """
+import sys
+from remoteexec import SingleNodeExecutor
+import constant_of_mine
+
+def half_more(x):
+    return x + 0.5
+
+if __name__ == "__main__":
+    constant_of_mine.CONST = 5
+    with SingleNodeExecutor(1, cache_directory=sys.argv[1]) as exe:
+        one = exe.submit(constant_of_mine.f, 1)
+        print(exe.submit(half_more, one).result(), exe.submit(half_more, one).result())
+    with SingleNodeExecutor(1, cache_directory=sys.argv[1]) as exe:
+        again = exe.submit(half_more, exe.submit(constant_of_mine.f, 1))
+        again.result()
+        print(again.task.pid is None)
+"""
+
+
+def test_what_is_computed_from_a_result_of_other_code_is_not_kept_either(tmp_path: Path) -> None:
+    (tmp_path / "constant_of_mine.py").write_text("CONST = 1\ndef f(x): return x * CONST\n")
+    (tmp_path / "script.py").write_text(ALTERED)
+    argv = [sys.executable, "-W", "ignore", str(tmp_path / "script.py"), str(tmp_path / "cache")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.stdout, done.returncode) == ("1.5 1.5\nFalse\n", 0), done.stderr

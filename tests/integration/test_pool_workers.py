@@ -539,3 +539,17 @@ def test_an_array_that_is_bound_to_a_function_is_copied_at_submit(kept: bool) ->
         future = exe.submit(partial(first_of, array))
         array[:] = 0
         assert future.result() == 1.0
+
+
+memory: dict[int, int] = {}
+
+
+def remember(number: int) -> int:
+    memory[number] = 1
+    return len(memory)
+
+
+def test_what_a_function_keeps_in_its_globals_stays_in_its_worker() -> None:
+    with remoteexec.SingleNodeExecutor(1, block_allocation=True) as exe:
+        assert [exe.submit(remember, number).result(30) for number in range(4)] == [1, 2, 3, 4]
+        assert list(exe.map(remember, range(4, 8))) == [5, 6, 7, 8]
