@@ -49,7 +49,7 @@ lint: packages $(VENV)/.installed-test
 	$(VENV)/bin/mypy
 
 test: lint
-	$(VENV)/bin/python -m pytest -n 3 --dist loadgroup $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n 3 $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -11,10 +11,13 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
+import tests
 from remoteexec.demo.slurm import SlurmOptions, missing_packages
 from tests.clusters.accounts import NoClusterPython
 from tests.clusters.embedded import EmbeddedTestCluster
@@ -27,6 +30,8 @@ from tests.clusters.rootless import SlurmCluster
 from tests.clusters.rootless import slurm_cluster as start_slurm_cluster
 from tests.leftovers import gone
 
+cloudpickle.register_pickle_by_value(tests)  # a cluster cannot import them
+
 SLURM_FIXTURES = {"slurm_cluster", "small_array_cluster"}
 
 
@@ -38,17 +43,26 @@ def skip_for_want_of(what: str, reason: str) -> None:
 
 
 WHOLE_MACHINE = ("test_mpi_jobs", "test_pool_mpi", "test_netcluster", "test_wide_area")
+"""Files whose tests look at what all of the machine has: network namespaces, shared memory."""
+
+
+class FilesTogether(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """The tests of a file in one process, where they share its clusters; those that look at the whole machine too."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "the whole machine" if Path(path).stem in WHOLE_MACHINE else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogether:
+    return FilesTogether(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test by the clusters it uses, and say which belong in one process.
-
-    Those of a file do. So do those that look at what the whole machine has, network namespaces or shared memory: they
-    are also the longest group, and begin.
-    """
+    """Mark every test by the clusters it uses; the longest group, which is one after another, begins."""
     items.sort(key=lambda item: item.path.stem not in WHOLE_MACHINE)
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("machine" if item.path.stem in WHOLE_MACHINE else str(item.path)))
         used = set(getattr(item, "fixturenames", ()))
         if SLURM_FIXTURES & used:
             item.add_marker("slurm")
@@ -56,15 +70,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("netcluster")
         if "flux_instance" in used:
             item.add_marker("flux")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _by_value(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let functions of test modules travel by value: a cluster cannot import tests."""
-    module = request.module
-    cloudpickle.register_pickle_by_value(module)
-    yield
-    cloudpickle.unregister_pickle_by_value(module)
 
 
 @pytest.fixture

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pytest
 
 from remoteexec import SingleNodeExecutor
-
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers need not import pytest for a call
 
 MODES = [pytest.param(False, id="fresh"), pytest.param(True, id="kept")]
 both_modes = pytest.mark.parametrize("kept", MODES)
