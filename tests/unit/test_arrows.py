@@ -16,8 +16,9 @@ POSIX_ONLY = {"fcntl", "grp", "pwd", "resource", "termios", "pty", "tty"}
 CLIENT = {
     "cli": {"executors", "config", "deploy", "ssh", "demo"},
     "demo": {"config", "deploy", "executors", "ssh"},
-    "executors": {"engine", "pool", "views", "selections", "futures", "config", "deploy", "ssh"},
+    "executors": {"allocation", "engine", "pool", "views", "selections", "futures", "config", "deploy", "ssh"},
     "views": {"selections", "futures"},
+    "allocation": {"pool"},
     "engine": {"pool", "selections", "futures"},
     "pool": {"futures"},
     "deploy": {"config", "ssh"},
