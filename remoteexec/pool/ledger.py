@@ -1,8 +1,9 @@
-"""What of a machine is taken, and which waiting task starts next. Pure: no processes, no clock.
+"""What of one or many nodes is taken, and which waiting task starts next. Pure: no processes, no clock.
 
 First come, first served; tasks that fit go past one that does not, but only until they have taken `PATIENCE` times the
-whole capacity: then what is free is left free for it. Tasks that need the same wait in one line, so the choice takes as
-long as there are different needs, however many tasks wait.
+whole capacity: then what is free is left free for it, on one node if there are many. Tasks that need the same wait in
+one line, so the choice takes as long as there are different needs, however many tasks wait, and however many nodes
+there are.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ class Need(NamedTuple):
     Attributes:
         cores: CPUs.
         gpus: whole GPUs.
+        memory_bytes: what it said it uses; counted where there are many nodes.
     """
 
     cores: int = 1
     gpus: int = 0
+    memory_bytes: int = 0
 
 
 class Waiting(Protocol):
@@ -52,25 +55,110 @@ class TooLarge(ValueError):
     """A task that could never start."""
 
 
-class Ledger(Generic[T]):
-    """Cores, GPUs and tasks at once of one machine, and the line of tasks that wait for them.
+class Room(Protocol):
+    """What can be taken. A place is the GPUs that a task has, and what more its room wants to know of it."""
+
+    capacity: int
+    """Cores, or what stands for them."""
+
+    def check(self, need: Need) -> None:
+        """Refuse what can never start.
+
+        Raises:
+            TooLarge: names what is asked and what there is.
+        """
+
+    def fits(self, need: Need) -> bool:
+        """Whether there is room now."""
+
+    def take(self, need: Need) -> tuple[str, ...]:
+        """Take what fits."""
+
+    def retake(self, need: Need, place: tuple[str, ...]) -> bool:
+        """Take the same place again; False if that is not free."""
+
+    def give(self, need: Need, place: tuple[str, ...]) -> None:
+        """What was taken is free."""
+
+    def hold(self, need: Need) -> bool:
+        """Leave what gets free to this need until it fits; False if others can then take nothing at all."""
+
+
+class OneNode:
+    """Cores and GPUs of one machine.
 
     Args:
         cores: that may be used at once; None for no limit.
         gpus: names of the GPUs, as CUDA_VISIBLE_DEVICES has them.
-        tasks: that may run at once; None for no limit.
     """
 
-    def __init__(self, cores: int | None, gpus: Sequence[str] = (), tasks: int | None = None) -> None:
-        self.cores, self.tasks, self._all_gpus = cores, tasks, tuple(gpus)
+    def __init__(self, cores: int | None, gpus: Sequence[str] = ()) -> None:
+        self._cores, self._all_gpus = cores, tuple(gpus)
+        self.capacity = cores or 0
         self._used_cores = 0
-        self._used_tasks = 0
         self._free_gpus = list(gpus)
+
+    def check(self, need: Need) -> None:
+        """See Room."""
+        if self._cores is not None and need.cores > self._cores:
+            raise TooLarge(f"a task asks for {need.cores} cores, and max_cores is {self._cores}: it could never start")
+        if need.gpus > len(self._all_gpus):
+            raise TooLarge(
+                f"a task asks for {need.gpus} GPUs, and {len(self._all_gpus)} are known here: it could never start; "
+                "CUDA_VISIBLE_DEVICES names those to use"
+            )
+
+    def fits(self, need: Need) -> bool:
+        """See Room."""
+        cores = self._cores is None or self._used_cores + need.cores <= self._cores
+        return cores and need.gpus <= len(self._free_gpus)
+
+    def take(self, need: Need) -> tuple[str, ...]:
+        """See Room."""
+        self._used_cores += need.cores
+        gpus = tuple(self._free_gpus[: need.gpus])
+        del self._free_gpus[: need.gpus]
+        return gpus
+
+    def retake(self, need: Need, place: tuple[str, ...]) -> bool:
+        """See Room."""
+        if not self.fits(need) or not set(place) <= set(self._free_gpus):
+            return False
+        self._used_cores += need.cores
+        self._free_gpus = [gpu for gpu in self._free_gpus if gpu not in place]
+        return True
+
+    def give(self, need: Need, place: tuple[str, ...]) -> None:
+        """See Room."""
+        self._used_cores -= need.cores
+        self._free_gpus += place
+
+    def hold(self, need: Need) -> bool:
+        """See Room."""
+        return False
+
+
+class Ledger(Generic[T]):
+    """Cores, GPUs and tasks at once, and the line of tasks that wait for them.
+
+    Args:
+        cores: see OneNode.
+        gpus: see OneNode.
+        tasks: that may run at once; None for no limit.
+        room: another than one machine.
+    """
+
+    def __init__(
+        self, cores: int | None, gpus: Sequence[str] = (), tasks: int | None = None, room: Room | None = None
+    ) -> None:
+        self.room = room or OneNode(cores, gpus)
+        self.tasks = tasks
+        self._used_tasks = 0
         self._lines: dict[Need, deque[tuple[int, T]]] = {}  # none of them empty
         self._places = itertools.count()
         self._length = 0
         self._passed_by = 0  # cores, or tasks without, that went past the first in line
-        self._patience = PATIENCE * (cores or tasks or _UNLIMITED)
+        self._patience = PATIENCE * (self.room.capacity or tasks or _UNLIMITED)
 
     def __len__(self) -> int:
         return self._length
@@ -79,18 +167,8 @@ class Ledger(Generic[T]):
         return iter([task for _, task in sorted((w for line in self._lines.values() for w in line), key=_place)])
 
     def check(self, need: Need) -> None:
-        """Refuse what can never start.
-
-        Raises:
-            TooLarge: names what is asked and what there is.
-        """
-        if self.cores is not None and need.cores > self.cores:
-            raise TooLarge(f"a task asks for {need.cores} cores, and max_cores is {self.cores}: it could never start")
-        if need.gpus > len(self._all_gpus):
-            raise TooLarge(
-                f"a task asks for {need.gpus} GPUs, and {len(self._all_gpus)} are known here: it could never start; "
-                "CUDA_VISIBLE_DEVICES names those to use"
-            )
+        """See Room."""
+        self.room.check(need)
 
     def add(self, task: T) -> None:
         """A task joins the line; before all that are less deep."""
@@ -109,50 +187,57 @@ class Ledger(Generic[T]):
         self._length = self._passed_by = 0
         return gone
 
+    def clear_hopeless(self) -> list[T]:
+        """Take out of the line what can never start, since the room has become smaller."""
+        gone: list[T] = []
+        for need in list(self._lines):
+            try:
+                self.room.check(need)
+            except TooLarge:
+                gone += [task for _, task in self._lines.pop(need)]
+        self._length -= len(gone)
+        return gone
+
     def next(self) -> tuple[T, tuple[str, ...]] | None:
-        """The task that starts now and its GPUs, counted as running from here on; None if none may."""
+        """The task that starts now and its place, counted as running from here on; None if none may."""
         if not self._lines or (self.tasks is not None and self._used_tasks >= self.tasks):
             return None
+        fits = self.room.fits
         first = min(self._lines, key=self._first_place)
-        if self._fits(first):
+        if fits(first):
             self._passed_by = 0
             return self._start(first)
-        fitting = [need for need in self._lines if self._fits(need)]
-        if not fitting or self._passed_by >= self._patience:
+        if self._passed_by >= self._patience and not self.room.hold(first):
+            return None
+        fitting = [need for need in self._lines if fits(need)]
+        if not fitting:
             return None
         chosen = min(fitting, key=self._first_place)
         self._passed_by += max(1, chosen.cores)
         return self._start(chosen)
 
-    def end(self, need: Need, gpus: Sequence[str]) -> None:
+    def end(self, need: Need, place: tuple[str, ...]) -> None:
         """A running task has ended."""
-        self._used_cores -= need.cores
         self._used_tasks -= 1
-        self._free_gpus += gpus
+        self.room.give(need, place)
 
-    def take(self, need: Need, gpus: Sequence[str]) -> bool:
-        """A task that gave back what it had goes on, with the same GPUs; False if that is not free now."""
-        if not self._fits(need) or not set(gpus) <= set(self._free_gpus):
-            return False
+    def take(self, need: Need, place: tuple[str, ...]) -> bool:
+        """A task that gave back what it had goes on, in the same place; False if that is not free now."""
         if self.tasks is not None and self._used_tasks >= self.tasks:
             return False
-        self._used_cores += need.cores
+        if not self.room.retake(need, place):
+            return False
         self._used_tasks += 1
-        self._free_gpus = [gpu for gpu in self._free_gpus if gpu not in gpus]
         return True
 
-    def put_back(self, task: T, gpus: Sequence[str]) -> None:
+    def put_back(self, task: T, place: tuple[str, ...]) -> None:
         """A task that `next` gave could not be started: it is the first of its line again."""
-        self.end(task.need, gpus)
+        self.end(task.need, place)
         self._lines.setdefault(task.need, deque()).appendleft((-next(self._places), task))
         self._length += 1
 
     def _first_place(self, need: Need) -> int:
         return self._lines[need][0][0]
-
-    def _fits(self, need: Need) -> bool:
-        cores = self.cores is None or self._used_cores + need.cores <= self.cores
-        return cores and need.gpus <= len(self._free_gpus)
 
     def _start(self, need: Need) -> tuple[T, tuple[str, ...]]:
         line = self._lines[need]
@@ -160,11 +245,8 @@ class Ledger(Generic[T]):
         if not line:
             del self._lines[need]
         self._length -= 1
-        self._used_cores += need.cores
         self._used_tasks += 1
-        gpus = tuple(self._free_gpus[: need.gpus])
-        del self._free_gpus[: need.gpus]
-        return task, gpus
+        return task, self.room.take(need)
 
 
 def _place(waiting: tuple[int, object]) -> int:

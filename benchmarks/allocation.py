@@ -1,0 +1,87 @@
+"""What many nodes cost: `--simulate` places tasks of mixed sizes with a fake clock, without any process.
+
+python benchmarks/allocation.py --simulate [--tasks 1000000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import heapq
+import random
+import time
+from typing import NamedTuple
+
+from remoteexec.allocation.nodes import ManyNodes
+from remoteexec.allocation.slurm import Node
+from remoteexec.pool.ledger import Ledger, Need
+
+CORES = 64
+SIZES = (1, 1, 1, 1, 1, 2, 2, 4, 8, 16, 32, 64)
+GIB = 2**30
+
+
+class Task(NamedTuple):
+    """Of a size and a duration."""
+
+    need: Need
+    depth: int
+    takes_s: float
+
+
+def simulate(nodes: int, count: int) -> tuple[float, float]:
+    """Share of the cores that were busy until the line was empty, and seconds of placing for each task."""
+    draw = random.Random(1)
+    tasks = [
+        Task(Need(cores, 0, draw.choice((0, 0, 0, 2 * GIB)) * cores), 0, draw.uniform(1.0, 100.0))
+        for cores in draw.choices(SIZES, k=count)
+    ]
+    room = ManyNodes([Node(f"n{number}", CORES, 4 * GIB * CORES) for number in range(nodes)])
+    ledger: Ledger[Task] = Ledger(None, room=room)
+    running: list[tuple[float, int, Need, tuple[str, ...]]] = []
+    now_s = placing_s = busy_core_s = line_empty_s = 0.0
+    number = used = busy_until_empty = 0
+    gc.disable()
+    began = time.perf_counter()
+    for task in tasks:
+        ledger.add(task)
+    placing_s += time.perf_counter() - began
+    while True:
+        began = time.perf_counter()
+        found = []
+        while (started := ledger.next()) is not None:
+            found.append(started)
+        placing_s += time.perf_counter() - began
+        for task, place in found:
+            number += 1
+            used += task.need.cores
+            heapq.heappush(running, (now_s + task.takes_s, number, task.need, place))
+        if not len(ledger) and not line_empty_s:
+            line_empty_s, busy_until_empty = now_s, int(busy_core_s)
+        if not running:
+            break
+        then_s, _, need, place = heapq.heappop(running)
+        busy_core_s += used * (then_s - now_s)
+        now_s, used = then_s, used - need.cores
+        began = time.perf_counter()
+        ledger.end(need, place)
+        placing_s += time.perf_counter() - began
+    gc.enable()
+    return busy_until_empty / (line_empty_s * nodes * CORES or 1.0), placing_s / count
+
+
+def main() -> None:
+    """Print a line for each number of nodes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--simulate", action="store_true", required=True)
+    parser.add_argument("--tasks", type=int, default=1_000_000)
+    count = parser.parse_args().tasks
+    print("| nodes | tasks | busy until the line is empty | placing a task |\n|---|---|---|---|")
+    for nodes in (10, 100, 1000):
+        tasks = min(count, nodes * 5_000)
+        busy, each_s = simulate(nodes, tasks)
+        print(f"| {nodes} | {tasks} | {busy:.1%} | {each_s * 1e6:.1f} µs |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
