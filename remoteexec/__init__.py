@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .engine.left_tasks import get_cache_data_queue, terminate_task_in_cache, terminate_tasks_in_cache
     from .executors.cluster import FluxClusterExecutor, SlurmClusterExecutor, TestClusterExecutor
     from .executors.remote import RemoteExecutor
+    from .executors.slurm_job import SlurmJobExecutor
 
 __all__ = [
     "BaseExecutor",
@@ -31,6 +32,7 @@ __all__ = [
     "Retry",
     "SingleNodeExecutor",
     "SlurmClusterExecutor",
+    "SlurmJobExecutor",
     "TaskFuture",
     "TaskInfo",
     "TestClusterExecutor",
@@ -51,6 +53,7 @@ _LATE = {
     "FluxClusterExecutor": "executors.cluster",
     "RemoteExecutor": "executors.remote",
     "SlurmClusterExecutor": "executors.cluster",
+    "SlurmJobExecutor": "executors.slurm_job",
     "TestClusterExecutor": "executors.cluster",
     "get_cache_data": "engine.cache",
     "get_cache_data_queue": "engine.left_tasks",

@@ -73,8 +73,8 @@ class ManyNodes:
         most = [max((state.all[at] for state in self._nodes.values()), default=0) for at in range(3)]
         raise TooLarge(
             f"a task asks for {need.cores} cores, {need.gpus} GPUs and {need.memory_bytes} bytes of memory, "
-            f"and no node of the allocation has all of that; the most that one has are {most[0]} cores, {most[1]} GPUs and "
-            f"{most[2]} bytes, and {self.capacity} cores may be used at once: it could never start"
+            f"and no node of the allocation has all of that; the most that one has are {most[0]} cores, {most[1]} GPUs "
+            f"and {most[2]} bytes, and {self.capacity} cores may be used at once: it could never start"
         )
 
     def fits(self, need: Need) -> bool:
@@ -137,6 +137,8 @@ class ManyNodes:
 
     def hold(self, need: Need) -> bool:
         """See Room: one node is held for it, that with the most free cores where it can ever fit."""
+        if self._limited:  # a node for it does not help while others take what may be used at once
+            return False
         if self._held is None and len(self._nodes) > 1:
             able = [at for at, state in self._nodes.items() if state.ever_fits(need)]
             at = max(able, key=lambda at: self._nodes[at].cores)
@@ -145,8 +147,9 @@ class ManyNodes:
             self._full.discard(need)
         return self._held is not None
 
-    def lose(self, at: int) -> None:
-        """A node is gone, and what was taken there."""
+    def lose(self, node: int) -> None:
+        """See Room."""
+        at = node
         if at not in self._nodes:
             return
         self._remove(at)

@@ -47,6 +47,12 @@ def death(key: TaskKey, died: Died, printed: object = None) -> errors.TaskLost:
     log_tail = "\n".join(str(printed).splitlines()[-_TAIL:]) if printed is not None else ""
     if died.timed_out:
         return errors.TaskTimeout(f"task {key} took longer than its run_time_max and was ended", task=key)
+    if died.node is not None:
+        return errors.TaskNodeFailure(
+            f"task {key} is lost with node {died.node}, on which it ran: that cannot be reached any more, or its agent "
+            "has ended; submit the call again to run it on another node",
+            task=key,
+        )
     code = os.waitstatus_to_exitcode(died.status)
     return errors.TaskKilled(
         f"the process of task {key} (pid {died.pid}) {how_ended(died.status)}",

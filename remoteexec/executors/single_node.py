@@ -30,7 +30,8 @@ from ..pool.fresh import FreshWorkers
 from ..pool.kept import KeptWorkers
 from ..pool.ledger import Ledger, Need, TooLarge
 from ..pool.output import Output
-from ..pool.tasks import Broken, Died, End, Function, PoolFuture, PoolTask
+from ..pool.tasks import Broken, Died, End, Function, GpuVariables, PoolFuture, PoolTask
+from ..pool.zygote_client import Launcher
 from ..resources import ResourceError, check_names, read_resources, resource_names, says_threads
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, refuse_own_parameter
@@ -150,8 +151,8 @@ class SingleNodeExecutor(BaseExecutor):
         self._closed = False
         self._chain = threading.local()
         finish_at_exit(self)
-        self._gpus, self._gpu_variables = machine.gpus()
-        self._ledger: Ledger[PoolTask] = Ledger(self._cores(), self._gpus, self._max_workers)
+        self._gpus, self._gpu_variables = self._find_gpus()
+        self._ledger = self._new_ledger()
         self._check(self._need, self._defaults)
         if self._kept:
             self._worker_gpus(self._workers(max_workers))  # said now if it cannot be
@@ -386,12 +387,12 @@ class SingleNodeExecutor(BaseExecutor):
     def _takes(self, resources: Resources) -> Need:
         cores = resources.cores * resources.threads_per_core
         if resources.openmpi_oversubscribe and self._max_cores is None:
-            cores = min(cores, machine.cores())
+            cores = min(cores, self._all_cores())
         return Need(cores, resources.cores * resources.gpus_per_core)
 
     def _check(self, need: Need, resources: Resources) -> None:
         """Refuse what could never start, or only by having ranks wait for each other's cores."""
-        cores = machine.cores()
+        cores = self._all_cores()
         if self._max_cores is None and resources.cores > cores and not resources.openmpi_oversubscribe:
             raise TooLarge(
                 f"cores={resources.cores}, and this machine has {cores}: ask for fewer, or say "
@@ -410,13 +411,28 @@ class SingleNodeExecutor(BaseExecutor):
     def _cores(self) -> int | None:
         if self._max_cores is not None or self._max_workers is not None:
             return self._max_cores
+        return self._all_cores()
+
+    # ---- what there is: of this machine, and other for executors of many ----
+
+    def _all_cores(self) -> int:
         return machine.cores()
+
+    def _find_gpus(self) -> tuple[list[str], GpuVariables]:
+        return machine.gpus()
+
+    def _new_ledger(self) -> Ledger[PoolTask]:
+        return Ledger(self._cores(), self._gpus, self._max_workers)
+
+    def _launcher(self, preload: Sequence[str]) -> Launcher | None:
+        """What starts workers; None: a zygote on this machine."""
+        return None
 
     def _workers(self, most: int | None) -> int:
         each = self._need.cores
         if most is not None and self._max_cores is None:
             return most
-        cores = self._max_cores or machine.cores()
+        cores = self._max_cores or self._all_cores()
         size = min(cores // each, most or cores)
         if size < 1:
             raise ValueError(f"a worker takes {each} cores, and there are {cores}: none could start")
@@ -444,9 +460,13 @@ class SingleNodeExecutor(BaseExecutor):
             if self._init is not None:
                 setup["init"] = payload.dumps(self._init, in_band=True, by_value=False).data
             gpus = self._worker_gpus(size)
-            pool = KeptWorkers(size, setup, self._restarts, preload, gpus, self._gpu_variables, self._output)
+            pool = KeptWorkers(
+                *(size, setup, self._restarts, preload, gpus, self._gpu_variables, self._output),
+                launcher=self._launcher(preload),
+            )
         else:
-            pool = FreshWorkers(self._ledger, preload, self._gpu_variables, self._output)
+            launcher = self._launcher(preload)
+            pool = FreshWorkers(self._ledger, preload, self._gpu_variables, self._output, launcher)
         self._pool = pool
         pool.on_failure = weakref.WeakMethod(self._pool_failed)
         weakref.finalize(self, pool.abandon).atexit = False  # nobody can submit or wait any more

@@ -14,7 +14,7 @@ from .output import Output
 from .pool import Pool
 from .tasks import Broken, Died, GpuVariables, PoolTask, visible, with_environment
 from .workers import WorkerState
-from .zygote_client import Ended, NotStarted
+from .zygote_client import Ended, Launcher, NodeLost, NotStarted
 
 
 class FreshWorkers(Pool):
@@ -27,6 +27,7 @@ class FreshWorkers(Pool):
         preload: modules that are imported once for all of them.
         gpu_variables: what in the environment shows a task its GPUs.
         output: see Pool.
+        launcher: see Pool.
     """
 
     def __init__(
@@ -35,12 +36,13 @@ class FreshWorkers(Pool):
         preload: Sequence[str] = (),
         gpu_variables: GpuVariables = MappingProxyType({}),
         output: Output | None = None,
+        launcher: Launcher | None = None,
     ) -> None:
         self._ledger = ledger
         self._gpu_variables = gpu_variables
         self._numbers = itertools.count()
         self._resuming: deque[WorkerState] = deque()
-        super().__init__(preload, output)
+        super().__init__(preload, output, launcher)
 
     @property
     def waiting(self) -> int:
@@ -88,7 +90,7 @@ class FreshWorkers(Pool):
                     self._ledger.end(task.need, gpus)
                     continue
                 try:
-                    worker = self._new_worker(next(self._numbers), kept=False)
+                    worker = self._new_worker(next(self._numbers), False, gpus)
                 except OSError:  # too many open files, say: one that ends makes room
                     if self._workers:
                         self._ledger.put_back(task, gpus)
@@ -162,9 +164,19 @@ class FreshWorkers(Pool):
     def _buried(self, worker: WorkerState, started: list[PoolTask], report: Ended | NotStarted) -> None:
         for task in started:  # first: what they have submitted is not to start
             if isinstance(report, Ended):
-                task.end(Died(report.pid, report.status, worker.timed_out))
+                task.end(Died(report.pid, report.status, worker.timed_out, report.node))
             else:
                 task.end(Broken(f"its process cannot be started: {report.reason}"))
+        self._start_what_fits()
+
+    def _lost_node(self, lost: NodeLost) -> None:
+        super()._lost_node(lost)
+        with self._lock:
+            self._ledger.room.lose(lost.node)
+            hopeless = self._ledger.clear_hopeless()
+        for task in hopeless:
+            if task.begin():
+                task.end(Broken(f"node {lost.name} is lost, and no other has what it asks for"))
         self._start_what_fits()
 
     def _give_back(self, worker: WorkerState) -> None:

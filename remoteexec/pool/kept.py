@@ -6,7 +6,6 @@ import bisect
 import contextlib
 import itertools
 import logging
-import os
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from .output import Output
 from .pool import Pool
 from .tasks import Died, GpuVariables, PoolTask, how_ended, visible, with_environment
 from .workers import POOL, WorkerState
-from .zygote_client import BUFFER, Ended, NotStarted
+from .zygote_client import BUFFER, Ended, Launcher, NotStarted
 
 _AHEAD = 64
 """Calls a worker may have at most, so that it never waits for the next."""
@@ -28,6 +27,8 @@ that take longer than this have one call behind them."""
 _AHEAD_BYTES = 128 * 1024
 """What is sent ahead is to fit the socket: more would be left to the pool thread."""
 _LEAST_S = 1e-6
+_FAR_S = 0.005
+"""What is done sooner is not taken back from a worker of another machine: to ask takes as long. Picked."""
 _SMALL = 2 * BUFFER + pooled.CHUNK
 """Calls of less may lie in the socket when `submit` returns, but for what the worker reads before it takes the token,
 and are copied; of larger ones it has read more then, and so has taken the token."""
@@ -46,6 +47,7 @@ class KeptWorkers(Pool):
         gpus: for each worker, at least `size` of them if they have any.
         gpu_variables: what in the environment shows a worker its GPUs.
         output: see Pool.
+        launcher: see Pool.
 
     Raises:
         OSError: not one worker could be started.
@@ -60,6 +62,7 @@ class KeptWorkers(Pool):
         gpus: Sequence[tuple[str, ...]] = (),
         gpu_variables: GpuVariables = MappingProxyType({}),
         output: Output | None = None,
+        launcher: Launcher | None = None,
     ) -> None:
         self._line: deque[PoolTask] = deque()
         self._idle: dict[int, WorkerState] = {}
@@ -70,7 +73,7 @@ class KeptWorkers(Pool):
         self._shrunk = False  # so there may after `resize`
         self._spares: list[WorkerState] = []
         self._resuming: deque[WorkerState] = deque()
-        super().__init__(preload, output)
+        super().__init__(preload, output, launcher)
         try:
             self.resize(size)
         except BaseException:
@@ -106,7 +109,7 @@ class KeptWorkers(Pool):
 
     def submit(self, task: PoolTask) -> None:
         """See Pool."""
-        if task.buffers and (not self._idle or task.size < _SMALL):
+        if task.buffers and (not self._idle or task.size < _SMALL or self._zygote.far):
             task.keep_buffers()
         with self._lock:
             if self._broken is None:
@@ -211,21 +214,15 @@ class KeptWorkers(Pool):
         for task in tasks:
             worker.has[task.number] = task
             worker.load += task.size
-        handle = worker.endpoint.token_in
-        assert handle is not None  # it is not buried
-        os.write(handle, pooled.TOKENS[len(tasks)].pack(*[task.number for task in tasks]))
+        worker.endpoint.give([task.number for task in tasks])
         if worker.ready:
             self._watch_time(worker, tasks[0])
 
     def _take_back(self, worker: WorkerState) -> list[PoolTask]:
         """Tasks of a worker that it has not started, and now will not; the caller holds the lock."""
-        if worker.endpoint.token_out is None or not worker.has:
+        if not worker.has:
             return []
-        try:
-            tokens = os.read(worker.endpoint.token_out, pooled.TOKEN.size * len(worker.has))
-        except BlockingIOError:
-            return []
-        tasks = [worker.has.pop(number) for (number,) in pooled.TOKEN.iter_unpack(tokens)]
+        tasks = [worker.has.pop(number) for number in worker.endpoint.take_back(worker.has)]
         worker.load -= sum([task.size for task in tasks])
         return tasks
 
@@ -360,6 +357,8 @@ class KeptWorkers(Pool):
     def _steal(self, thief: WorkerState) -> None:
         """A worker is free: tasks that wait behind the longest line of another come back; the caller holds the lock."""
         victim = max(self._workers.values(), key=_length)
+        if self._zygote.far and len(victim.has) * self._pace_s < _FAR_S:
+            return
         if victim is not thief and len(victim.has) > 1:
             tasks = self._take_back(victim)
             if tasks and not victim.has:  # it has not started the first yet, and is not free
@@ -409,7 +408,7 @@ class KeptWorkers(Pool):
                 self._restarts -= replace
         if isinstance(report, Ended):
             for task in started:
-                task.end(Died(report.pid, report.status, worker.timed_out))
+                task.end(Died(report.pid, report.status, worker.timed_out, report.node))
         if isinstance(report, NotStarted):
             self.refusal = report.reason
         if not (replace and self._start()) and not self._workers and not self._stopping:
@@ -422,7 +421,8 @@ class KeptWorkers(Pool):
         if isinstance(report, NotStarted):
             return f"its last worker could not be started: {report.reason}"
         when = " while `init_function` ran" if not worker.ready and self._setup.get("init") is not None else ""
-        said = f"its last worker {how_ended(report.status)}{when}, and none is left to replace it"
+        how = how_ended(report.status) if report.node is None else f"was lost with node {report.node}"
+        said = f"its last worker {how}{when}, and none is left to replace it"
         return f"{said}: `restart_limit` was {self._restart_limit}"
 
     def _named(self, worker: WorkerState) -> int | None:

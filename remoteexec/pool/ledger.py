@@ -83,6 +83,9 @@ class Room(Protocol):
     def hold(self, need: Need) -> bool:
         """Leave what gets free to this need until it fits; False if others can then take nothing at all."""
 
+    def lose(self, node: int) -> None:
+        """This node is gone, and what was taken there."""
+
 
 class OneNode:
     """Cores and GPUs of one machine.
@@ -136,6 +139,9 @@ class OneNode:
     def hold(self, need: Need) -> bool:
         """See Room."""
         return False
+
+    def lose(self, node: int) -> None:
+        """See Room: this process would be gone, too."""
 
 
 class Ledger(Generic[T]):

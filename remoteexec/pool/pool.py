@@ -50,7 +50,7 @@ from .poller import READ, WRITE, Poller
 from .stalls import LOOK_S, Stalls, cpu_s
 from .tasks import Answered, Broken, PoolTask
 from .workers import POOL, Pieces, WorkerState, no_room, warn_of_halt, write
-from .zygote_client import Ended, Halted, NotStarted, Started, ZygoteClient, end_orphans
+from .zygote_client import Ended, Halted, Launcher, NodeLost, NotStarted, Started, ZygoteClient
 
 _PATIENCE_S = 0.05
 """How long `submit` waits for a worker to go on reading; what is left is then copied and left to the pool thread."""
@@ -67,13 +67,16 @@ class Pool(ABC):
     Args:
         preload: modules that are imported once for all workers.
         output: what is done with what tasks print; None: it goes where this process's output goes.
+        launcher: starts workers elsewhere than on this machine; it sees to `preload` then.
 
     Attributes:
         on_failure: a weak reference to what is called when the pool thread ends by a fault of ours, with what is said.
         refusal: why the last process that was to be started was not; None if it was.
     """
 
-    def __init__(self, preload: Sequence[str] = (), output: Output | None = None) -> None:
+    def __init__(
+        self, preload: Sequence[str] = (), output: Output | None = None, launcher: Launcher | None = None
+    ) -> None:
         self._output = output
         self._lock = threading.Lock()
         self._workers: dict[int, WorkerState] = {}
@@ -82,11 +85,11 @@ class Pool(ABC):
         self._deadlines: list[tuple[float, int, int]] = []  # when, worker, task
         self._posted: deque[Callable[[], None]] = deque()
         self._parents = 0  # tasks that have submitted others that have not ended; of the pool thread, as the next two
-        self._stalls = Stalls(cpu_s)
+        self._stalls = Stalls(_waits if launcher is not None else cpu_s)
         self._look_at = 0.0
         self.on_failure: Callable[[], Callable[[str], None] | None] = lambda: None
         self.refusal: str | None = None
-        self._zygote = ZygoteClient(preload)
+        self._zygote: Launcher = launcher if launcher is not None else ZygoteClient(preload)
         self._alarm, self._alarm_in = socket.socketpair()
         self._alarm.setblocking(False)
         self._alarm_in.setblocking(False)
@@ -166,6 +169,10 @@ class Pool(ABC):
     @abstractmethod
     def _next_in_line(self) -> PoolTask | None:
         """Take the first out of the line. Under the lock."""
+
+    def _lost_node(self, lost: NodeLost) -> None:
+        """A node is gone; its workers are buried next. Called on the pool thread without the lock."""
+        log.warning("node %s is lost: its agent has ended or cannot be reached", lost.name)
 
     def _named(self, worker: WorkerState) -> int | None:
         """Its number, if that says more than which call it runs."""
@@ -255,7 +262,7 @@ class Pool(ABC):
             with self._lock:
                 self._leave_to_pool_thread(worker, pieces, ())
 
-    def _new_worker(self, number: int, kept: bool) -> WorkerState:
+    def _new_worker(self, number: int, kept: bool, place: tuple[str, ...] = ()) -> WorkerState:
         """Start a worker; the caller holds the lock.
 
         Raises:
@@ -264,7 +271,7 @@ class Pool(ABC):
         try:
             if len(self._workers) >= MOST_AT_REST and self._at_rest() >= MOST_AT_REST:
                 raise OSError(errno.EUSERS, "too many tasks that wait")
-            worker = WorkerState(self._zygote.start_worker(number, kept, self._output is not None))
+            worker = WorkerState(self._zygote.start_worker(number, kept, self._output is not None, place))
         except OSError as exc:
             self.refusal = no_room(exc, self._at_rest())
             raise
@@ -503,11 +510,14 @@ class Pool(ABC):
             with self._lock:
                 self._poller.drop(self._zygote.control)
                 pids = [worker.pid for worker in self._workers.values() if worker.pid is not None]
-            end_orphans(pids)
+            self._zygote.end_orphans(pids)
             if not self._stopping:
                 self._break("the process that starts workers has ended")
             return
         for report in reports:
+            if isinstance(report, NodeLost):
+                self._lost_node(report)
+                continue
             worker = self._workers.get(report.number)
             if worker is None:
                 continue
@@ -587,6 +597,11 @@ class Pool(ABC):
         self._zygote.close()
         self._alarm.close()
         self._alarm_in.close()
+
+
+def _waits(pid: int) -> float:
+    """In the place of `cpu_s` for processes of other machines, of which only what they say is known."""
+    return 0.0
 
 
 def _leave_all() -> None:

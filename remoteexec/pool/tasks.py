@@ -215,11 +215,13 @@ class Died(NamedTuple):
     Attributes:
         status: as `os.waitpid` says.
         timed_out: we ended it, since it took longer than it had asked for.
+        node: what was lost with it; then nothing else is known.
     """
 
     pid: int
     status: int
     timed_out: bool = False
+    node: str | None = None
 
 
 class Broken(NamedTuple):

@@ -10,10 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, Protocol
 
 from remoteexec_server import zygote
+from remoteexec_server.wire import pooled
 
 _RESERVE = 16
 """Files that are left to the user of those that a process may open."""
@@ -52,6 +53,21 @@ class Endpoint:
         self.number, self.sock, self.token_in, self.token_out = number, sock, token_in, token_out
         self.output = output
 
+    def give(self, tasks: Sequence[int]) -> None:
+        """Write tokens: of these tasks, 64 at most."""
+        assert self.token_in is not None  # it is not buried
+        os.write(self.token_in, pooled.TOKENS[len(tasks)].pack(*tasks))
+
+    def take_back(self, tasks: Collection[int]) -> list[int]:
+        """Read tokens that the worker has not taken, and now will not; of tasks that it was given."""
+        if self.token_out is None:
+            return []
+        try:
+            tokens = os.read(self.token_out, pooled.TOKEN.size * len(tasks))
+        except BlockingIOError:
+            return []
+        return [number for (number,) in pooled.TOKEN.iter_unpack(tokens)]
+
     def close(self) -> None:
         """The worker ends as soon as it waits for a call."""
         self.sock.close()
@@ -77,11 +93,12 @@ class NotStarted(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A worker is gone; `status` as `os.waitpid` says."""
+    """A worker is gone; `status` as `os.waitpid` says, or `node` is the name of what was lost with it."""
 
     number: int
     pid: int
     status: int
+    node: str | None = None
 
 
 class Halted(NamedTuple):
@@ -92,7 +109,54 @@ class Halted(NamedTuple):
     halted: bool
 
 
-Report = Started | NotStarted | Ended | Halted
+class NodeLost(NamedTuple):
+    """A node is gone; the ends of its workers are reported each, after this."""
+
+    node: int
+    name: str
+
+
+Report = Started | NotStarted | Ended | Halted | NodeLost
+
+
+class Launcher(Protocol):
+    """What starts workers for a pool, here or on other machines. One thread at a time.
+
+    Attributes:
+        control: can be read when there are reports.
+        environment: what workers have unless they are told otherwise.
+        far: what was written to a worker may be on its way, not read yet.
+    """
+
+    control: socket.socket
+    environment: dict[str, str]
+    far: bool
+
+    def start_worker(self, number: int, kept: bool, output: bool = False, place: tuple[str, ...] = ()) -> Endpoint:
+        """Fork a worker. It is there for calls at once: they wait in the socket until it reads.
+
+        Args:
+            output: read what it prints; otherwise that goes where ours goes.
+            place: which the ledger gave it.
+
+        Raises:
+            OSError: no more files can be opened, or no node has room.
+        """
+
+    def kill_worker(self, number: int) -> None:
+        """Kill a worker and all that it started, if it is still there."""
+
+    def reports(self) -> Sequence[Report] | None:
+        """What was said; None when nothing will be any more. Reads once."""
+
+    def end_orphans(self, pids: Sequence[int]) -> None:
+        """Nothing will be said any more: end these workers, if nobody else does."""
+
+    def close(self) -> None:
+        """End every worker."""
+
+    def leave(self) -> None:
+        """In a fork of the caller: let go, so that the caller's end is seen."""
 
 
 class ZygoteClient:
@@ -109,6 +173,8 @@ class ZygoteClient:
     Attributes:
         environment: what workers have unless they are told otherwise.
     """
+
+    far = False
 
     def __init__(self, preload: Sequence[str] = ()) -> None:
         self.environment = dict(os.environ)
@@ -138,15 +204,8 @@ class ZygoteClient:
                 said.decode() or f"preload: the process that imports has ended: {self._process.returncode}"
             )
 
-    def start_worker(self, number: int, kept: bool, output: bool = False) -> Endpoint:
-        """Fork a worker. It is there for calls at once: they wait in the socket until it reads.
-
-        Args:
-            output: read what it prints; otherwise that goes where ours goes.
-
-        Raises:
-            OSError: no more files can be opened.
-        """
+    def start_worker(self, number: int, kept: bool, output: bool = False, place: tuple[str, ...] = ()) -> Endpoint:
+        """See Launcher."""
         ours, theirs = socket.socketpair()
         pipe: tuple[int, ...] = ()
         printed: tuple[int, ...] = ()
@@ -193,7 +252,13 @@ class ZygoteClient:
         data = self._kept + data
         whole = len(data) - len(data) % zygote.REPORT.size
         self._kept = data[whole:]
-        return [_report(*fields) for fields in zygote.REPORT.iter_unpack(data[:whole])]
+        return [report_of(*fields) for fields in zygote.REPORT.iter_unpack(data[:whole])]
+
+    def end_orphans(self, pids: Sequence[int]) -> None:
+        """See Launcher: the zygote is gone, and cannot end its workers."""
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
 
     def close(self) -> None:
         """End the zygote, and with it every worker."""
@@ -213,14 +278,8 @@ def most_files() -> float:
     return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
-def end_orphans(pids: Sequence[int]) -> None:
-    """The zygote is gone, and cannot end its workers."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-
-
-def _report(number: int, pid: int, status: int) -> Report:
+def report_of(number: int, pid: int, status: int) -> Report:
+    """What a zygote has said, in words."""
     if status == zygote.STARTED:
         return Started(number, pid)
     if status == zygote.NOT_STARTED:

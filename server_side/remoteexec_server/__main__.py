@@ -13,6 +13,8 @@ COMMANDS = {
     "probe": "probe",
     "pysqa-submit": "batch.pysqa_helper",
     "zygote": "zygote",
+    "relay": "relay",
+    "agent": "agent",
     "mpi-rank": "mpi_rank",
     "mpi-library": "mpi_facts",
     "job-rank": "job_rank",

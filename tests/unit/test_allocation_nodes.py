@@ -10,7 +10,6 @@ from remoteexec.allocation.nodes import ManyNodes, Place
 from remoteexec.allocation.slurm import Node
 from remoteexec.pool.ledger import Ledger, Need, TooLarge
 
-
 CORE = Need()
 
 

@@ -61,6 +61,8 @@ SERVER = {
     "exits": {"wire"},
     "pilot": {"batch", "failure", "job_ranks", "runner", "store", "wire", "worker"},
     "zygote": {"growing", "worker", "wire"},
+    "relay": {"wire", "zygote"},
+    "agent": {"wire", "zygote"},
     "worker": {"failure", "growing", "mpi", "wire"},
     "growing": {"callbacks", "failure", "growing_jobs", "running", "worker", "wire"},  # through what the task runs in
     "growing_jobs": {"growing", "running", "store", "wire"},

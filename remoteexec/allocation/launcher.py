@@ -1,0 +1,210 @@
+"""The nodes of an allocation as a pool sees them: asks for workers, is told of their ends.
+
+Everything goes through a process of its own, `remoteexec_server.relay`, which holds the connections to the nodes: to
+the pool it looks like the zygote of one machine, with sockets and pipes of this machine for each worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Collection, Mapping, Sequence
+
+from remoteexec_server import relay, zygote
+from remoteexec_server.wire import pooled
+
+from ..pool.zygote_client import _START, BUFFER, Ended, Endpoint, NodeLost, Report, path, report_of
+from .nodes import Place
+from .slurm import Allocation
+
+
+class FarEndpoint(Endpoint):
+    """Of a worker on another machine.
+
+    Attributes:
+        lost: its node is gone: nobody can say which of its tasks it has taken.
+    """
+
+    lost = False
+    recall: socket.socket | None = None
+
+    def take_back(self, tasks: Collection[int]) -> list[int]:
+        """See Endpoint. Of a lost node, all tasks but the first: what stood behind that had not begun, or its result
+        was on its way."""
+        if self.lost:
+            return list(tasks)[1:]
+        if self.recall is None or self.token_in is None:
+            return []
+        try:
+            self.recall.sendall(relay.RECALL.pack(self.number))
+            (length,) = relay.RECALLED.unpack(self._receive(relay.RECALLED.size))
+            tokens = self._receive(length)
+        except (OSError, EOFError):  # the pool hears of that
+            return []
+        return [number for (number,) in pooled.TOKEN.iter_unpack(tokens) if number in tasks]
+
+    def _receive(self, length: int) -> bytes:
+        assert self.recall is not None
+        data = b""
+        while len(data) < length:
+            more = self.recall.recv(length - len(data))
+            if not more:
+                raise EOFError
+            data += more
+        return data
+
+
+class AllocationLauncher:
+    """See Launcher.
+
+    Args:
+        allocation: what there is.
+        step: the command that starts an agent on each node; `sys.executable` and what it runs are added.
+        environment: variables that this command is given besides; None: it is not to have that.
+        localhost: agents connect to this machine by its own name for itself alone.
+        preload: modules that each node imports once for all its workers.
+        cores: of each kept worker.
+
+    Raises:
+        OSError: the relay cannot be started.
+    """
+
+    far = True
+
+    def __init__(
+        self,
+        allocation: Allocation,
+        step: Sequence[str],
+        environment: Mapping[str, str | None],
+        *,
+        localhost: bool = False,
+        preload: Sequence[str] = (),
+        cores: int = 1,
+    ) -> None:
+        self.environment = dict(os.environ)
+        self._names = [node.name for node in allocation.nodes]
+        self._slots = {at: node.cores // cores for at, node in enumerate(allocation.nodes)}
+        self._node_of: dict[int, int] = {}  # of kept workers
+        self._endpoints: dict[int, FarEndpoint] = {}
+        self._kept = b""
+        self.control, theirs = socket.socketpair()
+        self._recall, its = socket.socketpair()
+        command = [sys.executable, "-c", _START, path()]
+        told = {
+            "nodes": self._names,
+            "addresses": ["127.0.0.1"] if localhost else _addresses(),
+            "listen": "127.0.0.1" if localhost else "",
+            "preload": list(preload),
+            "step": [*step, *command, "agent"],
+            "environment": dict(environment),
+        }
+        with theirs, its:
+            self._process = subprocess.Popen(
+                [*command, "relay", str(theirs.fileno()), str(its.fileno())],
+                pass_fds=[theirs.fileno(), its.fileno()],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+            )
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError), self._process.stdin as pipe:
+            pipe.write(json.dumps(told).encode() + b"\n")
+
+    def start_worker(self, number: int, kept: bool, output: bool = False, place: tuple[str, ...] = ()) -> Endpoint:
+        """See Launcher."""
+        node = place.node if isinstance(place, Place) else self._emptiest()
+        ours, theirs = socket.socketpair()
+        files: list[int] = []
+        tokens = printed = None
+        try:
+            with theirs:
+                for end in (ours, theirs):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+                ours.setblocking(False)
+                if kept:
+                    files += (tokens := os.pipe())
+                    os.set_blocking(tokens[1], False)
+                if output:
+                    files += (printed := os.pipe())
+                    os.set_blocking(printed[0], False)
+                theirs_too = [*(tokens or ())[:1], *(printed or ())[1:]]
+                request = relay.REQUEST.pack(zygote.KEPT if kept else zygote.ONCE, number, node)
+                with contextlib.suppress(ConnectionError):  # the pool hears of it
+                    socket.send_fds(self.control, [request], [theirs.fileno(), *theirs_too])
+                for handle in theirs_too:
+                    os.close(handle)
+        except BaseException:
+            ours.close()
+            for handle in files:
+                with contextlib.suppress(OSError):
+                    os.close(handle)
+            raise
+        endpoint = FarEndpoint(number, ours, tokens[1] if tokens else None, None, printed[0] if printed else None)
+        endpoint.recall = self._recall if kept else None
+        self._endpoints[number] = endpoint
+        if not isinstance(place, Place):
+            self._node_of[number] = node
+        return endpoint
+
+    def _emptiest(self) -> int:
+        """The node of one more kept worker; beyond its cores where others rest."""
+        if not self._slots:
+            raise OSError("no node is left")
+        taken = list(self._node_of.values())
+        return max(self._slots, key=lambda at: self._slots[at] - taken.count(at))
+
+    def kill_worker(self, number: int) -> None:
+        """See Launcher."""
+        with contextlib.suppress(OSError):
+            self.control.sendall(relay.REQUEST.pack(zygote.KILL, number, 0))
+
+    def reports(self) -> list[Report] | None:
+        """See Launcher."""
+        try:
+            data = self.control.recv(1 << 16)
+        except ConnectionError:
+            data = b""
+        if not data:
+            return None
+        data = self._kept + data
+        whole = len(data) - len(data) % zygote.REPORT.size
+        self._kept = data[whole:]
+        return [self._report(*fields) for fields in zygote.REPORT.iter_unpack(data[:whole])]
+
+    def _report(self, number: int, pid: int, status: int) -> Report:
+        if status == relay.NODE_LOST:
+            self._slots.pop(number, None)
+            return NodeLost(number, self._names[number])
+        report = report_of(number, pid, status) if status != relay.LOST else Ended(number, 0, 0, self._names[pid])
+        if isinstance(report, Ended):
+            self._node_of.pop(number, None)
+            endpoint = self._endpoints.pop(number, None)
+            if endpoint is not None:
+                endpoint.lost = report.node is not None
+        return report
+
+    def end_orphans(self, pids: Sequence[int]) -> None:
+        """See Launcher: agents see by themselves that the relay is gone."""
+
+    def close(self) -> None:
+        """End the agents, and with them every worker."""
+        self.control.close()
+        self._recall.close()
+        self._process.wait()
+
+    def leave(self) -> None:
+        """See Launcher."""
+        self.control.close()
+        self._recall.close()
+
+
+def _addresses() -> list[str]:
+    """Where this machine may be reached."""
+    name = socket.gethostname()
+    with contextlib.suppress(OSError):
+        found = [str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
+        return list(dict.fromkeys([name, *found]))
+    return [name]

@@ -1,0 +1,277 @@
+"""One node's share of an allocation: a zygote and its workers, whose sockets are carried over one connection.
+
+`agent`, started by `srun` once on every node, reads from its standard input what `relay` wrote there: where that
+listens, the names of the nodes, the session's certificate with its key, and what to import. Then
+
+    relay ═ TLS ═ agent ─┬ zygote: forks, kills, reports
+                         └ worker's socket and token pipe, for each
+
+One thread carries bytes and never waits for one of them. When the connection or the relay is gone, the agent ends; the
+zygote sees that and kills all workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any
+
+from . import zygote
+
+_CHUNK = 1 << 18
+_CONNECT_S = 10.0
+
+
+def main(argv: list[str]) -> int:
+    """Serve until the relay is gone."""
+    told = json.loads(sys.stdin.buffer.readline())
+    if hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):  # all that the job has here, though its step was bound to one core
+            os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    ours, theirs = socket.socketpair()
+    if os.fork() == 0:
+        ours.close()
+        os.setsid()
+        os._exit(_zygote(theirs, told["preload"]))
+    theirs.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's business
+    if told["preload"]:
+        said = b""
+        while said != zygote.IMPORTED and (data := ours.recv(1 << 16)):
+            said += data
+        if said != zygote.IMPORTED:
+            print(f"remoteexec: {said.decode(errors='replace')}", file=sys.stderr, flush=True)
+            return 1
+    from .wire import lanes  # late: the zygote does without, and forks faster
+
+    name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    link = lanes.Link(lanes.context(told["certificate"], server=False).wrap_socket(_connect(told)))
+    link.sock.setblocking(False)
+    link.put(lanes.HELLO, told["nodes"].index(name))
+    with contextlib.suppress(OSError, EOFError):
+        _Agent(link, ours).serve()
+    return 0
+
+
+def _zygote(control: socket.socket, preload: list[str]) -> int:
+    try:
+        return zygote.main([str(control.detach()), *preload])
+    except BaseException:  # the process edge
+        sys.excepthook(*sys.exc_info())
+        return 1
+
+
+def _connect(told: dict[str, Any]) -> socket.socket:
+    """To the first address that answers; who it is, TLS sees."""
+    from .wire import lanes
+
+    problem: OSError | None = None
+    for address in dict.fromkeys([*told["addresses"], os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "")]):
+        try:
+            sock = socket.create_connection((address, told["port"]), _CONNECT_S)
+        except OSError as exc:
+            problem = exc
+            continue
+        lanes.prepare(sock)
+        return sock
+    raise ConnectionError(
+        f"{socket.gethostname()} cannot connect to the executor at any of {told['addresses']}: {problem}"
+    )
+
+
+class _Lane:
+    """A worker's socket and pipes, on our side.
+
+    Attributes:
+        out: what its socket is to take.
+    """
+
+    def __init__(self, number: int, sock: socket.socket, tokens: tuple[int, int] | None, printed: int | None) -> None:
+        self.number, self.sock, self.tokens, self.printed = number, sock, tokens, printed
+        self.out = bytearray()
+
+
+class _Agent:
+    """Its lanes, and what is polled."""
+
+    def __init__(self, link: Any, control: socket.socket) -> None:
+        from .wire import lanes
+
+        self._kinds = lanes
+        self._link, self._control = link, control
+        self._lanes: dict[int, _Lane] = {}
+        self._reports = b""
+        self._poll = select.epoll()
+        self._of: dict[int, Any] = {}  # by file: a lane, a lane's number for what it prints, the link or the zygote
+        self._paused = False
+        for file in (link.sock, control):
+            self._watch(file.fileno(), file)
+
+    def serve(self) -> None:
+        """Carry bytes until the link is gone."""
+        read, write = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR, select.EPOLLOUT
+        while True:
+            done = self._link.flush()
+            self._poll.modify(self._link.sock.fileno(), select.EPOLLIN | (0 if done else write))
+            self._pause(self._link.waiting > self._kinds.MUCH)
+            for file, events in self._poll.poll():
+                found = self._of.get(file)
+                if found is self._link.sock:
+                    for message in self._link.read():
+                        self._obey(*message)
+                elif found is self._control:
+                    self._report()
+                elif type(found) is int:
+                    self._hear_print(file, found)
+                elif found is not None:
+                    if events & write:
+                        self._write(found)
+                    if events & read and not self._paused:
+                        self._hear(found)
+
+    def _watch(self, file: int, data: Any) -> None:
+        self._of[file] = data
+        self._poll.register(file, select.EPOLLIN)
+
+    def _forget(self, file: int) -> None:
+        if self._of.pop(file, None) is not None:
+            self._poll.unregister(file)
+
+    def _pause(self, paused: bool) -> None:
+        """Read no results while too many wait to be sent."""
+        if paused != self._paused:
+            self._paused = paused
+            for lane in self._lanes.values():
+                if lane.sock.fileno() in self._of:
+                    self._want(lane)
+
+    def _want(self, lane: _Lane) -> None:
+        events = (0 if self._paused else select.EPOLLIN) | (select.EPOLLOUT if lane.out else 0)
+        self._poll.modify(lane.sock.fileno(), events)
+
+    def _obey(self, kind: bytes, number: int, data: bytes) -> None:
+        kinds = self._kinds
+        if kind == kinds.START:
+            self._start(number, data[0])
+            return
+        if kind == kinds.KILL:
+            self._control.sendall(zygote.REQUEST.pack(zygote.KILL, number))
+            return
+        lane = self._lanes.get(number)
+        if kind == kinds.RECALL:
+            self._link.put(kinds.RECALL, number, self._recalled(lane))
+        elif lane is None:
+            return
+        elif kind == kinds.TOKENS and lane.tokens is not None:
+            os.write(lane.tokens[1], data)
+        elif kind == kinds.DATA:
+            if lane.out:
+                lane.out += data
+            else:
+                lane.out += data
+                self._write(lane)
+        elif kind == kinds.CLOSE:
+            self._drop(lane)
+
+    def _start(self, number: int, flags: int) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        tokens = os.pipe() if flags & self._kinds.KEPT else None
+        printed = os.pipe() if flags & self._kinds.OUTPUT else None
+        for handle in (*(tokens or ()), *(printed or ())[:1]):
+            os.set_blocking(handle, False)
+        request = zygote.REQUEST.pack(zygote.KEPT if tokens else zygote.ONCE, number)
+        handles = [theirs.fileno(), *(tokens or ())[:1], *(printed or ())[1:]]
+        socket.send_fds(self._control, [request], handles)
+        theirs.close()
+        if printed:
+            os.close(printed[1])
+            self._watch(printed[0], number)
+        lane = self._lanes[number] = _Lane(number, ours, tokens, printed[0] if printed else None)
+        self._watch(ours.fileno(), lane)
+
+    def _recalled(self, lane: _Lane | None) -> bytes:
+        if lane is None or lane.tokens is None:
+            return b""
+        try:
+            return os.read(lane.tokens[0], 1 << 16)
+        except BlockingIOError:
+            return b""
+
+    def _write(self, lane: _Lane) -> None:
+        before = bool(lane.out)
+        try:
+            while lane.out:
+                del lane.out[: lane.sock.send(memoryview(lane.out)[:_CHUNK])]
+        except BlockingIOError:
+            pass
+        except OSError:  # it is gone: the zygote says so
+            lane.out.clear()
+        if before and lane.sock.fileno() in self._of:
+            self._want(lane)
+
+    def _hear(self, lane: _Lane) -> None:
+        try:
+            data = lane.sock.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._link.put(self._kinds.DATA, lane.number, data)
+        else:
+            self._forget(lane.sock.fileno())
+
+    def _hear_print(self, file: int, number: int) -> None:
+        try:
+            data = os.read(file, _CHUNK)
+        except BlockingIOError:
+            return
+        if data:
+            self._link.put(self._kinds.PRINTED, number, data)
+        else:
+            self._forget(file)
+
+    def _drop(self, lane: _Lane) -> None:
+        """The pool has let go of it: the worker ends as soon as it waits for a call."""
+        del self._lanes[lane.number]
+        self._forget(lane.sock.fileno())
+        lane.sock.close()
+        if lane.printed is not None:
+            self._forget(lane.printed)
+            os.close(lane.printed)
+        for handle in lane.tokens or ():
+            os.close(handle)
+
+    def _report(self) -> None:
+        data = self._control.recv(1 << 16)
+        if not data:
+            raise EOFError("the zygote is gone")
+        data = self._reports + data
+        whole = len(data) - len(data) % zygote.REPORT.size
+        self._reports = data[whole:]
+        for number, pid, status in zygote.REPORT.iter_unpack(data[:whole]):
+            lane = self._lanes.get(number)
+            if lane is not None and status not in (zygote.STARTED, zygote.HALTED, zygote.CONTINUED):
+                self._last_words(lane)
+            self._link.put(self._kinds.REPORT, number, zygote.REPORT.pack(number, pid, status))
+
+    def _last_words(self, lane: _Lane) -> None:
+        """What it said before it ended comes before the report of that; and tokens that it has not taken come back."""
+        while lane.sock.fileno() in self._of:
+            waiting = self._link.waiting
+            self._hear(lane)
+            if self._link.waiting == waiting:
+                break
+        if lane.printed is not None:
+            while lane.printed in self._of:
+                waiting = self._link.waiting
+                self._hear_print(lane.printed, lane.number)
+                if self._link.waiting == waiting:
+                    break
+        self._link.put(self._kinds.RECALL, lane.number, self._recalled(lane))

@@ -1,0 +1,490 @@
+"""Between a pool and the agents of an allocation: to the pool it is what the zygote is on one machine.
+
+`relay CONTROL RECALL`: two sockets to the pool. From standard input it reads, as one line of JSON, the names of the
+nodes, the command that starts the agents, and what they import.
+
+    pool ─┬ control: requests with workers' sockets and pipes ▶ ◀ reports
+          ├ recall: what of a worker's tokens has it not taken?
+          └ sockets and pipes of workers ─── relay ═ TLS ═ agents ─── sockets and pipes of workers
+
+One thread carries bytes and waits for nobody. A node whose connection ends is lost: that is reported for each of its
+workers, and once for the node. When the pool is gone, however it went, all connections are closed, so the agents end,
+and with them their step; what is left of that a moment later is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import select
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from . import zygote
+from .wire import lanes
+
+REQUEST = struct.Struct("<cqi")
+"""As the zygote's, with the number of the node."""
+RECALL = struct.Struct("<q")
+RECALLED = struct.Struct("<I")
+LOST = -5
+"""A report: the worker's node is lost; its number is in the place of the pid."""
+NODE_LOST = -6
+"""A report: this node is lost, its number in the place of the worker's."""
+_ANSWER_S = 5.0
+"""A node that does not answer for so long is lost."""
+_START_S = 120.0
+"""So is one whose agent does not connect. Picked, not measured: nodes have booted when an allocation starts."""
+_END_S = 2.0
+_CHUNK = 1 << 18
+_SENT_AT_ONCE = 1 << 20
+
+
+def main(argv: list[str]) -> int:
+    """Carry bytes until the pool is gone."""
+    told = json.loads(sys.stdin.buffer.readline())
+    control, recall = (socket.socket(fileno=int(number)) for number in argv)
+    certificate = new_certificate()
+    listener = socket.create_server((told["listen"], 0), backlog=len(told["nodes"]) + 16)
+    given = {
+        "nodes": told["nodes"],
+        "addresses": told["addresses"],
+        "port": listener.getsockname()[1],
+        "certificate": certificate,
+        "preload": told["preload"],
+    }
+    step = subprocess.Popen(told["step"], stdin=subprocess.PIPE, env=_environment(told["environment"]))
+    try:
+        assert step.stdin is not None
+        with contextlib.suppress(OSError):
+            step.stdin.write(json.dumps(given).encode() + b"\n")
+            step.stdin.close()
+        relay = _Relay(control, recall, listener, len(told["nodes"]), lanes.context(certificate, server=True))
+        relay.watch_step(step.pid)
+        with contextlib.suppress(EOFError, ConnectionError):
+            relay.serve()
+        relay.close()
+    finally:
+        _end(step)
+    return 0
+
+
+def new_certificate() -> str:
+    """A certificate of this session alone and its key, as PEM; both ends have it, and demand it."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "remoteexec session")])
+    now, day = datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(days=1)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - day)  # clocks of nodes differ
+        .not_valid_after(now + 365 * day)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return (made.public_bytes(serialization.Encoding.PEM) + private).decode()
+
+
+def _environment(changes: dict[str, str | None]) -> dict[str, str]:
+    """Of the step; None: it is not to have that."""
+    found = {**os.environ, **changes}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _end(step: subprocess.Popen[bytes]) -> None:
+    for end in (None, step.terminate, step.kill):
+        if end is not None:
+            end()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            step.wait(_END_S)
+            return
+
+
+class _Node:
+    """One node; `waiting` is for its link, as long as there is none."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.link: lanes.Link | None = None
+        self.waiting = bytearray()
+        self.gone = False
+        self.paused: list[_Lane] = []  # of which nothing is read until the link has sent some
+
+
+class _Lane:
+    """A worker's socket and pipes, on the pool's side.
+
+    Attributes:
+        outs: what each of its files is to take.
+        report: of its end: told when all of that is taken.
+        left: tokens that it had not taken when it ended.
+    """
+
+    def __init__(self, number: int, node: _Node, files: Sequence[int], kept: bool) -> None:
+        self.number, self.node = number, node
+        self.sock, rest = files[0], list(files[1:])
+        self.tokens = rest.pop(0) if kept else None
+        self.printed = rest.pop(0) if rest else None
+        self.outs = {file: bytearray() for file in (self.sock, self.printed) if file is not None}
+        self.report: bytes | None = None
+        self.left = b""
+
+
+class _Relay:
+    """Nodes, lanes, and what is polled."""
+
+    def __init__(
+        self, control: socket.socket, recall: socket.socket, listener: socket.socket, nodes: int, tls: ssl.SSLContext
+    ) -> None:
+        self._control, self._recall, self._listener, self._tls = control, recall, listener, tls
+        self._nodes = [_Node(number) for number in range(nodes)]
+        self._lanes: dict[int, _Lane] = {}
+        self._poll = select.epoll()
+        self._of: dict[int, Callable[[int, int], None]] = {}
+        self._events: dict[int, int] = {}
+        self._reports = bytearray()
+        self._asked: tuple[int, float] | None = None  # worker whose tokens were recalled, until when
+        self._strangers: dict[int, tuple[ssl.SSLSocket, float]] = {}  # have not said who they are, until when
+        self._start_by = time.monotonic() + _START_S
+        control.setblocking(False)
+        listener.setblocking(False)
+        self._watch(control.fileno(), self._on_control)
+        self._watch(recall.fileno(), self._on_recall)
+        self._watch(listener.fileno(), self._on_listener)
+
+    def watch_step(self, pid: int) -> None:
+        """When the step ends, no agent will come any more."""
+        self._step = os.pidfd_open(pid)
+        self._watch(self._step, self._on_step)
+
+    def serve(self) -> None:
+        """Carry bytes until the pool is gone."""
+        while True:
+            for node in self._nodes:
+                self._flush(node)
+            for file, events in self._poll.poll(self._timeout_s()):
+                found = self._of.get(file)
+                if found is not None:
+                    found(file, events)
+            self._see_time()
+
+    def close(self) -> None:
+        """Let all agents end."""
+        for node in self._nodes:
+            if node.link is not None:
+                node.link.sock.close()
+        for sock, _ in self._strangers.values():
+            sock.close()
+        self._listener.close()
+
+    # ---- what is polled ----
+
+    def _watch(self, file: int, call: Callable[[int, int], None], events: int = select.EPOLLIN) -> None:
+        self._of[file], self._events[file] = call, events
+        self._poll.register(file, events)
+
+    def _want(self, file: int, events: int) -> None:
+        if self._events.get(file, events) != events:
+            self._events[file] = events
+            self._poll.modify(file, events)
+
+    def _forget(self, file: int) -> None:
+        if self._of.pop(file, None) is not None:
+            del self._events[file]
+            self._poll.unregister(file)
+
+    def _timeout_s(self) -> float | None:
+        times = [until for _, until in self._strangers.values()]
+        if self._asked is not None:
+            times.append(self._asked[1])
+        if any(node.link is None and not node.gone for node in self._nodes):
+            times.append(self._start_by)
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _see_time(self) -> None:
+        if self._timeout_s() != 0.0:
+            return
+        now = time.monotonic()
+        for file, (sock, until) in list(self._strangers.items()):
+            if until <= now:
+                self._turn_away(file, sock)
+        if self._asked is not None and self._asked[1] <= now:
+            self._lose(self._lanes[self._asked[0]].node)
+        if self._start_by <= now:
+            for node in self._nodes:
+                if node.link is None:
+                    self._lose(node)
+
+    # ---- agents ----
+
+    def _on_step(self, file: int, events: int) -> None:
+        self._forget(file)
+        self._start_by = time.monotonic() + 0.2  # who has connected may not have been heard yet
+
+    def _on_listener(self, file: int, events: int) -> None:
+        with contextlib.suppress(OSError):
+            plain, _ = self._listener.accept()
+            lanes.prepare(plain)
+            plain.setblocking(False)
+            sock = self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+            self._strangers[sock.fileno()] = sock, time.monotonic() + _ANSWER_S
+            self._watch(sock.fileno(), self._on_stranger)
+
+    def _on_stranger(self, file: int, events: int) -> None:
+        """Someone has connected: until he has shown the session's certificate, nothing he says is looked at."""
+        sock, _ = self._strangers[file]
+        try:
+            sock.do_handshake()
+            link = lanes.Link(sock)
+            messages = list(link.read())
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except (OSError, EOFError):
+            self._turn_away(file, sock)
+            return
+        if not messages:
+            return
+        kind, number, _ = messages[0]
+        node = self._nodes[number]
+        del self._strangers[file]
+        if kind != lanes.HELLO or node.gone or node.link is not None:
+            self._forget(file)
+            sock.close()
+            return
+        node.link = link
+        link.take_over(node.waiting)
+        self._of[file] = lambda _file, _events: self._on_link(node)
+        for lane in list(self._lanes.values()):
+            if lane.node is node and lane.tokens is not None:
+                self._watch(lane.tokens, lambda _file, _events, lane=lane: self._on_tokens(lane))  # type: ignore[misc]
+                self._on_tokens(lane)
+
+    def _turn_away(self, file: int, sock: ssl.SSLSocket) -> None:
+        self._forget(file)
+        del self._strangers[file]
+        sock.close()
+
+    def _on_link(self, node: _Node) -> None:
+        assert node.link is not None
+        try:
+            for kind, number, data in node.link.read():
+                self._take(kind, number, data)
+        except (OSError, EOFError):
+            self._lose(node)
+
+    def _take(self, kind: bytes, number: int, data: bytes) -> None:
+        lane = self._lanes.get(number)
+        if kind == lanes.RECALL and self._asked is not None and self._asked[0] == number:
+            self._answer(data)
+        elif lane is None:
+            pass
+        elif kind == lanes.DATA:
+            self._give(lane, lane.sock, data)
+        elif kind == lanes.PRINTED and lane.printed is not None:
+            self._give(lane, lane.printed, data)
+        elif kind == lanes.RECALL:
+            lane.left = data
+        elif kind == lanes.REPORT:
+            if zygote.REPORT.unpack(data)[2] in (zygote.STARTED, zygote.HALTED, zygote.CONTINUED):
+                self._report(data)
+            else:
+                lane.report = data
+                self._close_if_over(lane)
+
+    def _put(self, node: _Node, kind: bytes, worker: int, data: bytes = b"") -> None:
+        if node.link is not None:
+            node.link.put(kind, worker, data)
+        elif not node.gone:
+            lanes.put(node.waiting, kind, worker, data)
+
+    def _flush(self, node: _Node) -> None:
+        if node.link is None:
+            return
+        try:
+            done = node.link.flush()
+        except OSError:
+            self._lose(node)
+            return
+        self._want(node.link.sock.fileno(), select.EPOLLIN | (0 if done else select.EPOLLOUT))
+        if node.paused and node.link.waiting <= lanes.MUCH:
+            paused, node.paused = node.paused, []
+            for lane in paused:
+                if lane.sock in self._of:
+                    self._give(lane, lane.sock, b"")
+
+    def _lose(self, node: _Node) -> None:
+        if node.gone:
+            return
+        node.gone = True
+        if node.link is not None:
+            self._forget(node.link.sock.fileno())
+            node.link.sock.close()
+            node.link = None
+        node.paused.clear()
+        self._report(zygote.REPORT.pack(node.number, 0, NODE_LOST))  # first: nothing new is to go there
+        for lane in [lane for lane in self._lanes.values() if lane.node is node]:
+            if lane.report is None:
+                lane.report = zygote.REPORT.pack(lane.number, node.number, LOST)
+            if self._asked is not None and self._asked[0] == lane.number:
+                self._answer(b"")
+            self._close_if_over(lane)
+
+    # ---- the pool ----
+
+    def _on_control(self, file: int, events: int) -> None:
+        if events & select.EPOLLOUT:
+            self._report(b"")
+        if not events & ~select.EPOLLOUT:
+            return
+        data, files, _, _ = socket.recv_fds(self._control, REQUEST.size, 3)
+        if not data:
+            raise EOFError
+        kind, number, at = REQUEST.unpack(data)
+        if kind == zygote.KILL:
+            if number in self._lanes:
+                self._put(self._lanes[number].node, lanes.KILL, number)
+            return
+        node = self._nodes[at]
+        before = self._lanes.get(number)
+        if before is not None:  # the pool has let go of it
+            self._put(before.node, lanes.CLOSE, number)
+            self._drop(before)
+        lane = self._lanes[number] = _Lane(number, node, files, kind == zygote.KEPT)
+        for file_of_lane in files:
+            os.set_blocking(file_of_lane, False)
+        self._watch(lane.sock, lambda _file, its: self._on_lane(lane, its))
+        if node.gone:
+            lane.report = zygote.REPORT.pack(number, node.number, LOST)
+            self._close_if_over(lane)
+            return
+        flags = (lanes.KEPT if lane.tokens is not None else 0) | (lanes.OUTPUT if lane.printed is not None else 0)
+        self._put(node, lanes.START, number, bytes([flags]))
+        if lane.tokens is not None and node.link is not None:
+            self._watch(lane.tokens, lambda _file, _events: self._on_tokens(lane))
+
+    def _on_lane(self, lane: _Lane, events: int) -> None:
+        if events & select.EPOLLOUT:
+            self._give(lane, lane.sock, b"")
+        if lane.node.link is not None and lane.node.link.waiting > lanes.MUCH:
+            lane.node.paused.append(lane)
+            self._want(lane.sock, select.EPOLLOUT if lane.outs[lane.sock] else 0)
+            return
+        if not events & ~select.EPOLLOUT:
+            return
+        try:
+            data = os.read(lane.sock, _CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            if lane.tokens is not None and lane.node.link is not None:
+                self._on_tokens(lane)
+            self._put(lane.node, lanes.DATA, lane.number, data)
+            return
+        self._put(lane.node, lanes.CLOSE, lane.number)
+        if self._asked is not None and self._asked[0] == lane.number:
+            self._answer(b"")
+        if lane.report is not None:
+            self._drop(lane)
+        else:  # its end is reported yet
+            lane.outs[lane.sock].clear()
+            self._forget(lane.sock)
+
+    def _on_tokens(self, lane: _Lane) -> None:
+        """Tokens go to the worker; before its node is connected they stay where they are."""
+        if lane.report is not None:  # what it has not taken is asked for
+            self._forget(lane.tokens if lane.tokens is not None else -1)
+            return
+        data = self._tokens_of(lane)
+        if data:
+            self._put(lane.node, lanes.TOKENS, lane.number, data)
+
+    def _tokens_of(self, lane: _Lane) -> bytes:
+        if lane.tokens is None:
+            return b""
+        try:
+            data = os.read(lane.tokens, 1 << 16)
+        except BlockingIOError:
+            return b""
+        if not data:
+            self._forget(lane.tokens)
+        return data
+
+    def _on_recall(self, file: int, events: int) -> None:
+        data = self._recall.recv(RECALL.size)
+        if not data:
+            self._forget(file)
+            return
+        (number,) = RECALL.unpack(data)
+        self._asked = number, time.monotonic() + _ANSWER_S
+        lane = self._lanes.get(number)
+        if lane is None:
+            self._answer(b"")
+        elif lane.report is not None or lane.node.link is None:
+            self._answer(lane.left + self._tokens_of(lane))
+            lane.left = b""
+        else:
+            self._on_tokens(lane)
+            self._put(lane.node, lanes.RECALL, number)
+
+    def _answer(self, tokens: bytes) -> None:
+        self._asked = None
+        self._recall.sendall(RECALLED.pack(len(tokens)) + tokens)
+
+    def _give(self, lane: _Lane, file: int, data: bytes) -> None:
+        """Write to one of the pool's files; what it does not take now is kept."""
+        out = lane.outs[file]
+        out += data
+        try:
+            while out:
+                del out[: os.write(file, memoryview(out)[:_SENT_AT_ONCE])]
+        except BlockingIOError:
+            pass
+        except OSError:  # the pool has closed it
+            out.clear()
+        if file == lane.sock:
+            self._want(file, select.EPOLLIN | (select.EPOLLOUT if out else 0))
+        elif out and file not in self._of:
+            self._watch(file, lambda file, _events: self._give(lane, file, b""), select.EPOLLOUT)
+        elif not out:
+            self._forget(file)
+        self._close_if_over(lane)
+
+    def _close_if_over(self, lane: _Lane) -> None:
+        """Tell its end, once the pool has been given all it has said."""
+        if lane.report is None or any(lane.outs.values()):
+            return
+        report, lane.report = lane.report, b""
+        if report:
+            self._report(report)
+            if lane.sock not in self._of:
+                self._drop(lane)
+
+    def _drop(self, lane: _Lane) -> None:
+        """The pool has buried it, or let go of it."""
+        self._lanes.pop(lane.number, None)
+        for file in (lane.sock, lane.tokens, lane.printed):
+            if file is not None:
+                self._forget(file)
+                os.close(file)
+
+    def _report(self, data: bytes) -> None:
+        self._reports += data
+        with contextlib.suppress(BlockingIOError):
+            while self._reports:
+                del self._reports[: self._control.send(self._reports)]
+        self._want(self._control.fileno(), select.EPOLLIN | (select.EPOLLOUT if self._reports else 0))

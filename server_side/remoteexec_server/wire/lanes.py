@@ -1,0 +1,143 @@
+"""What a relay and its agents say: the bytes of many workers' sockets on one encrypted connection.
+
+    message = kind (1 byte) | worker (8 bytes) | length (4 bytes), big endian | that many bytes
+
+Nobody on the way looks into what workers and the pool say to each other. Both ends have the session's certificate and
+its key and demand it of the other, by TLS 1.3: before that is agreed, no byte is looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import struct
+from collections.abc import Iterator
+
+HELLO = b"h"
+"""An agent says the number of its node instead of a worker's, first of all."""
+START = b"s"
+"""Fork a worker: see `KEPT`, `OUTPUT` for the one byte of flags."""
+KILL = b"k"
+DATA = b"d"
+"""Of the worker's socket, either way."""
+TOKENS = b"t"
+"""For the worker's pipe."""
+RECALL = b"r"
+"""Read what is in that pipe: answered by the same, with what was."""
+CLOSE = b"c"
+"""The pool has closed its end."""
+PRINTED = b"p"
+REPORT = b"e"
+"""One of the zygote's."""
+
+KEPT, OUTPUT = 1, 2
+_HEAD = struct.Struct(">cqI")
+_CHUNK = 1 << 16
+MUCH = 8 << 20
+"""Bytes that wait for a connection, from which on nothing more is read for it. Picked, not measured."""
+_IDLE_S, _PROBE_S, _PROBES = 4, 2, 2
+"""A machine that is gone without a word is noticed after `_IDLE_S + _PROBE_S * _PROBES` seconds."""
+
+
+class Link:
+    """One end of a connection; never blocks.
+
+    Raises:
+        OSError, from all but `put`: the other end is gone, or was not who it has to be.
+    """
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        self.sock = sock
+        self._out = bytearray()
+        self._sending = b""  # must be offered again as it is
+        self._kept = bytearray()
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that are to be sent."""
+        return len(self._out) + len(self._sending)
+
+    def put(self, kind: bytes, worker: int, data: bytes | bytearray = b"") -> None:
+        """Send this with the next `flush`."""
+        self._out += _HEAD.pack(kind, worker, len(data))
+        self._out += data
+
+    def take_over(self, waiting: bytearray) -> None:
+        """Send first what was put when there was no connection yet."""
+        self._out = waiting + self._out
+
+    def flush(self) -> bool:
+        """Send as much as is taken; whether that is all."""
+        while self._sending or self._out:
+            if not self._sending:
+                self._sending = bytes(self._out[:_CHUNK])
+                del self._out[:_CHUNK]
+            try:
+                self.sock.send(self._sending)
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                return False
+            self._sending = b""
+        return True
+
+    def read(self) -> Iterator[tuple[bytes, int, bytes]]:
+        """All whole messages that are here.
+
+        Raises:
+            EOFError: the other end has closed; what came before was given.
+        """
+        ended = False
+        while True:
+            try:
+                data = self.sock.recv(_CHUNK)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                break
+            if not data:
+                ended = True
+                break
+            self._kept += data
+        used, end = 0, len(self._kept)
+        while end - used >= _HEAD.size:
+            kind, worker, length = _HEAD.unpack_from(self._kept, used)
+            start = used + _HEAD.size
+            if end - start < length:
+                break
+            used = start + length
+            yield kind, worker, bytes(self._kept[start:used])
+        del self._kept[:used]
+        if ended:
+            raise EOFError
+
+
+def put(waiting: bytearray, kind: bytes, worker: int, data: bytes | bytearray = b"") -> None:
+    """What `Link.take_over` takes."""
+    waiting += _HEAD.pack(kind, worker, len(data))
+    waiting += data
+
+
+def context(certificate: str, server: bool) -> ssl.SSLContext:
+    """TLS 1.3 between two ends that both have this certificate and its key, as PEM."""
+    found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    found.minimum_version = ssl.TLSVersion.TLSv1_3
+    found.check_hostname = False  # who has the key is the other end, whatever his address
+    found.verify_mode = ssl.CERT_REQUIRED
+    found.load_verify_locations(cadata=certificate)
+    with os.fdopen(os.memfd_create("session"), "wb") as file:  # `ssl` reads it from a file; this one has no name
+        file.write(certificate.encode())
+        file.flush()
+        found.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
+    return found
+
+
+def prepare(sock: socket.socket) -> None:
+    """No waiting for more to send; and a machine that is gone is noticed."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", _IDLE_S),
+        ("TCP_KEEPINTVL", _PROBE_S),
+        ("TCP_KEEPCNT", _PROBES),
+        ("TCP_USER_TIMEOUT", 1000 * (_IDLE_S + _PROBE_S * _PROBES)),
+    ):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,140 @@
+"""SlurmJobExecutor inside `salloc` on the rootless SLURM: where calls run, and what is lost with a node."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.clusters.rootless import SlurmCluster
+
+CHECKOUT = Path(__file__).parent.parent.parent
+PREAMBLE = """
+import os, signal, sys, time
+from concurrent.futures import wait
+from remoteexec import SlurmJobExecutor, errors
+
+def node(number=0):
+    return os.environ["SLURMD_NODENAME"]
+
+def where_and_zygote(number):
+    time.sleep(0.05)
+    return os.environ["SLURMD_NODENAME"], os.getppid()
+
+def sleep_on(s):
+    time.sleep(s)
+    return os.environ["SLURMD_NODENAME"]
+
+def agent_of(zygote):
+    return int(open(f"/proc/{zygote}/stat").read().rpartition(")")[2].split()[1])
+"""
+
+
+def inside(cluster: SlurmCluster, script: str, nodes: int = 2, timeout_s: float = 60) -> str:
+    """What a script prints inside an allocation of whole nodes, of 4 cores each."""
+    probe = cluster.run([sys.executable, "-c", f"open({__file__!r})"], check=False)
+    if probe.returncode != 0:
+        pytest.skip(f"the cluster's user cannot use {sys.executable} or read {CHECKOUT}: {probe.stderr[-200:]}")
+    file = cluster.make_directory("allocation") / "script.py"
+    file.write_text(PREAMBLE + script, encoding="utf-8")
+    path = os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "server_side"), os.environ.get("PYTHONPATH", "")])
+    variables = [f"PYTHONPATH={path}", "PYTHONDONTWRITEBYTECODE=1", f"PATH={os.environ['PATH']}"]
+    allocate = ["salloc", "--quiet", f"-N{nodes}", f"-n{4 * nodes}"]
+    done = cluster.run(["env", *variables, *allocate, sys.executable, str(file)], timeout_s=timeout_s, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
+def test_all_cores_of_all_nodes_are_used_at_once(slurm_cluster: SlurmCluster, kept: bool) -> None:
+    script = f"""
+with SlurmJobExecutor(block_allocation={kept}) as exe:
+    print(sorted(exe.map(sleep_on, [0.3] * 8)))
+"""
+    assert inside(slurm_cluster, script) == f"{['n1'] * 4 + ['n2'] * 4}\n"
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
+def test_a_lost_agent_takes_its_running_calls_and_no_others(slurm_cluster: SlurmCluster, kept: bool) -> None:
+    script = f"""
+with SlurmJobExecutor(block_allocation={kept}) as exe:
+    whereabouts = {{}}
+    while set(whereabouts) != {{"n1", "n2"}}:
+        whereabouts = dict(exe.map(where_and_zygote, range(8)))
+    futures = [exe.submit(sleep_on, 2) for _ in range(16)]
+    time.sleep(0.7)
+    os.kill(agent_of(whereabouts["n2"]), signal.SIGKILL)
+    wait(futures)
+    said = [future.exception() or future.result() for future in futures]
+    lost = [exc for exc in said if isinstance(exc, errors.TaskNodeFailure)]
+    print(len(lost), all("node n2" in str(exc) for exc in lost), said.count("n1"), exe.submit(node).result())
+"""
+    assert inside(slurm_cluster, script) == "4 True 12 n1\n"
+
+
+@pytest.mark.parametrize("who", ["process", "relay"])
+def test_agents_end_with_the_executors_process_or_its_relay(slurm_cluster: SlurmCluster, who: str) -> None:
+    script = f"""
+def processes():
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            command = open(f"/proc/{{entry}}/cmdline").read().split(chr(0))
+        except OSError:
+            continue
+        if {{"agent", "relay", "zygote"}} & set(command) and os.stat(f"/proc/{{entry}}").st_uid == os.getuid():
+            found.append(command)
+    return found
+
+if os.fork() == 0:
+    exe = SlurmJobExecutor(block_allocation=True)
+    futures = [exe.submit(sleep_on, 100) for _ in range(8)]
+    while not all(future.running() for future in futures):
+        time.sleep(0.1)
+    time.sleep(1)
+    assert len(processes()) >= 3 + 8
+    os.kill(os.getpid() if {who!r} == "process" else exe._pool._zygote._process.pid, signal.SIGKILL)
+    wait(futures)
+    print({{type(future.exception()).__name__ for future in futures}}, flush=True)
+    os._exit(0)
+os.wait()
+until = time.monotonic() + 10
+while processes() and time.monotonic() < until:
+    time.sleep(0.1)
+print(processes())
+"""
+    assert inside(slurm_cluster, script) == ("" if who == "process" else "{'TaskKilled'}\n") + "[]\n"
+
+
+def test_mpi_ranks_run_on_one_node(slurm_cluster: SlurmCluster) -> None:
+    pytest.importorskip("mpi4py")
+    script = """
+def rank():
+    from mpi4py import MPI
+    return MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size(), os.environ["SLURMD_NODENAME"]
+
+with SlurmJobExecutor() as exe:
+    found = [future.result() for future in [exe.submit(rank, resource_dict={"cores": 3}) for _ in range(2)]]
+    print([[(number, size) for number, size, _ in ranks] for ranks in found])
+    print([len({name for *_, name in ranks}) for ranks in found])
+"""
+    assert inside(slurm_cluster, script) == f"{[[(0, 3), (1, 3), (2, 3)]] * 2}\n[1, 1]\n"
+
+
+def test_calls_that_no_node_can_hold_and_other_places_are_refused(slurm_cluster: SlurmCluster) -> None:
+    script = """
+with SlurmJobExecutor() as exe:
+    for asked in ({"threads_per_core": 5}, {"gpus_per_core": 1}, {"memory_max": 100}):
+        try:
+            exe.submit(node, resource_dict=asked)
+        except ValueError as exc:
+            print(type(exc).__name__)
+del os.environ["SLURM_JOB_ID"]
+try:
+    SlurmJobExecutor()
+except ValueError as exc:
+    print(str(exc).partition(",")[0])
+"""
+    assert inside(slurm_cluster, script) == "TooLarge\n" * 3 + "SLURM_JOB_ID is not set\n"
