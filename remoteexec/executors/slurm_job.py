@@ -10,6 +10,8 @@ from remoteexec_server.wire.resources import Resources
 from ..allocation.launcher import AllocationLauncher
 from ..allocation.nodes import ManyNodes
 from ..allocation.slurm import Allocation, allocation
+from ..pool.fresh import FreshWorkers
+from ..pool.kept import KeptWorkers
 from ..pool.ledger import Ledger, Need, TooLarge
 from ..pool.tasks import GpuVariables, PoolTask
 from .single_node import SingleNodeExecutor
@@ -98,6 +100,11 @@ class SlurmJobExecutor(SingleNodeExecutor):
                 "each call then gets GPUs of its own"
             )
         return []
+
+    def _start(self) -> FreshWorkers | KeptWorkers:
+        pool = super()._start()
+        pool.ends_at = self._allocation.ends_at
+        return pool
 
     def _launcher(self, preload: Sequence[str]) -> AllocationLauncher:
         count = len(self._allocation.nodes)

@@ -86,7 +86,7 @@ class FreshWorkers(Pool):
                 if started is None:
                     return
                 task, gpus = started
-                if not task.begin():
+                if not self._begins(task):
                     self._ledger.end(task.need, gpus)
                     continue
                 try:

@@ -117,7 +117,7 @@ class KeptWorkers(Pool):
                 if not self._idle:
                     task.keep_buffers()
                     self._line_up(task)
-                elif not task.begin():
+                elif not self._begins(task):
                     return
                 else:
                     worker = self._idle.popitem()[1]
@@ -200,7 +200,7 @@ class KeptWorkers(Pool):
             if ahead and (task.walltime_s is not None or load + task.size > _AHEAD_BYTES):
                 break
             self._line.popleft()
-            if task.begin():
+            if self._begins(task):
                 tasks.append(task)
                 load += task.size
                 if task.walltime_s is not None:

@@ -49,7 +49,7 @@ from .output import Output, OutputReader
 from .poller import READ, WRITE, Poller
 from .stalls import LOOK_S, Stalls, cpu_s
 from .tasks import Answered, Broken, PoolTask
-from .workers import POOL, Pieces, WorkerState, no_room, warn_of_halt, write
+from .workers import POOL, Pieces, WorkerState, no_room, too_late, warn_of_halt, write
 from .zygote_client import Ended, Halted, Launcher, NodeLost, NotStarted, Started, ZygoteClient
 
 _PATIENCE_S = 0.05
@@ -72,6 +72,7 @@ class Pool(ABC):
     Attributes:
         on_failure: a weak reference to what is called when the pool thread ends by a fault of ours, with what is said.
         refusal: why the last process that was to be started was not; None if it was.
+        ends_at: when all workers end, in Unix time; None: nobody ends them.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Pool(ABC):
         self._look_at = 0.0
         self.on_failure: Callable[[], Callable[[str], None] | None] = lambda: None
         self.refusal: str | None = None
+        self.ends_at: float | None = None
         self._zygote: Launcher = launcher if launcher is not None else ZygoteClient(preload)
         self._alarm, self._alarm_in = socket.socketpair()
         self._alarm.setblocking(False)
@@ -319,6 +321,15 @@ class Pool(ABC):
             if worker.has and not worker.halted:
                 return
         self._written(worker)
+
+    def _begins(self, task: PoolTask) -> bool:
+        """Whether a task may start now. If there is too little time left for it, it is told so soon; under the lock."""
+        if not task.begin():
+            return False
+        reason = too_late(task, self.ends_at)
+        if reason is not None:
+            self.post(lambda: task.end(Broken(reason)))
+        return reason is None
 
     def _leave_to_pool_thread(self, worker: WorkerState, pieces: Pieces, uncopied: Sequence[PoolTask]) -> None:
         """The caller holds the lock."""

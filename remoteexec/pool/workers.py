@@ -7,6 +7,7 @@ import itertools
 import logging
 import select
 import socket
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -142,6 +143,19 @@ def no_room(exc: OSError, resting: int) -> str:
     if resting:
         return f"{wait}, and {limit}: raise that limit, or let tasks return such futures instead of waiting"
     return f"{limit}: raise that limit"
+
+
+def too_late(task: PoolTask, ends_at: float | None) -> str | None:
+    """Why a task is not started any more, if it may take longer than there is time."""
+    if task.walltime_s is None or ends_at is None:
+        return None
+    left_s = ends_at - time.time()
+    if task.walltime_s <= left_s:
+        return None
+    return (
+        f"it may take {task.walltime_s:g} s (run_time_max), and the allocation ends in {max(0.0, left_s):.0f} s: "
+        "it was not started; submit it in a longer allocation, or with less run_time_max"
+    )
 
 
 def write(sock: socket.socket, pieces: Pieces, patience_s: float = 0.0) -> bool:

@@ -50,7 +50,11 @@ def main(argv: list[str]) -> int:
     from .wire import lanes  # late: the zygote does without, and forks faster
 
     name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    link = lanes.Link(lanes.context(told["certificate"], server=False).wrap_socket(_connect(told)))
+    try:
+        link = lanes.Link(lanes.context(told["certificate"], server=False).wrap_socket(_connect(told)))
+    except OSError as exc:
+        print(f"remoteexec: {exc}", file=sys.stderr, flush=True)
+        return 1
     link.sock.setblocking(False)
     link.put(lanes.HELLO, told["nodes"].index(name))
     with contextlib.suppress(OSError, EOFError):

@@ -70,7 +70,8 @@ def main(argv: list[str]) -> int:
         relay.watch_step(step.pid)
         with contextlib.suppress(EOFError, ConnectionError):
             relay.serve()
-        relay.close()
+        if not relay.close():
+            step.terminate()
     finally:
         _end(step)
     return 0
@@ -181,14 +182,16 @@ class _Relay:
                     found(file, events)
             self._see_time()
 
-    def close(self) -> None:
-        """Let all agents end."""
+    def close(self) -> bool:
+        """Let all agents end; whether all had come."""
+        come = all(node.link is not None or node.gone for node in self._nodes)
         for node in self._nodes:
             if node.link is not None:
                 node.link.sock.close()
         for sock, _ in self._strangers.values():
             sock.close()
         self._listener.close()
+        return come
 
     # ---- what is polled ----
 

@@ -116,11 +116,23 @@ def rank():
     return MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size(), os.environ["SLURMD_NODENAME"]
 
 with SlurmJobExecutor() as exe:
-    found = [future.result() for future in [exe.submit(rank, resource_dict={"cores": 3}) for _ in range(2)]]
+    found = [future.result() for future in [exe.submit(rank, resource_dict={"cores": 2}) for _ in range(2)]]
     print([[(number, size) for number, size, _ in ranks] for ranks in found])
     print([len({name for *_, name in ranks}) for ranks in found])
 """
-    assert inside(slurm_cluster, script) == f"{[[(0, 3), (1, 3), (2, 3)]] * 2}\n[1, 1]\n"
+    assert inside(slurm_cluster, script) == f"{[[(0, 2), (1, 2)]] * 2}\n[1, 1]\n"
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
+def test_a_call_that_may_outlive_the_allocation_is_not_started(slurm_cluster: SlurmCluster, kept: bool) -> None:
+    script = f"""
+with SlurmJobExecutor(block_allocation={kept}, resource_dict={{"run_time_max": 3600}}) as exe:
+    exc = exe.submit(node).exception()
+    print(type(exc).__name__, "it may take 3600 s (run_time_max), and the allocation ends in " in str(exc))
+with SlurmJobExecutor(block_allocation={kept}, resource_dict={{"run_time_max": 30}}) as exe:
+    print(exe.submit(pow, 2, 3).result())
+"""
+    assert inside(slurm_cluster, script) == "TaskKilled True\n8\n"
 
 
 def test_calls_that_no_node_can_hold_and_other_places_are_refused(slurm_cluster: SlurmCluster) -> None:
