@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from remoteexec_server.wire import pooled
 
-from .ledger import Ledger, Need
+from .ledger import Ledger, Need, TooLarge
 from .output import Output
 from .pool import Pool
 from .tasks import Broken, Died, GpuVariables, PoolTask, visible, with_environment
@@ -42,6 +42,7 @@ class FreshWorkers(Pool):
         self._gpu_variables = gpu_variables
         self._numbers = itertools.count()
         self._resuming: deque[WorkerState] = deque()
+        self._nodes_lost = False
         super().__init__(preload, output, launcher)
 
     @property
@@ -56,6 +57,8 @@ class FreshWorkers(Pool):
     def submit(self, task: PoolTask) -> None:
         """See Pool."""
         task.keep_buffers()
+        if self._nodes_lost and self._is_hopeless(task):
+            return
         with self._lock:
             if self._broken is None:
                 self._ledger.add(task)
@@ -172,12 +175,23 @@ class FreshWorkers(Pool):
     def _lost_node(self, lost: NodeLost) -> None:
         super()._lost_node(lost)
         with self._lock:
+            self._nodes_lost = True
             self._ledger.room.lose(lost.node)
             hopeless = self._ledger.clear_hopeless()
         for task in hopeless:
-            if task.begin():
-                task.end(Broken(f"node {lost.name} is lost, and no other has what it asks for"))
+            self._is_hopeless(task)
         self._start_what_fits()
+
+    def _is_hopeless(self, task: PoolTask) -> bool:
+        """Whether what the task asks for was lost with a node; then it is told so. Without the lock."""
+        try:
+            with self._lock:
+                self._ledger.check(task.need)
+        except TooLarge as exc:
+            if task.begin():
+                task.end(Broken(f"nodes were lost, and {exc}"))
+            return True
+        return False
 
     def _give_back(self, worker: WorkerState) -> None:
         """The caller holds the lock."""

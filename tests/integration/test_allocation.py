@@ -74,6 +74,22 @@ with SlurmJobExecutor(block_allocation={kept}) as exe:
     assert inside(slurm_cluster, script) == "4 True 12 n1\n"
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
+def test_when_all_nodes_are_lost_nothing_waits_for_ever(slurm_cluster: SlurmCluster, kept: bool) -> None:
+    script = f"""
+exe = SlurmJobExecutor(block_allocation={kept})
+whereabouts = {{}}
+while set(whereabouts) != {{"n1", "n2"}}:
+    whereabouts = dict(exe.map(where_and_zygote, range(8)))
+futures = [exe.submit(sleep_on, 100) for _ in range(20)]
+for zygote in whereabouts.values():
+    os.kill(agent_of(zygote), signal.SIGKILL)
+print(len(wait(futures, 30).done), isinstance(exe.submit(node).exception(30), errors.TaskLost))
+exe.shutdown()
+"""
+    assert inside(slurm_cluster, script) == "20 True\n"
+
+
 @pytest.mark.parametrize("who", ["process", "relay"])
 def test_agents_end_with_the_executors_process_or_its_relay(slurm_cluster: SlurmCluster, who: str) -> None:
     script = f"""
