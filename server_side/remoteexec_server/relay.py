@@ -70,8 +70,7 @@ def main(argv: list[str]) -> int:
         relay.watch_step(step.pid)
         with contextlib.suppress(EOFError, ConnectionError):
             relay.serve()
-        if not relay.close():
-            step.terminate()
+        relay.close()
     finally:
         _end(step)
     return 0
@@ -112,6 +111,18 @@ def _end(step: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             step.wait(_END_S)
             return
+
+
+def _dismissed(sock: ssl.SSLSocket) -> bool:
+    """Whether this was an agent; it is told that it is not needed."""
+    with sock:
+        try:
+            sock.settimeout(_END_S)
+            sock.do_handshake()
+            sock.recv(1)  # its hello: what comes after that is not needed
+        except OSError:
+            return False
+    return True
 
 
 class _Node:
@@ -182,16 +193,21 @@ class _Relay:
                     found(file, events)
             self._see_time()
 
-    def close(self) -> bool:
-        """Let all agents end; whether all had come."""
-        come = all(node.link is not None or node.gone for node in self._nodes)
+    def close(self) -> None:
+        """Let all agents end, those too that are on their way: without a complaint in the user's terminal."""
+        missing = sum(node.link is None and not node.gone for node in self._nodes)
         for node in self._nodes:
             if node.link is not None:
                 node.link.sock.close()
-        for sock, _ in self._strangers.values():
-            sock.close()
+        with contextlib.suppress(OSError):
+            for sock, _ in self._strangers.values():
+                missing -= _dismissed(sock)
+            until = time.monotonic() + _END_S
+            while missing > 0 and (left_s := until - time.monotonic()) > 0:
+                self._listener.settimeout(left_s)
+                plain, _ = self._listener.accept()
+                missing -= _dismissed(self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False))
         self._listener.close()
-        return come
 
     # ---- what is polled ----
 
