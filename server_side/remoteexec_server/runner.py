@@ -290,6 +290,7 @@ def _compute(session: Session, job: Job, task: JobTask, key: bytes) -> Outcome:
     from .store import hdf5
     from .wire.header import HeaderError
 
+    os.environ.update(variables(job))  # now: arrays import numpy, which asks for its number of threads only then
     try:
         bundle = session.bundle(job.burst).read_bytes()
         function, arguments = hdf5.read_call(bundle, job.burst, task.position, key)
