@@ -24,7 +24,7 @@ from typing import Any
 from pilots import INODES, MANY, PILOTS, pilots
 
 HERE = Path(__file__).resolve()
-ARRAY, CHAIN, WAITING, FEW = 200, 20, 1_000, 50
+ARRAY, NUMBERS, CHAIN, WAITING, FEW = 200, 2_000, 20, 1_000, 50
 IMPORTS = "import cloudpickle, h5py"
 _POLL_S = 0.02
 
@@ -68,6 +68,22 @@ def arrays(directory: Path) -> dict[str, float]:
     def ours() -> None:
         with executor(directory) as exe:
             assert list(exe.map(same, range(ARRAY))) == list(range(ARRAY))
+
+    def plain() -> None:
+        bare(directory, f"--array=0-{ARRAY - 1}")
+        wait_for_queue()
+
+    return {"ours": timed(ours), "bare": timed(plain)}
+
+
+def numpy_arrays(directory: Path) -> dict[str, float]:
+    """The same of tasks that each take and return an array, for which ours, too, have to import numpy and h5py."""
+    import numpy
+
+    def ours() -> None:
+        given = [numpy.full(NUMBERS, float(number)) for number in range(ARRAY)]
+        with executor(directory) as exe:
+            assert [found[-1] for found in exe.map(same, given)] == list(range(ARRAY))
 
     def plain() -> None:
         bare(directory, f"--array=0-{ARRAY - 1}")
@@ -143,6 +159,7 @@ def count_commands(directory: Path) -> Path:
 
 LINES: dict[str, Callable[[Path], dict[str, float]]] = {
     "arrays": arrays,
+    "numpy": numpy_arrays,
     "chain": chain,
     "waiting": waiting,
     "few": few,
@@ -156,7 +173,7 @@ LINES: dict[str, Callable[[Path], dict[str, float]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", default="arrays,chain,pilots,waiting")
+    parser.add_argument("--only", default="arrays,numpy,chain,pilots,waiting")
     parser.add_argument("--executorlib", action="store_true")
     options = parser.parse_args()
     sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
@@ -187,6 +204,8 @@ def main() -> None:
         wanted = options.only.split(",")
         if "arrays" in wanted:
             rows.append(Row(f"{ARRAY} tasks as one array, to a bare array", ratio("arrays", "ours", "bare"), "x", 1.25))
+        if "numpy" in wanted:
+            rows.append(Row(f"the same of {NUMBERS:,} numbers each", ratio("numpy", "ours", "bare"), "x"))
         if "chain" in wanted:
             rows.append(Row(f"a chain of {CHAIN}, to bare jobs afterany", ratio("chain", "ours", "bare"), "x", 1.3))
         if "pilots" in wanted:
@@ -197,8 +216,7 @@ def main() -> None:
             for node in cluster.nodes:
                 cluster.drain(node)
             rows.append(Row(f"commands a minute while {WAITING:,} tasks wait", run("waiting")["commands"], most=2))
-            for node in cluster.nodes:
-                cluster.resume(node)
+            cluster.resume(*cluster.nodes)
         if options.executorlib:
             cluster.run(
                 [str(cluster.python), "-m", "pip", "install", "-q", "executorlib[cluster]==1.11.0"], timeout_s=300
