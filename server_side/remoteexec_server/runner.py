@@ -30,7 +30,8 @@ from .store import links
 from .store.outcomes import Outcomes
 from .store.session import Claim, Job, JobTask, Session, log_tail, read_job
 from .wire.evidence import Evidence
-from .wire.messages import Loss, TaskKey
+from .wire.names import TaskKey
+from .wire.records import Loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..wire import header
 from ..wire.header import Header
-from ..wire.messages import BurstId, TaskKey
+from ..wire.names import TaskKey
 from ..wire.payload import Pickled
+from ..wire.records import BurstId
 from . import flat
 
 if TYPE_CHECKING:
