@@ -164,7 +164,7 @@ class Driver:
         """
         self._check_open()  # first: where the interpreter exits, an import of h5py crashes it (Python 3.13)
         # imported now, if not before: h5py undoes its hooks in an exit handler, and crashes if it gets none
-        importlib.import_module("remoteexec_server.store.hdf5")
+        importlib.import_module("remoteexec_server.store.library")
         with self._lock:
             self._check_open()
             if self._thread is not None:

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from . import retrying
 from .store.session import SILENT_S, Job, Session, log_tail
-from .wire.messages import Loss
+from .wire.records import Loss
 from .wire.resources import Resources
 
 __all__ = ["LAST_S", "end", "end_by_scheduler", "submit"]

@@ -19,7 +19,8 @@ from . import attempts, retrying
 from .store import links
 from .store.outcomes import Outcomes
 from .store.session import Job, Journal, Session, client_of, log_tail
-from .wire.messages import Loss, TaskKey
+from .wire.names import TaskKey
+from .wire.records import Loss
 
 __all__ = ["Fate", "ask", "go_behind", "last_job", "make_room"]
 

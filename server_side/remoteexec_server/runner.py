@@ -30,7 +30,8 @@ from .store import links
 from .store.outcomes import Outcomes
 from .store.session import Claim, Job, JobTask, Session, log_tail, read_job
 from .wire.evidence import Evidence
-from .wire.messages import Loss, TaskKey
+from .wire.names import TaskKey
+from .wire.records import Loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -290,6 +291,7 @@ def _compute(session: Session, job: Job, task: JobTask, key: bytes) -> Outcome:
     from .store import hdf5
     from .wire.header import HeaderError
 
+    os.environ.update(variables(job))  # now: arrays import numpy, which asks for its number of threads only then
     try:
         bundle = session.bundle(job.burst).read_bytes()
         function, arguments = hdf5.read_call(bundle, job.burst, task.position, key)

@@ -149,7 +149,7 @@ class PilotWorker:
         from ..store import hdf5
 
         outcome = hdf5.Outcome(outcome.ok, outcome.value, {**outcome.facts, **runner.facts(started)})
-        self._append(Kind.OUTCOME, order.key, hdf5.write_record(order.key, outcome, self._key))
+        self._append(Kind.OUTCOME, order.key, hdf5.write_outcome(order.key, outcome, self._key))
         _flush()
 
     def _run_on_ranks(self, order: Order, claim: Claim) -> None:

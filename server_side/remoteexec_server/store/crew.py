@@ -2,7 +2,7 @@
 
     sessions/<session>/crews/<client>/
         spec.json                 `Spec`
-        init                      the function each worker calls first: see `compact`
+        init                      the function each worker calls first, in a file as of an outcome
         tickets/<name>            what nobody has taken
         taken/<pilot>/<name>      what a pilot has in hand, or had when it died
         pilots/<pilot>            `Beat`: written again and again
@@ -26,7 +26,8 @@ from pathlib import Path
 
 from ..wire import messages
 from ..wire.messages import BurstId, Pilots, TaskKey
-from . import compact
+from ..wire.payload import Pickled
+from . import hdf5
 from .session import Session, checked, publish
 from .tickets import Piece, Ticket
 
@@ -96,7 +97,8 @@ class CrewStore:
         with contextlib.suppress(FileNotFoundError):
             (self.path / "stop").unlink()
         if init:
-            publish(self.path / "init", compact.write(self._init_key, "ok", init, {}, self.session.key))
+            given = hdf5.Outcome(True, Pickled(init), {})
+            publish(self.path / "init", hdf5.write_outcome(self._init_key, given, self.session.key))
         publish(self.path / "spec.json", messages.to_json(spec).encode())
 
     def spec(self) -> Spec | None:
@@ -116,7 +118,8 @@ class CrewStore:
             data = (self.path / "init").read_bytes()
         except FileNotFoundError:
             return b""
-        return compact.read(data, self._init_key, self.session.key)[1]
+        value = hdf5.read_outcome(data, self._init_key, self.session.key).value
+        return b"" if value is None else value.data
 
     def stop(self) -> None:
         """Nothing more will come."""

@@ -13,7 +13,8 @@ from collections.abc import Container
 from pathlib import Path
 
 from ..wire import header
-from ..wire.messages import Loss, TaskKey
+from ..wire.names import TaskKey
+from ..wire.records import Loss
 from .outcomes import Outcomes
 from .session import Session, StoreError, checked, publish
 

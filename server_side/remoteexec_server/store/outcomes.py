@@ -12,8 +12,9 @@ import os
 import time
 from collections.abc import Callable, Iterable
 
-from ..wire import messages
-from ..wire.messages import Loss, TaskKey
+from ..wire import plain
+from ..wire.names import TaskKey
+from ..wire.records import Loss
 from .segments import SUFFIX, DamagedLog, Kind, LogReader, Record
 from .session import Claim, Session
 from .watching import Watcher
@@ -122,7 +123,7 @@ class Outcomes:
         found = self._records.get(f"{key}.lost")
         if found is None:
             return self._session.read_loss(key)
-        return messages.build(Loss, json.loads(found[0].read(found[1])))
+        return plain.build(Loss, json.loads(found[0].read(found[1])))
 
     def claim(self, key: TaskKey) -> Claim | None:
         """Who has the task; None while the claim is being written or after it was given up."""
@@ -130,7 +131,7 @@ class Outcomes:
         if found is None:
             return self._session.read_claim(key)
         try:
-            return messages.build(Claim, json.loads(found[0].read(found[1])))
+            return plain.build(Claim, json.loads(found[0].read(found[1])))
         except (OSError, ValueError):
             return None
 

@@ -24,18 +24,20 @@ import contextlib
 import json
 import os
 import re
-import secrets
-import shutil
 import socket
 import time
 from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..wire import messages
-from ..wire.messages import BurstId, Loss, Submit, TaskKey, Terms
+from ..wire import plain
+from ..wire.names import TaskKey
+from ..wire.records import BurstId, Loss, Terms
 from ..wire.resources import Resources
+
+if TYPE_CHECKING:
+    from ..wire.messages import Submit
 
 SILENT_S = 120.0
 """A service that has not been heard of for so long is gone; NFS may hide a change for 60."""
@@ -88,7 +90,7 @@ class Job:
     Attributes:
         upstream: the scheduler's names of the jobs that compute the inputs, by task key.
         scheduler: name of the queue to ask about them.
-        grace_s: see `messages.Terms`.
+        grace_s: see `records.Terms`.
         attempt: which attempt of its tasks it is, from 1.
         move: how often it went behind another job before it could begin; see `late_inputs`.
         command: starts a runner, without its arguments: for what the task submits, and for further attempts.
@@ -170,6 +172,8 @@ class Session:
 
     def add_burst(self, submit: Submit, bundle: bytes) -> None:
         """Keep a burst: the bundle first, then its manifest, whose name makes the burst known."""
+        from ..wire import messages  # late: runners need none of them
+
         publish(self.bundle(submit.burst), bundle)
         publish(self.bundle(submit.burst).with_suffix(".json"), messages.to_json(submit).encode())
 
@@ -180,16 +184,18 @@ class Session:
 
     def bursts(self, clients: Collection[str] | None = None) -> Iterator[Submit]:
         """Every burst that was kept, or those of some clients, oldest first."""
+        from ..wire import messages
+
         for path in sorted(self.manifests(clients), key=lambda path: (path.stat().st_mtime_ns, path.name)):
             manifest = messages.from_json(path.read_bytes())
-            if isinstance(manifest, Submit):
+            if isinstance(manifest, messages.Submit):
                 yield manifest
 
     def add_job(self, job: Job) -> Path:
         """Describe a job before it is submitted: the intent that makes a submission findable. Returns its directory."""
         directory = self.job_directory(job.name)
         directory.mkdir(mode=0o700, exist_ok=True)
-        publish(directory / "job.json", messages.to_json(job).encode())
+        publish(directory / "job.json", plain.to_json(job).encode())
         return directory
 
     def find_task(self, key: TaskKey, named: str = "", among: Container[str] | None = None) -> tuple[Job, int] | None:
@@ -219,7 +225,7 @@ class Session:
 
     def publish_loss(self, key: TaskKey, loss: Loss) -> None:
         """Why the task did not end, for all to see."""
-        publish(self.lost(key), messages.to_json(loss).encode())
+        publish(self.lost(key), plain.to_json(loss).encode())
 
     def publish_death(self, key: TaskKey, attempt: int, loss: Loss) -> None:
         """Why an attempt did not end, for all to see; the task can be claimed by the next from then on.
@@ -227,14 +233,14 @@ class Session:
         The claim goes first: whoever sees the death finds no claim but that of a later attempt.
         """
         self.running(key).unlink(missing_ok=True)
-        publish(self.died(key, attempt), messages.to_json(loss).encode())
+        publish(self.died(key, attempt), plain.to_json(loss).encode())
 
     def deaths(self, key: TaskKey) -> list[Loss]:
         """Why attempts of a task died, the first first."""
         found: list[Loss] = []
         with contextlib.suppress(OSError, ValueError):
             while True:
-                found.append(messages.build(Loss, json.loads(self.died(key, len(found) + 1).read_bytes())))
+                found.append(plain.build(Loss, json.loads(self.died(key, len(found) + 1).read_bytes())))
         return found
 
     def claim(self, key: TaskKey, claim: Claim, attempt: int = 1) -> bool:
@@ -247,7 +253,7 @@ class Session:
         except FileExistsError:
             return False
         with os.fdopen(handle, "w") as file:
-            file.write(messages.to_json(claim))
+            file.write(plain.to_json(claim))
         names = os.listdir(self.outcomes)
         if any(f"{key}.{suffix}" in names for suffix in ("h5", "lost", "link", f"died-{attempt}")):
             self.running(key).unlink(missing_ok=True)
@@ -256,12 +262,12 @@ class Session:
 
     def read_loss(self, key: TaskKey) -> Loss:
         """The content of a `.lost` file."""
-        return messages.build(Loss, json.loads(self.lost(key).read_bytes()))
+        return plain.build(Loss, json.loads(self.lost(key).read_bytes()))
 
     def read_claim(self, key: TaskKey) -> Claim | None:
         """Who has the task; None while the claim is being written or after it was given up."""
         try:
-            return messages.build(Claim, json.loads(self.running(key).read_bytes()))
+            return plain.build(Claim, json.loads(self.running(key).read_bytes()))
         except (OSError, ValueError):
             return None
 
@@ -299,6 +305,8 @@ class Session:
 
     def remove(self) -> None:
         """Remove all files of the session. Whoever still works for it finds nothing under its name from then on."""
+        import shutil  # late, as few need it
+
         gone = self.path.with_name(f".{self.path.name}.{time.time_ns()}")
         with contextlib.suppress(OSError):
             self.path.rename(gone)
@@ -307,7 +315,7 @@ class Session:
 
 def read_job(directory: Path) -> tuple[Session, Job]:
     """The session a job belongs to, and its description."""
-    job = messages.build(Job, json.loads((directory / "job.json").read_bytes()))
+    job = plain.build(Job, json.loads((directory / "job.json").read_bytes()))
     return Session(directory.parent.parent), job
 
 
@@ -343,6 +351,8 @@ def _changed_at(path: Path) -> float:
 
 def _publish_once(path: Path, data: bytes) -> None:
     """The same, unless somebody else was first."""
+    import secrets  # late, as few need it
+
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     publish(partial, data)
     try:
