@@ -273,7 +273,10 @@ class Submitter:
     def _leave(self, burst: Burst, exc: Exception) -> None:
         """To a service on a host that may submit; this one tries again, too, as long as it is there."""
         self._follow(burst)
-        self._session.own(burst.submit.burst, _NOBODY)
+        try:
+            self._session.own(burst.submit.burst, _NOBODY)
+        except OSError as full:  # it stays this one's until this one is gone
+            self._book.say(f"the store cannot be written: {full}")
         left = len(self._left(burst.submit.tasks))
         self._book.say(f"{exc}; {left} tasks wait in the store until a service of the session can submit them")
 
