@@ -1032,8 +1032,10 @@ def test_a_disk_that_is_full_for_minutes_ends_no_service_and_no_task(
     world.end(A)
 
     events = world.run(again, 300.0)
-    assert [event for event in events if not isinstance(event, Problem)] == [OutcomeReady(A, SIZE)]
-    assert len(world.queue.jobs) == 2
+    assert [event for event in events if not isinstance(event, Problem)] == [
+        OutcomeReady(A, SIZE),
+        Accepted(TWO, ("101",)),
+    ]
 
 
 # ---- a listing that lags ----
