@@ -34,6 +34,14 @@ class SlurmCluster(RootlessSlurm):
         """A path for a cluster root that does not exist yet, in a new private directory below HOME."""
         return str(self.make_directory(f"root-{next(_numbers)}") / name)
 
+    def cut_power(self) -> None:
+        """Kill everything at once: login node, controller, nodes, and all that runs there; `recover` starts it again."""
+        self.cut_connections()
+        for program in ("sshd", "slurmctld", *self.nodes):
+            self._kept.stop_program(program)
+        for node in self.nodes:
+            self._kept.kill_matching(f"SLURMD_NODENAME={node}")
+
 
 @contextmanager
 def slurm_cluster(options: SlurmOptions | None = None) -> Iterator[SlurmCluster]:
