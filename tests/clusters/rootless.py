@@ -35,7 +35,7 @@ class SlurmCluster(RootlessSlurm):
         return str(self.make_directory(f"root-{next(_numbers)}") / name)
 
     def cut_power(self) -> None:
-        """Kill everything at once: login node, controller, nodes, and all that runs there; `recover` starts it again."""
+        """Kill login node, controller and nodes at once, and all that runs there; `recover` starts them again."""
         self.cut_connections()
         for program in ("sshd", "slurmctld", *self.nodes):
             self._kept.stop_program(program)
