@@ -28,7 +28,7 @@ from . import attempts, checkpoint, retrying, running
 from .exits import Exit
 from .store import links
 from .store.outcomes import Outcomes
-from .store.session import Claim, Job, JobTask, Session, log_tail, read_job
+from .store.session import Claim, Job, JobTask, Session, large_log, log_tail, read_job
 from .wire.evidence import Evidence
 from .wire.messages import Loss, TaskKey
 
@@ -176,7 +176,7 @@ def _why(session: Session, job: Job, index: int, end: Exit) -> Loss:
         what = f"the function ended its process with exit code {code} (os._exit, or an exit in compiled code)"
     return Loss(
         reason=reason,
-        message=f"{what}; its log is {log}",
+        message=f"{what}; its log is {log}{large_log(log)}",
         job=job_id(),
         node=socket.gethostname(),
         exit_code=code if code >= 0 else None,

@@ -35,12 +35,19 @@ class SlurmCluster(RootlessSlurm):
         return str(self.make_directory(f"root-{next(_numbers)}") / name)
 
     def cut_power(self) -> None:
-        """Kill login node, controller and nodes at once, and all that runs there; `recover` starts them again."""
+        """Kill login node, controller and nodes at once, and all that runs there."""
         self.cut_connections()
         for program in ("sshd", "slurmctld", *self.nodes):
             self._kept.stop_program(program)
         for node in self.nodes:
             self._kept.kill_matching(f"SLURMD_NODENAME={node}")
+
+    def restore_power(self) -> None:
+        """Boot them: SLURM remembers its jobs, drained nodes stay so."""
+        self.start_sshd()
+        self._kept.start_program("slurmctld")
+        for node in self.nodes:
+            self._kept.start_program(node)
 
 
 @contextmanager

@@ -16,9 +16,10 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ..store.outcomes import Outcomes
-from ..store.session import Session, StoreError, client_of, log_tail
+from ..store.session import Session, StoreError, client_of, large_log, log_tail
 from ..wire import header
 from ..wire.messages import (
     Cancel,
@@ -480,7 +481,7 @@ class Service:
         if loss is None and now - task.ended_at >= self._terms.grace_s:
             loss = diagnose.unexplained(facts, ref, self._terms.grace_s, log_tail(log), str(log))
         if loss is not None and not self._has_hidden_end(task):
-            self._again.lose(task, loss)
+            self._again.lose(task, replace(loss, message=loss.message + large_log(log)))
 
     def _has_hidden_end(self, task: Task) -> bool:
         """Whether there is an end that the listing does not show yet; it is told."""

@@ -209,6 +209,11 @@ class Submitter:
                 self._put_off(group, exc)
             return False
         except OSError as exc:
+            if group.number > 1 and group.attempt < len(
+                _RETRY_S
+            ):  # it may have died of that; the disk may soon be free
+                self._put_off(group, exc)
+                return False
             self._lose_unwritten(burst, self._left(entries), exc, group.number)
         return True
 
@@ -264,7 +269,7 @@ class Submitter:
             room = min(room, (terms.cores_at_once - taken) // resources.cpus)
         return max(room, 1 if self._jobs.alone else 0)
 
-    def _put_off(self, what: Burst | Group, exc: SchedulerUnavailable) -> None:
+    def _put_off(self, what: Burst | Group, exc: SchedulerUnavailable | OSError) -> None:
         pause = _RETRY_S[min(what.attempt, len(_RETRY_S) - 1)]
         what.attempt += 1
         what.due_at = self._clock() + pause

@@ -39,6 +39,7 @@ from ..wire.resources import Resources
 
 SILENT_S = 120.0
 """A service that has not been heard of for so long is gone; NFS may hide a change for 60."""
+_LARGE_LOG = 10**8
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 """What sessions, bursts and tasks may be called: they become file names."""
 
@@ -430,3 +431,12 @@ def log_tail(path: Path, lines: int = 20, most: int = 8192) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
+
+
+def large_log(path: Path) -> str:
+    """What to say of the size of a log beside its name: " (1.1 GB)"; "" of one that an editor opens."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        return ""
+    return f" ({size / 1e9:.1f} GB)" if size >= _LARGE_LOG else ""
