@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from remoteexec.demo.processes import Account
-from remoteexec.demo.slurm import RootlessSlurm, SlurmOptions
+from remoteexec.demo.slurm import RootlessSlurm, SlurmOptions, accepts
 from tests.clusters.accounts import cluster_python, make_account
 
 _numbers = itertools.count()
@@ -43,11 +43,13 @@ class SlurmCluster(RootlessSlurm):
             self._kept.kill_matching(f"SLURMD_NODENAME={node}")
 
     def restore_power(self) -> None:
-        """Boot them: SLURM remembers its jobs, drained nodes stay so."""
+        """Boot them: the controller remembers its jobs, and the nodes come later than SlurmdTimeout."""
         self.start_sshd()
         self._kept.start_program("slurmctld")
+        self.wait(lambda: accepts(self.controller_port), "slurmctld does not accept connections")
         for node in self.nodes:
-            self._kept.start_program(node)
+            self.down(node)  # as the controller itself does after that time
+        self.resume(*self.nodes)
 
 
 @contextmanager
