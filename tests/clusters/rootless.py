@@ -35,9 +35,10 @@ class SlurmCluster(RootlessSlurm):
         return str(self.make_directory(f"root-{next(_numbers)}") / name)
 
     def cut_power(self) -> None:
-        """Kill login node, controller and nodes at once, and all that runs there."""
+        """Kill login node and nodes at once, and all that runs there; the controller has saved what it knows."""
         self.cut_connections()
-        for program in ("sshd", "slurmctld", *self.nodes):
+        self.stop_controller()
+        for program in ("sshd", *self.nodes):
             self._kept.stop_program(program)
         for node in self.nodes:
             self._kept.kill_matching(f"SLURMD_NODENAME={node}")

@@ -60,6 +60,28 @@ def test_the_whole_cluster_is_restarted_while_tasks_run_wait_and_are_queued(
     assert executions(here / "lines") == Counter(range(3))
 
 
+def test_a_job_that_the_scheduler_starts_again_is_told_as_lost_and_its_task_runs_once(
+    slurm_cluster: SlurmCluster, slurm_config: ClusterConfig
+) -> None:
+    """As a controller does that has forgotten what it did last, and administrators do."""
+    here = slurm_cluster.make_directory(f"requeue-{time.time_ns()}")
+    with running(slurm_config) as exe:
+        once = exe.submit(hold, str(here / "once"))
+        again = exe.submit(hold_at_first, str(here / "again"), resource_dict={"retries": Retry(1)})
+        places = [placed(here / "once"), placed(here / "again")]
+        (here / "once").unlink()
+        for place in places:
+            slurm_cluster.run(["scontrol", "update", f"job={place.job}", "requeue=1"])
+            slurm_cluster.run(["scontrol", "requeue", place.job])
+            # a job that was requeued waits for two minutes
+            slurm_cluster.run(["scontrol", "update", f"job={place.job}", "starttime=now"], check=False)
+        exc = lost(outcome_within(once, 30))
+        assert (type(exc), exc.job) == (errors.TaskNodeFailure, places[0].job)
+        assert "has started job" in str(exc)
+        assert again.result(30) != places[1].job
+        assert not (here / "once").exists()
+
+
 # ---- somebody else's jobs, and hands ----
 
 

@@ -27,7 +27,7 @@ HOSTILE = {
     "substitution": "a$(touch %s)`touch %s`",
     "newline": "a\ntouch %s\n#SBATCH --hold\nb",
     "spaces and unicode": " a  b ü ∀ \U0001f9ea &touch %s& ",
-    "pattern": "a%%j%%x\\n{{ command }}${HOME}~*?[a]!! touch %s",
+    "pattern": "a%%j%%x\\n{{ command }}${NO_SUCH}~*?[a]!! touch %s",
     "option": "--wrap=touch %s",
 }
 """With the path of a file that nobody may make."""
