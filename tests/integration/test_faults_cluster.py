@@ -73,8 +73,9 @@ def test_a_job_that_the_scheduler_starts_again_is_told_as_lost_and_its_task_runs
         for place in places:
             slurm_cluster.run(["scontrol", "update", f"job={place.job}", "requeue=1"])
             slurm_cluster.run(["scontrol", "requeue", place.job])
-            # a job that was requeued waits for two minutes
-            slurm_cluster.run(["scontrol", "update", f"job={place.job}", "starttime=now"], check=False)
+            argv = ["squeue", "-h", "-o", "%t", "-j", place.job]
+            slurm_cluster.wait(lambda argv=argv: slurm_cluster.run(argv).stdout == "PD\n", "it is not queued again")
+            slurm_cluster.run(["scontrol", "update", f"job={place.job}", "starttime=now"])  # else in two minutes
         exc = lost(outcome_within(once, 30))
         assert (type(exc), exc.job) == (errors.TaskNodeFailure, places[0].job)
         assert "has started job" in str(exc)

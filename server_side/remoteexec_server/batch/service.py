@@ -53,6 +53,8 @@ _BEAT_S = 30.0
 _LEARN_S = 1.0
 _STRANGE_S = 30.0
 """For how long, and how often, a task is looked for that another client is said to have submitted."""
+_STRANGE_HERE_S = 5.0
+"""The same in a session without any: it was removed when its last task had ended, and made anew to look there."""
 _AGAIN_S = 5.0
 """Between attempts to end jobs."""
 
@@ -157,7 +159,7 @@ class Service:
             due.append(self._learn_at)
         if self._again.due_at is not None:
             due.append(self._again.due_at)
-        if self._book.open or self._submitter.busy:
+        if self._book.open or self._submitter.busy or self._strangers:
             due.append(self._beat_at)
         return max(0.0, min(due) - self.clock()) if due else None
 
@@ -191,7 +193,7 @@ class Service:
 
     def _beat(self, now: float) -> None:
         """Say that this service is alive, while it has something that another could take over, or waits for files."""
-        if now >= self._beat_at and (self._book.open or self._submitter.busy):
+        if now >= self._beat_at and (self._book.open or self._submitter.busy or self._strangers):
             self._beat_at = now + _BEAT_S
             try:
                 self.session.beat(self._name)
@@ -256,7 +258,7 @@ class Service:
                 if task.ref is not None or task.waits_again or elsewhere:
                     self._book.open[key] = None
             else:  # whoever said that there is such a task may be about to submit it
-                self._strangers[key] = self.clock() + _STRANGE_S
+                self._strangers[key] = self.clock() + (_STRANGE_S if self._bursts else _STRANGE_HERE_S)
                 self._learn_at = self.clock() + _LEARN_S
         self._look_at_all()
         for key in keys:
