@@ -73,8 +73,9 @@ def test_a_job_that_the_scheduler_starts_again_is_told_as_lost_and_its_task_runs
         for place in places:
             slurm_cluster.run(["scontrol", "update", f"job={place.job}", "requeue=1"])
             slurm_cluster.run(["scontrol", "requeue", place.job])
-            argv = ["squeue", "-h", "-o", "%t", "-j", place.job]
-            slurm_cluster.wait(lambda argv=argv: slurm_cluster.run(argv).stdout == "PD\n", "it is not queued again")
+        queue = ["squeue", "-h", "-o", "%t"]
+        slurm_cluster.wait(lambda: slurm_cluster.run(queue).stdout == "PD\n" * 2, "they are not queued again")
+        for place in places:
             slurm_cluster.run(["scontrol", "update", f"job={place.job}", "starttime=now"])  # else in two minutes
         exc = lost(outcome_within(once, 30))
         assert (type(exc), exc.job) == (errors.TaskNodeFailure, places[0].job)
