@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +16,10 @@ import pytest
 
 from remoteexec import Retry, errors
 from remoteexec.config.model import ClusterConfig
+from remoteexec_server.store.session import Claim, Job, JobTask, Session
+from remoteexec_server.wire import header
+from remoteexec_server.wire.messages import BurstId, TaskKey
+from remoteexec_server.wire.resources import Resources
 from tests.clusters.rootless import SlurmCluster
 from tests.integration.conftest import installed
 from tests.integration.faults import PROMPT_S, executions, outcome_within, placed, with_wrappers
@@ -79,9 +84,23 @@ def test_a_job_that_the_scheduler_starts_again_is_told_as_lost_and_its_task_runs
             slurm_cluster.run(["scontrol", "update", f"job={place.job}", "starttime=now"])  # else in two minutes
         exc = lost(outcome_within(once, 30))
         assert (type(exc), exc.job) == (errors.TaskNodeFailure, places[0].job)
-        assert "has started job" in str(exc)
+        assert "The task itself is not to blame" in str(exc)
         assert again.result(30) != places[1].job
         assert not (here / "once").exists()
+
+
+def test_a_runner_that_finds_its_own_jobs_claim_says_that_the_job_was_started_before(tmp_path: Path) -> None:
+    session = Session.create(tmp_path, "s", (b"k" * 32).hex())
+    directory = session.add_job(Job("rx-b-0", BurstId("b"), (JobTask(0, TaskKey("t")),), Resources()))
+    assert session.claim(TaskKey("t"), Claim("77", "n1", 1, 0.0))
+    argv = [sys.executable, Path(header.__file__).parent.parent, "runner", directory]
+    for job, ends in (("78", []), ("77", ["t.lost"])):  # 78: submitted twice in spite of all, the other has it
+        environment = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": job}
+        assert subprocess.run(argv, env=environment, check=True).returncode == 0
+        assert session.ends(TaskKey("t"), 1) == ends
+    loss = session.read_loss(TaskKey("t"))
+    assert (loss.reason, loss.job, loss.node) == ("node_failure", "77", "n1")
+    assert loss.message.startswith("the scheduler has started job 77 again: its first run, on n1, left no outcome")
 
 
 # ---- somebody else's jobs, and hands ----
