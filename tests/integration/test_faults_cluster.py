@@ -93,7 +93,7 @@ def test_a_runner_that_finds_its_own_jobs_claim_says_that_the_job_was_started_be
     session = Session.create(tmp_path, "s", (b"k" * 32).hex())
     directory = session.add_job(Job("rx-b-0", BurstId("b"), (JobTask(0, TaskKey("t")),), Resources()))
     assert session.claim(TaskKey("t"), Claim("77", "n1", 1, 0.0))
-    argv = [sys.executable, Path(header.__file__).parent.parent, "runner", directory]
+    argv = [sys.executable, str(Path(header.__file__).parent.parent), "runner", str(directory)]
     for job, ends in (("78", []), ("77", ["t.lost"])):  # 78: submitted twice in spite of all, the other has it
         environment = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": job}
         assert subprocess.run(argv, env=environment, check=True).returncode == 0
