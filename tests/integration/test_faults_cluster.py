@@ -170,6 +170,7 @@ def test_a_log_of_a_gigabyte_is_told_by_its_last_lines_and_its_size_and_fills_no
     with running(slurm_config) as exe:
         assert exe.submit(follow, 1).result(20) == 1
         before = peak_bytes()
+        assert len(before) > 1
         exc = lost(outcome_within(exe.submit(shout, 1, 3), 60))
         assert exc.log_path is not None
         size = Path(exc.log_path).stat().st_size
