@@ -89,6 +89,7 @@ class _Execution:
         found: its entry, if that was found after all.
         pointed: a file says where it runs.
         altered: modules of which it, or one of its inputs, was computed with other code than its key was made from.
+        otherwise: runs it here; where it was taken up from another process.
     """
 
     directory: CacheDirectory
@@ -102,6 +103,7 @@ class _Execution:
     found: Hit | None = None
     pointed: bool = False
     altered: Sequence[str] = ()
+    otherwise: Callable[[], TaskFuture[Any]] | None = None
 
     def another(self) -> CachedFuture[Any]:
         """One more future of it."""
@@ -283,6 +285,8 @@ class Caching:
             check = key.check if key is not None and wish.name is None else None
             before = None if late is None else lambda: self._usable(_find_late(execution, late))
             execution.inner = resumed or start(before, check)
+            if resumed is not None:
+                execution.otherwise = lambda: start(before, check)
             if point is not None and name is not None:
                 execution.pointed = True
                 if resumed is None:
@@ -295,9 +299,13 @@ class Caching:
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep_all, name="remoteexec-cache", daemon=True)
                 self._keeper.start()
+        self._follow(execution)
+        return future
+
+    def _follow(self, execution: _Execution) -> None:
+        """Hear of its end."""
         once = [execution]  # emptied by the callback, which the inner future keeps: no cycle holds its result
         execution.inner.add_done_callback(lambda _: self._has_ended(once.pop()))
-        return future
 
     def _usable(self, hit: Hit | None) -> Hit | None:
         """An entry, if it is to be taken: what failed elsewhere runs again here, unless failures are kept here too."""
@@ -341,6 +349,12 @@ class Caching:
             self._some_ended.acquire()
             self._busy = True  # first: `leave` must not find neither
             execution = self._ended.popleft()
+            if self._runs_after_all(execution):
+                del execution
+                with self._idle:
+                    self._busy = False
+                    self._idle.notify_all()
+                continue
             pickled = None
             try:
                 pickled = self._keep(execution)
@@ -360,6 +374,28 @@ class Caching:
                 if not self._open:
                     self._keeper = None
                     return
+
+    def _runs_after_all(self, execution: _Execution) -> bool:
+        """Where another process ran it that has removed its session before we looked there: then its entry is here by
+        now, or it runs again."""
+        otherwise, execution.otherwise = execution.otherwise, None
+        exc = None if execution.inner.cancelled() else execution.inner.exception()
+        if otherwise is None or execution.name is None or not isinstance(exc, errors.TaskUnknownLoss) or exc.job:
+            return False
+        with self._lock:
+            try:
+                hit = self._usable(execution.directory.find(execution.name))
+                inner = otherwise() if hit is None else None
+            except Exception as why:  # it is shut down: then the loss stays what is told
+                log.warning("%s is not run again: %s", execution.function, why)
+                return False
+            if hit is not None:
+                execution.found, execution.inner = hit, _done(hit, execution.name, execution.token, execution.function)
+            if inner is not None:
+                execution.inner = inner
+        if inner is not None:
+            self._follow(execution)
+        return inner is not None
 
     def _keep(self, execution: _Execution) -> Pickled | None:
         """Write the entry; the pickled result."""

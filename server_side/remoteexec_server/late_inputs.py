@@ -106,6 +106,8 @@ def ask(session: Session, job: Job, key: TaskKey, linked: bool = False) -> Fate:
     upstream, index = found
     log = session.log(upstream.name, index)
     loss = diagnose.loss(facts, ref, log_tail(log), str(log), upstream.resources)
+    if loss is not None and session.ends(key, upstream.attempt):
+        return Fate(True, soon=True)  # the listing does not show it yet
     if loss is None or retrying.next_attempt(upstream.resources, loss, upstream.attempt) is None:
         return Fate(True, None if loss is None else retrying.told(loss, deaths))
     session.publish_death(key, upstream.attempt, loss)

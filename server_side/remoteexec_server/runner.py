@@ -28,7 +28,7 @@ from . import attempts, checkpoint, retrying, running
 from .exits import Exit
 from .store import links
 from .store.outcomes import Outcomes
-from .store.session import Claim, Job, JobTask, Session, log_tail, read_job
+from .store.session import Claim, Job, JobTask, Session, large_log, log_tail, read_job
 from .wire.evidence import Evidence
 from .wire.names import TaskKey
 from .wire.records import Loss
@@ -129,14 +129,28 @@ def supervise(session: Session, job: Job, index: int) -> int:
                 attempts.end_by_scheduler(session, job, index)
         return 128 + (-code if code < 0 else signal.SIGTERM)
     claim = session.read_claim(task.key)
-    if claim is None or claim.pid != child or claim.host != socket.gethostname():
+    if claim is not None and claim.pid == child and claim.host == socket.gethostname():
+        loss = _why(session, job, index, end)
+    elif claim is not None and code == 0 and _is_run_again(session, job, task, claim):
+        loss = _run_again(claim)
+    else:
         return code if code >= 0 else 128 - code  # 0: another runner has the task
     try:
-        attempts.end(session, job, index, _why(session, job, index, end))
+        attempts.end(session, job, index, loss)
     except OSError as exc:
         _print(f"cannot write to the store: {exc}")
         return EX_IOERR
     return 0
+
+
+def _is_run_again(session: Session, job: Job, task: JobTask, claim: Claim) -> bool:
+    """Whether the scheduler has started this very job before, and that run is gone."""
+    return claim.job == job_id() != "" and not session.ends(task.key, job.attempt)
+
+
+def _run_again(claim: Claim) -> Loss:
+    what = f"the scheduler has started job {claim.job} again: its first run, on {claim.host}, left no outcome"
+    return Loss("node_failure", f"{what}. The task itself is not to blame: submit it again", claim.job, claim.host)
 
 
 def _print(text: str) -> None:
@@ -177,7 +191,7 @@ def _why(session: Session, job: Job, index: int, end: Exit) -> Loss:
         what = f"the function ended its process with exit code {code} (os._exit, or an exit in compiled code)"
     return Loss(
         reason=reason,
-        message=f"{what}; its log is {log}",
+        message=f"{what}; its log is {log}{large_log(log)}",
         job=job_id(),
         node=socket.gethostname(),
         exit_code=code if code >= 0 else None,

@@ -209,6 +209,11 @@ class Submitter:
                 self._put_off(group, exc)
             return False
         except OSError as exc:
+            if group.number > 1 and group.attempt < len(
+                _RETRY_S
+            ):  # it may have died of that; the disk may soon be free
+                self._put_off(group, exc)
+                return False
             self._lose_unwritten(burst, self._left(entries), exc, group.number)
         return True
 
@@ -264,7 +269,7 @@ class Submitter:
             room = min(room, (terms.cores_at_once - taken) // resources.cpus)
         return max(room, 1 if self._jobs.alone else 0)
 
-    def _put_off(self, what: Burst | Group, exc: SchedulerUnavailable) -> None:
+    def _put_off(self, what: Burst | Group, exc: SchedulerUnavailable | OSError) -> None:
         pause = _RETRY_S[min(what.attempt, len(_RETRY_S) - 1)]
         what.attempt += 1
         what.due_at = self._clock() + pause
@@ -273,7 +278,10 @@ class Submitter:
     def _leave(self, burst: Burst, exc: Exception) -> None:
         """To a service on a host that may submit; this one tries again, too, as long as it is there."""
         self._follow(burst)
-        self._session.own(burst.submit.burst, _NOBODY)
+        try:
+            self._session.own(burst.submit.burst, _NOBODY)
+        except OSError as full:  # it stays this one's until this one is gone
+            self._book.say(f"the store cannot be written: {full}")
         left = len(self._left(burst.submit.tasks))
         self._book.say(f"{exc}; {left} tasks wait in the store until a service of the session can submit them")
 

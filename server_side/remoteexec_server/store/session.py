@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 SILENT_S = 120.0
 """A service that has not been heard of for so long is gone; NFS may hide a change for 60."""
+_LARGE_LOG = 10**8
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 """What sessions, bursts and tasks may be called: they become file names."""
 
@@ -175,7 +176,11 @@ class Session:
         from ..wire import messages  # late: runners need none of them
 
         publish(self.bundle(submit.burst), bundle)
-        publish(self.bundle(submit.burst).with_suffix(".json"), messages.to_json(submit).encode())
+        try:
+            publish(self.bundle(submit.burst).with_suffix(".json"), messages.to_json(submit).encode())
+        except OSError:
+            self.bundle(submit.burst).unlink(missing_ok=True)  # nobody will ever read it, and the disk may be full
+            raise
 
     def manifests(self, clients: Collection[str] | None = None) -> list[Path]:
         """Of every burst that was kept, or of those of some clients."""
@@ -243,6 +248,15 @@ class Session:
                 found.append(plain.build(Loss, json.loads(self.died(key, len(found) + 1).read_bytes())))
         return found
 
+    def ends(self, key: TaskKey, attempt: int) -> list[str]:
+        """Names of the files that say how a task, or that attempt of it, has ended; each opened, not listed.
+
+        For whoever is about to say that there is none: a listing may be late. Asked once, since NFS remembers for a
+        while which names it was asked for in vain.
+        """
+        names = [f"{checked(key)}.{suffix}" for suffix in ("h5", "link", "lost", f"died-{attempt}")]
+        return [name for name in names if os.path.exists(self.outcomes / name)]
+
     def claim(self, key: TaskKey, claim: Claim, attempt: int = 1) -> bool:
         """Take a task for this runner: False if another has it, it has ended, or this attempt has died before.
 
@@ -283,8 +297,19 @@ class Session:
             return ""
 
     def beat(self, service: str) -> None:
-        """A service is alive, and has something to submit or to wait for."""
-        publish(self.path / "services" / checked(service), b"")
+        """A service is alive, and has something to submit or to wait for.
+
+        Raises:
+            OSError: it can neither write its file nor touch it.
+        """
+        path = self.path / "services" / checked(service)
+        try:
+            publish(path, b"")
+        except OSError as exc:
+            try:
+                os.utime(path)  # a full disk has room for that
+            except OSError:
+                raise exc from None
 
     def end_beat(self, service: str) -> None:
         """A service ends."""
@@ -292,12 +317,14 @@ class Session:
 
     def alive(self, service: str | None = None) -> bool:
         """Whether a service, or any, has said so in the last `SILENT_S`. By the clock of the file system, the only one
-        that all hosts share, so something is written for it."""
+        that all hosts share, so something is written for it; where that cannot be, nobody is taken for gone."""
         beats = self.path / "services"
         clock = beats / f".now.{socket.gethostname()}.{os.getpid()}"
         try:
             publish(clock, b"")
             now = clock.stat().st_mtime
+        except OSError:
+            return True
         finally:
             clock.unlink(missing_ok=True)
         names = [service] if service is not None else [name for name in os.listdir(beats) if not name.startswith(".")]
@@ -369,15 +396,26 @@ class Journal:
     def __init__(self, session: Session) -> None:
         self._directory = session.path / "journal"
         self._path = self._directory / f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}.jsonl"
-        self._file: Any = None
+        self._handle: int | None = None
 
     def append(self, note: dict[str, Any]) -> None:
-        """Write one note through to the disk."""
-        if self._file is None:
-            self._file = open(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a")  # noqa: SIM115
-        self._file.write(json.dumps(note, separators=(",", ":")) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Write one note through to the disk.
+
+        Raises:
+            OSError: nothing of the note is left, or half a line that no reader takes for a note.
+        """
+        if self._handle is None:
+            self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        whole = os.lseek(self._handle, 0, os.SEEK_END)
+        data = memoryview(json.dumps(note, separators=(",", ":")).encode() + b"\n")
+        try:
+            while data:
+                data = data[os.write(self._handle, data) :]
+            os.fsync(self._handle)
+        except OSError:
+            with contextlib.suppress(OSError):  # the next note would become part of half a line
+                os.ftruncate(self._handle, whole)
+            raise
 
     def notes(self) -> Iterator[dict[str, Any]]:
         """All notes of all writers, each writer's in order; a line cut off by a crash is passed over."""
@@ -388,8 +426,9 @@ class Journal:
 
     def close(self) -> None:
         """Close the file, if one was opened."""
-        if self._file is not None:
-            self._file.close()
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
 
 def log_tail(path: Path, lines: int = 20, most: int = 8192) -> str:
@@ -402,3 +441,12 @@ def log_tail(path: Path, lines: int = 20, most: int = 8192) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
+
+
+def large_log(path: Path) -> str:
+    """What to say of the size of a log beside its name: " (1.1 GB)"; "" of one that an editor opens."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        return ""
+    return f" ({size / 1e9:.1f} GB)" if size >= _LARGE_LOG else ""
