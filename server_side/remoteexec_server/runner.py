@@ -261,14 +261,19 @@ def _has_inputs(session: Session, job: Job) -> bool:
 
 def _is_tried_again(session: Session, job: Job, index: int, outcome: Outcome) -> bool:
     """Whether another attempt follows because the function raised; then this one's end was told."""
-    if outcome.ok or outcome.facts.get("kind") != "raised":
+    loss = raised(outcome)
+    if loss is None or retrying.next_attempt(job.resources, loss, job.attempt) is None:
         return False
-    text = f"the function raised {outcome.facts.get('type')}: {outcome.facts.get('message')}"
-    raised = Loss("error", text, job=job_id(), node=socket.gethostname())
-    if retrying.next_attempt(job.resources, raised, job.attempt) is None:
-        return False
-    attempts.end(session, job, index, raised)
+    attempts.end(session, job, index, loss)
     return True
+
+
+def raised(outcome: Outcome) -> Loss | None:
+    """Why an attempt has failed whose function has raised; None: it has not."""
+    if outcome.ok or outcome.facts.get("kind") != "raised":
+        return None
+    text = f"the function raised {outcome.facts.get('type')}: {outcome.facts.get('message')}"
+    return Loss("error", text, job=job_id(), node=socket.gethostname())
 
 
 def facts(started: float) -> dict[str, Any]:
@@ -304,21 +309,44 @@ def called(job: Job, function: Pickled, arguments: Pickled, inputs: Callable[[Ta
     Args:
         inputs: the results that the arguments refer to.
     """
-    from .store import hdf5
     from .wire import payload
 
     try:
         _prepare(job)
     except OSError as exc:  # the directory that the user named
         return _failed(exc, "raised")
-    try:
+
+    def load() -> tuple[Callable[..., Any], Any, Any]:
         fn = payload.loads(function.data, function.buffers)
-        args, kwargs = payload.loads(arguments.data, arguments.buffers, inputs)
+        return fn, *payload.loads(arguments.data, arguments.buffers, inputs)
+
+    return computed(load, job.resources.error_log_file)
+
+
+def computed(load: Callable[[], tuple[Callable[..., Any], Any, Any]], error_log_file: str | None) -> Outcome:
+    """Load a call and call it; the outcome of whatever that leads to.
+
+    Args:
+        load: gives the function with its positional and its named arguments.
+        error_log_file: as in `Resources`.
+
+    Raises:
+        InputLostError: an input of the call failed.
+        BecomesError: the task ends as one of its own does.
+    """
+    from .store import hdf5
+    from .wire import payload
+    from .wire.header import HeaderError
+
+    try:
+        fn, args, kwargs = load()
     except InputLostError:
         raise
+    except HeaderError as exc:
+        return _failed(exc, "refused")
     except payload.SelectionError as exc:
         return _failed(exc.__cause__ or exc, "raised")
-    except BaseException as exc:
+    except BaseException as exc:  # whatever the user's objects raise while they are loaded
         return _failed(exc, "call_not_loadable")
     try:
         result = fn(*args, **kwargs)
@@ -327,7 +355,7 @@ def called(job: Job, function: Pickled, arguments: Pickled, inputs: Callable[[Ta
     except BaseException as exc:  # SystemExit and KeyboardInterrupt are the user's, too
         from . import failure
 
-        failure.log(job.resources.error_log_file, fn, args, kwargs, exc)
+        failure.log(error_log_file, fn, args, kwargs, exc)
         return _failed(exc, "raised")
     becomes = _child_of(result)
     if becomes is not None:

@@ -30,9 +30,9 @@ pytestmark = pytest.mark.timeout(180)
 WAIT_S = 90.0
 
 
-@pytest.fixture(scope="module", params=["fresh", "kept", "local", pytest.param("SLURM", marks=pytest.mark.slurm)])
+@pytest.fixture(scope="module", params=["fresh", "kept", "local", "pilots", pytest.param("SLURM", marks=pytest.mark.slurm)])
 def exe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseExecutor]:
-    """Pools, the embedded scheduler, and a real SLURM behind SSH."""
+    """Pools, the embedded scheduler with a job for each task and with one pilot for all, and a real SLURM behind SSH."""
     if request.param == "SLURM":
         with running(installed(request.getfixturevalue("slurm_cluster"), "growing")) as far:
             yield far
@@ -41,6 +41,8 @@ def exe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     with (
         TestClusterExecutor(cache_directory=str(root))
         if request.param == "local"
+        else TestClusterExecutor(cache_directory=str(root), block_allocation=True, max_workers=1)
+        if request.param == "pilots"
         else SingleNodeExecutor(max_workers=2, block_allocation=request.param == "kept")
     ) as near:
         yield near

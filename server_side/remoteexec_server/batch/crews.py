@@ -23,6 +23,7 @@ from ..store.outcomes import Outcomes, log_path
 from ..store.segments import Kind, LogWriter
 from ..store.session import Job, Journal, Session, log_tail
 from ..store.tickets import cut, enough
+from ..tried_again import following, told
 from ..wire import messages
 from ..wire.messages import BurstId, Loss, TaskKey
 from ..wire.pilots import pilot_resources
@@ -111,17 +112,22 @@ def recover(store: CrewStore, outcomes: Outcomes, pilot: str, why: Loss, lose: C
     if seized is None:
         return False
     outcomes.look()
-    owner = owner_of(pilot)
+    owner, spec = owner_of(pilot), store.spec()
+    pilots = spec.pilots if spec is not None else None
     started = outcomes.started_in(writers_of(owner))
     damaged = any(name.startswith(f"{owner}-") for name in outcomes.damaged)
     back = []
     for piece, ticket in store.pieces(seized).values():
-        if outcomes.ended(piece.key):
+        if outcomes.ended(piece.key) or outcomes.has(piece.key, "link"):
             continue
         if damaged:
             lose(piece.key, replace(why, reason="store", message=f"{why.message}; its log is damaged"))
         elif piece.key in started:
-            lose(piece.key, why)
+            again = following(store, pilots, piece, ticket, why) if pilots is not None else None
+            if again is not None:
+                back.append((again.pieces[0], again))
+            else:
+                lose(piece.key, told(store.session, piece.key, why))
         else:
             back.append((piece, ticket))
     ended = frozenset(key for piece, _ in back for key in piece.needs if outcomes.ended(key))
@@ -381,7 +387,9 @@ class Crew:
             (burst.submit.burst, position)
             for burst in self._bursts.values()
             for position, entry in enumerate(burst.submit.tasks)
-            if self._is_open(entry.key) and (burst.submit.burst, position) not in held
+            if self._is_open(entry.key)
+            and self._book.tasks[entry.key].follows is None
+            and (burst.submit.burst, position) not in held
         }
         again = missing & self._missing
         for burst in {burst for burst, _ in again}:

@@ -347,7 +347,10 @@ class Service:
             if suffix == "running":
                 self._note_start(task)
             elif suffix.startswith("died-") and suffix[5:].isdigit():
-                self._again.note(task, int(suffix[5:]))
+                if self._crews.of(task.burst) is not None:
+                    task.started = False  # whoever saw it has put it into a ticket again
+                else:
+                    self._again.note(task, int(suffix[5:]))
             elif suffix == "h5" and not task.over:
                 self._note_outcome(task)
             elif suffix == "link" and not task.over:

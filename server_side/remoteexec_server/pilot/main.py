@@ -4,6 +4,7 @@
       ├─ takes tickets, gives orders to workers, gives back what it has not started
       ├─ fork ─ kept workers: tasks that ask for what the workers are made for, one after the other
       ├─ fork ─ a worker for each task that asks for something else, once there is room for it
+      ├─ fork ─ a kept worker more for each task that waits for its own children, whose place is free meanwhile
       └─ fork ─ now and then: submits a successor, asks the scheduler about pilots that have fallen silent (`aside`)
 
 It needs nobody: it takes tickets from the store as long as there are any, and what its workers write there is the
@@ -25,19 +26,24 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from .. import runner
+from .. import attempts, runner
 from ..store.crew import BadTicket, Beat, CrewStore, Spec
+from ..store.links import is_linked
 from ..store.outcomes import Outcomes, log_path
 from ..store.segments import Kind, LogWriter
 from ..store.session import log_tail, read_job
 from ..store.tickets import Ticket
+from ..tried_again import following, told
 from ..wire import messages
 from ..wire.messages import Loss, TaskKey
 from ..wire.pilots import gpus
 from ..wire.resources import Resources
 from . import aside, plan
+from .growth import REST, WAKE
 from .hand import Hand, Item
+from .linked import Linked
 from .staff import Hired, Staff
+from .worker import AGAIN, FAILED, LINKED
 
 _TICK_S = 1.0
 _BEAT_S = 20.0
@@ -97,6 +103,7 @@ class Pilot:
         self._outcomes = Outcomes(self._session, without=f"{name}-w")
         self._own: set[TaskKey] = set()  # ended here
         self._hand = Hand()
+        self._linked = Linked(self._session)
         self._staff = Staff(store, name)
         self._beat = Beat(runner.job_id(), socket.gethostname(), os.getpid(), time.time())
         self._unwritten: list[tuple[TaskKey, Loss]] = []
@@ -106,7 +113,7 @@ class Pilot:
         self._mean_s: float | None = None
         self._signals: set[int] = set()
         self._ending: plan.Ending | None = None
-        self._winding_down = self._hungry = self._blocked = False
+        self._winding_down = self._hungry = self._blocked = self._dismissed = False
         self._hire_at = 0.0
         now = time.monotonic()
         self._idle_since = self._look_at = self._tick_at = self._lookout_at = self._sync_at = self._beat_at = now
@@ -160,16 +167,19 @@ class Pilot:
             due.append(self._sync_at)
         if self._hand.waits or self._blocked:
             due.append(self._outcomes.due_at)
+        if (linked_at := self._linked.due_at) is not None:
+            due.append(linked_at)
         return max(0.0, min(due) - now)
 
     # ---- what runs ----
 
     def _staff_up(self) -> None:
-        """As many kept workers as there are to be."""
+        """As many kept workers as there are to be, and one more for each task whose place others have."""
         if time.monotonic() < self._hire_at:
             return
         there = {hired.number for hired in self._staff.hired.values() if hired.kept}
-        for number in range(self._kept):
+        resting = sum(hired.kept and hired.rests for hired in self._staff.hired.values())
+        for number in range(self._kept + resting):
             if number not in there:
                 self._staff.hire(self._worker, number, True, self._share_of_gpus(number))
 
@@ -181,12 +191,22 @@ class Pilot:
         return tuple(self._devices[number * each : (number + 1) * each])
 
     def _feed(self) -> None:
-        """Give orders, and take tickets as long as somebody could do more."""
-        while True:
+        """Give orders, and take tickets as long as somebody could do more; what was begun goes on first."""
+        while self._wake():
             while self._hand.ready and self._start(self._hand.ready[0]):
                 self._hand.ready.popleft()
             if not (self._wants_more() and time.monotonic() >= self._look_at and self._take()):
                 return
+
+    def _wake(self) -> bool:
+        """Let tasks go on whose children have ended; False: there is no room for one of them yet."""
+        for hired in self._staff.hired.values():
+            if hired.wakes:
+                grant = self._ledger.take(hired.resources)
+                if grant is None:
+                    return False
+                hired.let_go_on(grant)
+        return True
 
     def _wants_more(self) -> bool:
         if self._winding_down or self._hand.ready:
@@ -223,7 +243,7 @@ class Pilot:
         now, most = time.monotonic(), plan.ahead(self._mean_s)
         best: Hired | None = None
         for hired in self._staff.hired.values():
-            if not hired.kept or (best is not None and len(hired.sent) >= len(best.sent)):
+            if not hired.kept or hired.rests or (best is not None and len(hired.sent) >= len(best.sent)):
                 continue
             if not hired.sent:
                 if self._ledger.has_room(self._worker):
@@ -233,20 +253,44 @@ class Pilot:
         return best
 
     def _hear(self, hired: Hired) -> None:
-        began = hired.since
+        began, over = hired.since, 0
         said = list(hired.hear())
         if hired.silent:
             self._staff.overhear(hired)
-        for item, written in said:
-            self._ended(item)
-            if not written:
+        for item, mark in said:
+            if mark == WAKE:
+                hired.wakes = True
+                continue
+            if mark == REST:
+                self._make_room(hired)
+                continue
+            over += 1
+            if mark == LINKED:
+                self._linked.add(item.key)
+                self._let_go(item)
+            elif mark == AGAIN:
+                self._try_again(item, None)
+            else:
+                self._ended(item)
+            if mark == FAILED:
                 message = "its outcome could not be written to the store; is the disk full, or a quota reached?"
                 self._lose(item.key, self._loss("store", message))
-        if said:
-            each = (time.monotonic() - began) / len(said)
+        if over:
+            each = (time.monotonic() - began) / over
             self._mean_s = each if self._mean_s is None else 0.7 * self._mean_s + 0.3 * each
         if not hired.sent and hired.kept:
             self._free(hired)
+
+    def _make_room(self, hired: Hired) -> None:
+        """A task waits for its children: they are in tickets that come before all that was not started."""
+        hired.rests = True
+        self._free(hired)
+        self._hand.put_back(hired.take_back())
+        if len(self._hand):
+            self._give(None)
+        self._look_at = time.monotonic()
+        if not self._winding_down:
+            self._staff_up()
 
     def _free(self, hired: Hired) -> None:
         if hired.grant is not None:
@@ -258,6 +302,36 @@ class Pilot:
         self._hand.over(item)
         self._beat = replace(self._beat, ended=self._beat.ended + 1)
         self._idle_since = time.monotonic()
+
+    def _let_go(self, item: Item) -> None:
+        """A task is over here, and has not ended."""
+        self._hand.let_go(item)
+        self._beat = replace(self._beat, ended=self._beat.ended + 1)
+        self._idle_since = time.monotonic()
+
+    def _die(self, item: Item, loss: Loss) -> None:
+        """An attempt has ended without an outcome: another follows, or the task is lost."""
+        try:
+            if self._try_again(item, loss):
+                return
+        except OSError as exc:
+            runner._print(f"task {item.key} is not tried again, as the store cannot be written: {exc}")
+        self._lose(item.key, told(self._session, item.key, loss))
+        self._ended(item)
+
+    def _try_again(self, item: Item, loss: Loss | None) -> bool:
+        """Have another attempt made of a task, by whatever pilot has room for it; False: none is left.
+
+        Args:
+            loss: why this one has ended; None: the store says it already.
+        """
+        ticket = following(self._store, self._pilots, item.piece, item.ticket, loss)
+        if ticket is None:
+            return False
+        self._store.add([ticket], 0)
+        self._look_at = time.monotonic()
+        self._let_go(item)
+        return True
 
     def _is_over(self, key: TaskKey) -> bool:
         return key in self._own or self._outcomes.ended(key)
@@ -299,9 +373,13 @@ class Pilot:
             _, hired, started, code = verdict
             for key in started:
                 item = hired.sent.pop(key)
-                if not self._is_over(key):
-                    self._lose(key, self._why(hired, code))
-                self._ended(item)
+                if self._is_over(key):
+                    self._ended(item)
+                elif is_linked(self._session, key):  # it had said so to all but this pilot
+                    self._linked.add(key)
+                    self._let_go(item)
+                else:
+                    self._die(item, self._why(hired, code))
 
     def _why(self, hired: Hired, code: int) -> Loss:
         from ..batch import diagnose
@@ -357,7 +435,7 @@ class Pilot:
         for name in names:
             ticket = self._look_into(name)
             if ticket is not None and self._suits(ticket) and self._store.take(self._name, name):
-                self._hand.add(name, ticket, self._is_over)
+                self._hand.add(name, ticket, self._is_over, lambda key: self._outcomes.has(key, "link"))
                 self._set_hunger(False)
                 self._idle_since = now
                 return True
@@ -418,6 +496,8 @@ class Pilot:
             self._finish_tickets()
         if (self._hand.waits or self._blocked) and now >= self._outcomes.due_at:
             self._look()
+        if (linked_at := self._linked.due_at) is not None and now >= linked_at:
+            self._linked.settle()
 
     def _finish_tickets(self) -> None:
         names = self._hand.finished() if not self._unwritten else []
@@ -451,6 +531,9 @@ class Pilot:
         if now >= self._beat_at:
             self._beat_at = now + _BEAT_S
             self._store.beat(self._name, self._beat)
+        if not self._winding_down and self._store.dismissed(self._name):
+            self._dismissed = True
+            self._wind_down()
         if now >= self._lookout_at + _LOOKOUT_S:
             self._lookout_at = now
             aside.look_out(self._store, self._name)
@@ -460,6 +543,8 @@ class Pilot:
         """See what others have ended."""
         for name in self._outcomes.look():
             stem, _, suffix = name.rpartition(".")
+            if suffix == "link":
+                self._linked.add(TaskKey(stem))
             if suffix in ("h5", "lost"):
                 self._hand.input_ended(TaskKey(stem))
                 self._look_at = min(self._look_at, time.monotonic()) if self._blocked else self._look_at
@@ -495,18 +580,25 @@ class Pilot:
             self._wind_down()
         elif left_s > 0:
             self._tick_at = min(self._tick_at, time.monotonic() + left_s)
+        if self._winding_down:
+            self._succeed()  # what still runs may have submitted more
 
     def _wind_down(self) -> None:
-        """Time is nearly up: what is not started is for others, one of which is to take this one's place."""
+        """Time is nearly up, or it is one too many: what is not started is for others, what is saves its state."""
         self._winding_down = True
         for hired in self._staff.hired.values():
             if hired.kept:
                 self._hand.put_back(hired.take_back())
         self._give(None)
-        if self._store.tickets() and not self._beat.successor:
-            name = aside.submit_successor(self._store)
-            self._beat = replace(self._beat, successor=name)
-            self._store.beat(self._name, self._beat)
+        self._staff.signal(signal.SIGUSR1)
+        self._succeed()
+
+    def _succeed(self) -> None:
+        """Have another pilot take this one's place, if there is anything left for it to do."""
+        if self._dismissed or self._beat.successor or not self._store.tickets():
+            return
+        self._beat = replace(self._beat, successor=aside.submit_successor(self._store))
+        self._store.beat(self._name, self._beat)
 
     def _may_end(self) -> int | None:
         """The exit code, if it is time to end."""
@@ -516,7 +608,9 @@ class Pilot:
         if any(hired.sent for hired in self._staff.hired.values()) or self._uncertain or self._unwritten:
             return None
         idle_s = time.monotonic() - self._idle_since
-        left = "walltime" if self._winding_down else "stopped" if self._store_stopped(idle_s) else ""
+        left = "stopped" if self._store_stopped(idle_s) else ""
+        if self._winding_down:
+            left = "dismissed" if self._dismissed else "walltime"
         if not left and self._hand.empty and idle_s >= self._pilots.idle_time_s:
             left = "idle"
         return self._depart(left) if left else None
@@ -537,7 +631,7 @@ class Pilot:
         return 0
 
     def _terminate(self) -> None:
-        """The job is being ended: what was not started is for others, and the scheduler says why of the rest."""
+        """The job is being ended: what was not started is for others, what may be tried again saves its state."""
         near = self._ending is not None and time.time() >= self._ending.takes_until
         self._winding_down = True
         for hired in self._staff.hired.values():
@@ -545,10 +639,41 @@ class Pilot:
         with contextlib.suppress(OSError):
             self._give(None)
             self._finish_tickets()
-            if near and not self._beat.successor and self._store.tickets():
-                aside.submit_successor(self._store)
+            self._save_states()
+            self._finish_tickets()
+            if near:
+                self._succeed()
         self._staff.kill()
         aside.wait_for_children()
+
+    def _save_states(self) -> None:
+        """Give tasks that may be tried again the time to save their states; what the scheduler says in the log that it
+        has ended is for another pilot, which nobody else may be there to see to."""
+        busy = [hired for hired in self._staff.hired.values() if hired.sent and hired.resources.retry is not None]
+        if not busy:
+            return
+        for hired in busy:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(hired.pid, signal.SIGTERM)
+        deadline = time.monotonic() + attempts.LAST_S
+        while time.monotonic() < deadline and any(hired.sent for hired in busy):
+            self._staff.poll.poll(200)
+            for hired in busy:
+                self._hear(hired)
+            ended = [hired for hired, _ in self._staff.reap() if hired is not None]
+            busy = [hired for hired in busy if hired not in ended or not self._end_attempts(hired)]
+        self._staff.kill()
+        for hired in busy:
+            self._end_attempts(hired)
+
+    def _end_attempts(self, hired: Hired) -> bool:
+        """Say how the tasks of a worker have ended with the job, if that is clear. Returns True."""
+        loss = attempts.ended_by_scheduler(self._log, self._worker)
+        for key in hired.begun()[0] if loss is not None else ():
+            assert loss is not None
+            self._die(hired.sent.pop(key), loss)
+        hired.sent.clear()
+        return True
 
 
 def importlib_all() -> None:
