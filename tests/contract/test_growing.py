@@ -30,9 +30,12 @@ pytestmark = pytest.mark.timeout(180)
 WAIT_S = 90.0
 
 
-@pytest.fixture(scope="module", params=["fresh", "kept", "local", "pilots", pytest.param("SLURM", marks=pytest.mark.slurm)])
+PLACES = ["fresh", "kept", "local", "pilots", pytest.param("SLURM", marks=pytest.mark.slurm)]
+
+
+@pytest.fixture(scope="module", params=PLACES)
 def exe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseExecutor]:
-    """Pools, the embedded scheduler with a job for each task and with one pilot for all, and a real SLURM behind SSH."""
+    """Pools, the embedded scheduler with a job for each task or one pilot for all, and a real SLURM behind SSH."""
     if request.param == "SLURM":
         with running(installed(request.getfixturevalue("slurm_cluster"), "growing")) as far:
             yield far

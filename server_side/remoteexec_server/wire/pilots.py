@@ -36,16 +36,18 @@ def pilot_resources(pilots: Pilots, scheduler: str) -> Resources:
     """What the job of a pilot asks for: one node that has room for all its workers, and with SLURM a warning."""
     worker = pilots.resources
     memory = None if worker.memory_max_gb is None else worker.memory_max_gb * pilots.workers
-    arguments = worker.slurm_cmd_args
-    long = worker.run_time_max_s is None or worker.run_time_max_s >= 10 * _WARN_S
+    arguments, warn_s = worker.slurm_cmd_args, worker.warn_time_s or _WARN_S
+    long = worker.run_time_max_s is None or worker.run_time_max_s >= 10 * warn_s
     if scheduler == "slurm" and long and not any(argument.startswith("--signal") for argument in arguments):
-        arguments = (*arguments, f"--signal=B:USR1@{_WARN_S}")
+        arguments = (*arguments, f"--signal=B:USR1@{warn_s}")
     return replace(
         worker,
         cores=worker.cores * pilots.workers,
         memory_max_gb=memory,
         num_nodes=worker.num_nodes or 1,
         slurm_cmd_args=arguments,
+        retry=None,
+        warn_time_s=None,
     )
 
 

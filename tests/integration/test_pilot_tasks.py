@@ -1,0 +1,156 @@
+"""What tasks of pilots can do beside returning a value: submit others, be tried again, save a state; and pilots that
+are more or fewer than before."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remoteexec import Retry, TestClusterExecutor, checkpoint, current_executor, errors
+from remoteexec.config.model import ClusterConfig
+from tests.clusters.rootless import SlurmCluster
+from tests.integration.faults import outcome_within, placed
+from tests.integration.running import running
+from tests.integration.test_retries import count, crash, fail_once
+
+WAIT_S = 60.0
+
+
+@pytest.fixture
+def root(tmp_root: Path) -> Iterator[str]:
+    yield str(tmp_root)
+
+
+def pilots(root: str, **more: Any) -> TestClusterExecutor:
+    """One pilot, with one worker, on the embedded scheduler."""
+    return TestClusterExecutor(**{"cache_directory": root, "block_allocation": True, "max_workers": 1, **more})
+
+
+def fib(n: int) -> int:
+    """Waits for its children, in a process that its pilot goes on to need."""
+    if n < 2:
+        return n
+    exe = current_executor()
+    one, two = exe.submit(fib, n - 1), exe.submit(fib, n - 2)
+    return one.result() + two.result()
+
+
+def where() -> tuple[str, int]:
+    return os.environ["REMOTEEXEC_JOB_ID"], os.getpid()
+
+
+def test_tasks_that_wait_for_their_children_do_not_keep_them_from_running(root: str) -> None:
+    with pilots(root) as exe:
+        assert [future.result(WAIT_S) for future in [exe.submit(fib, n) for n in (5, 6, 1, 0)]] == [5, 8, 1, 0]
+
+
+def watched(path: str, seconds: float) -> float:
+    """Compute for a while, before and after a child; say when, so that overlaps are seen."""
+    child = current_executor().submit(nap, path, seconds)
+    note(path, seconds)
+    found: float = child.result()
+    note(path, seconds)
+    return found
+
+
+def nap(path: str, seconds: float) -> float:
+    note(path, seconds)
+    return seconds
+
+
+def note(path: str, seconds: float) -> None:
+    began = time.monotonic()
+    while time.monotonic() < began + seconds:
+        pass
+    with open(path, "a") as file:
+        file.write(f"{began} {time.monotonic()}\n")
+
+
+def test_no_more_tasks_compute_at_a_time_than_a_pilot_has_room_for(root: str, tmp_path: Path) -> None:
+    path = tmp_path / "times"
+    with pilots(root) as exe:
+        futures = [exe.submit(watched, str(path), 0.1 + n / 1e4) for n in range(6)]
+        assert [future.result(WAIT_S) for future in futures] == [0.1 + n / 1e4 for n in range(6)]
+    times = sorted(tuple(float(part) for part in line.split()) for line in path.read_text().splitlines())
+    assert len(times) == 18
+    assert all(ended <= began for (_, ended), (began, _) in zip(times, times[1:], strict=False))
+
+
+def refused() -> tuple[str, str]:
+    try:
+        current_executor().submit(where, resource_dict={"cores": 99}).result()
+    except ValueError as exc:
+        return type(exc).__name__, str(exc)
+    raise AssertionError("it was taken")
+
+
+def test_a_child_that_no_pilot_has_room_for_is_refused(root: str) -> None:
+    with pilots(root) as exe:
+        kind, text = exe.submit(refused).result(WAIT_S)
+    assert kind == "ResourceError"
+    assert "99" in text
+
+
+def test_attempts_follow_each_other_in_pilots_and_the_last_error_names_all(root: str, tmp_path: Path) -> None:
+    retry = Retry(2, {"killed", "error"})
+    with pilots(root, retries=retry) as exe:
+        once = exe.submit(fail_once, str(tmp_path / "once"))
+        crashes = [exe.submit(crash, str(tmp_path / f"crash-{times}"), times) for times in (1, 2, 5)]
+        after = exe.submit(str, crashes[1])
+        others = [exe.submit(abs, -n) for n in range(20)]
+        assert once.result(WAIT_S) == "second"
+        assert [future.result(WAIT_S) for future in crashes[:2]] == [2, 3]
+        exc = outcome_within(crashes[2], WAIT_S)
+        assert isinstance(exc, errors.TaskKilled)
+        assert str(exc).startswith("3 attempts: killed, killed, killed; it ended its worker with exit code 3")
+        assert (after.result(WAIT_S), [future.result(WAIT_S) for future in others]) == ("3", list(range(20)))
+    assert [future.task.attempts for future in (once, *crashes, after)] == [2, 2, 3, 3, 1]
+
+
+def test_a_call_is_tried_again_if_that_was_asked_for_it_alone(root: str, tmp_path: Path) -> None:
+    with pilots(root) as exe:
+        no = exe.submit(fail_once, str(tmp_path / "no"))
+        yes = exe.submit(fail_once, str(tmp_path / "yes"), resource_dict={"retries": Retry(1, {"error"})})
+        assert isinstance(no.exception(WAIT_S), KeyError)
+        assert yes.result(WAIT_S) == "second"
+
+
+def long(path: str) -> tuple[int, int]:
+    """Longer than its pilot lives; each attempt goes on where the last one has ended."""
+    state = {"step": 0}
+    state.update(checkpoint(lambda: dict(state)) or {})
+    began = state["step"]
+    while state["step"] < 90:
+        time.sleep(0.1)
+        state["step"] += 1
+    return began, state["step"]
+
+
+def test_a_task_that_outlasts_its_pilot_goes_on_in_the_next(root: str) -> None:
+    with pilots(root, resource_dict={"run_time_max": 6}, retries=Retry(3, {"timeout"})) as exe:
+        future = exe.submit(long, "")
+        others = [exe.submit(abs, -n) for n in range(10)]
+        assert [other.result(WAIT_S) for other in others] == list(range(10))
+        began, ended = future.result(WAIT_S)
+    assert 20 <= began < ended == 90
+    assert future.task.attempts == 2
+
+
+def test_a_task_goes_on_from_its_checkpoint_where_slurm_ends_its_pilot(
+    slurm_cluster: SlurmCluster, slurm_config: ClusterConfig
+) -> None:
+    place = slurm_cluster.make_directory(f"again-{time.time_ns()}") / "place"
+    options: dict[str, Any] = {"block_allocation": True, "max_workers": 1, "resource_dict": {"run_time_max": 600}}
+    with running(slurm_config, retries=Retry(1, {"timeout"}), **options) as exe:
+        future = exe.submit(count, str(place), 100_000)
+        job = placed(place).job
+        time.sleep(1)
+        slurm_cluster.end_soon(job)
+        began, _ = future.result(90)
+    assert 50 <= began < 100_000
+    assert future.task.attempts == 2
