@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ WAIT_S = 60.0
 
 
 @pytest.fixture
-def root(tmp_root: Path) -> Iterator[str]:
-    yield str(tmp_root)
+def root(tmp_root: Path) -> str:
+    return str(tmp_root)
 
 
 def pilots(root: str, **more: Any) -> TestClusterExecutor:
@@ -78,7 +78,7 @@ def test_no_more_tasks_compute_at_a_time_than_a_pilot_has_room_for(root: str, tm
         assert [future.result(WAIT_S) for future in futures] == [0.1 + n / 1e4 for n in range(6)]
     times = sorted(tuple(float(part) for part in line.split()) for line in path.read_text().splitlines())
     assert len(times) == 18
-    assert all(ended <= began for (_, ended), (began, _) in zip(times, times[1:], strict=False))
+    assert all(ended <= began for (_, ended), (began, _) in pairwise(times))
 
 
 def refused() -> tuple[str, str]:
@@ -109,7 +109,8 @@ def test_attempts_follow_each_other_in_pilots_and_the_last_error_names_all(root:
         assert isinstance(exc, errors.TaskKilled)
         assert str(exc).startswith("3 attempts: killed, killed, killed; it ended its worker with exit code 3")
         assert (after.result(WAIT_S), [future.result(WAIT_S) for future in others]) == ("3", list(range(20)))
-    assert [future.task.attempts for future in (once, *crashes, after)] == [2, 2, 3, 3, 1]
+    futures: list[Any] = [*crashes, after]
+    assert [future.task.attempts for future in futures] == [2, 3, 3, 1]
 
 
 def test_a_call_is_tried_again_if_that_was_asked_for_it_alone(root: str, tmp_path: Path) -> None:
@@ -118,6 +119,36 @@ def test_a_call_is_tried_again_if_that_was_asked_for_it_alone(root: str, tmp_pat
         yes = exe.submit(fail_once, str(tmp_path / "yes"), resource_dict={"retries": Retry(1, {"error"})})
         assert isinstance(no.exception(WAIT_S), KeyError)
         assert yes.result(WAIT_S) == "second"
+
+
+def test_pilots_become_more_and_fewer_while_they_work(root: str) -> None:
+    with pilots(root, max_workers=1) as exe:
+        first = {job for job, _ in exe.map(stay, range(5))}
+        exe.max_workers = 2
+        assert exe.max_workers == 2
+        more = {job for job, _ in exe.map(stay, range(5, 45))}
+        exe.max_workers = 1
+        few = [job for job, _ in exe.map(stay, range(45, 70))]
+        assert (len(first), len(more), len(set(few[10:]))) == (1, 2, 1)
+        with pytest.raises(ValueError, match="max_workers"):
+            exe.max_workers = 0
+
+
+def stay(n: int) -> tuple[str, int]:
+    time.sleep(0.2)
+    return os.environ["REMOTEEXEC_JOB_ID"], n
+
+
+def test_a_size_that_was_set_before_anything_was_submitted_is_the_size(root: str) -> None:
+    with pilots(root, max_workers=1) as exe:
+        exe.max_workers = 2
+        assert len({job for job, _ in exe.map(stay, range(20))}) == 2
+
+
+def test_jobs_without_pilots_have_no_size_to_be_changed(root: str) -> None:
+    with TestClusterExecutor(cache_directory=root, max_workers=2) as exe:
+        with pytest.raises(NotImplementedError, match="block_allocation=True"):
+            exe.max_workers = 3
 
 
 def long(path: str) -> tuple[int, int]:

@@ -30,6 +30,7 @@ from remoteexec_server.wire.messages import (
     OutcomeReady,
     Pilots,
     Problem,
+    Resize,
     Started,
     Submit,
     TaskKey,
@@ -205,8 +206,15 @@ def test_an_sbatch_that_lied_is_not_repeated(world: World) -> None:
     assert shapes(world) == [("rx-b-p0", 3)]
 
 
-@pytest.mark.parametrize("trouble", [DOWN, QuotaReached("AssocMaxSubmitJobLimit")])
-def test_pilots_wait_for_a_scheduler_that_says_not_now(world: World, trouble: Exception) -> None:
+@pytest.mark.parametrize(
+    ("trouble", "later"),
+    [(DOWN, [("rx-b-p0", 3)]), (QuotaReached("AssocMaxSubmitJobLimit"), [("rx-b-p0", 1), ("rx-b-p1", 2)])],
+    ids=["down", "a quota"],
+)
+def test_pilots_wait_for_a_scheduler_that_says_not_now(
+    world: World, trouble: Exception, later: list[tuple[str, int]]
+) -> None:
+    """There may be room for one where there is none for three."""
     world.queue.troubles["submit"] = [trouble]
     service = world.service()
     events = submitted(world, service, burst(ONE, *KEYS))
@@ -217,8 +225,63 @@ def test_pilots_wait_for_a_scheduler_that_says_not_now(world: World, trouble: Ex
     assert shapes(world) == []
     assert service.submitting
     world.run(service, 20.0)
-    assert shapes(world) == [("rx-b-p0", 3)]
+    assert shapes(world) == later
     assert not service.submitting
+
+
+def test_one_that_takes_over_knows_the_number_that_was_submitted_in_the_end(world: World) -> None:
+    world.queue.troubles["submit"] = [QuotaReached("AssocMaxSubmitJobLimit"), Crash()]
+    service = world.service()
+    submitted(world, service, burst(ONE, *KEYS))
+    with pytest.raises(Crash):
+        world.run(service, 5.0)
+    other = world.service()
+    world.run(other, 20.0)
+    assert shapes(world) == [("rx-b-p0", 1), ("rx-b-p1", 2)]
+
+
+def test_no_more_pilots_than_an_array_may_have_are_submitted_at_once(world: World) -> None:
+    world.queue.array = 2
+    service = world.service()
+    submitted(world, service, burst(ONE, *KEYS))
+    world.run(service, 5.0)
+    assert shapes(world) == [("rx-b-p0", 2), ("rx-b-p1", 1)]
+
+
+def test_submissions_of_pilots_keep_the_pace(world: World) -> None:
+    service = world.service()
+    for _ in range(70):
+        service._submitter.pace.count()
+    submitted(world, service, burst(ONE, *KEYS))
+    assert (shapes(world), service.submitting) == ([], True)
+    world.run(service, 10.0)
+    assert shapes(world) == []
+    world.run(service, 2.0)
+    assert shapes(world) == [("rx-b-p0", 3)]
+
+
+def test_more_pilots_are_submitted_when_more_are_asked_for(world: World, store: CrewStore) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, *KEYS))
+    assert service.handle(Resize(5)) == []
+    world.run(service, 5.0)
+    assert shapes(world) == [("rx-b-p0", 3), ("rx-b-p1", 2)]
+    spec = store.spec()
+    assert spec is not None
+    assert spec.pilots.count == 5
+
+
+def test_pilots_that_are_too_many_are_dismissed_those_that_have_not_begun_first(world: World, store: CrewStore) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, *KEYS))
+    take(store, "rx-b-p0-1", "100_1")
+    take(store, LAST, "100_2")
+    store.hunger(LAST, True)
+    assert service.handle(Resize(1)) == []
+    assert [store.dismissed(f"rx-b-p0-{n}") for n in range(3)] == [True, False, True]
+    world.run(service, 10.0)
+    assert world.queue.cancelled == [JobRef(JobId("100"), 0)]
+    assert shapes(world) == [("rx-b-p0", 3)]
 
 
 def test_pilots_that_are_refused_fail_every_task(world: World, store: CrewStore) -> None:

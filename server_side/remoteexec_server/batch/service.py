@@ -30,6 +30,7 @@ from ..wire.messages import (
     OutcomeReady,
     Problem,
     Rejected,
+    Resize,
     Started,
     Submit,
     TaskKey,
@@ -85,7 +86,7 @@ class Service:
         self._followers = Followers(session, self._book, self._outcomes)
         self._name = secrets.token_hex(8)
         self._submitter = Submitter(self._book, queue, jobs, self._name, clock)
-        self._crews = Crews(self._book, queue, jobs, client, self._name, clock)
+        self._crews = Crews(self._book, queue, jobs, client, self._name, self._submitter.pace)
         self._again = Again(self._book, clock)
         self._beat_at = clock()
         self._strangers: dict[TaskKey, float] = {}  # waited for and not known: until when
@@ -99,7 +100,7 @@ class Service:
 
     # ---- what the client asks ----
 
-    def handle(self, request: Submit | Cancel | Watch | Tell, bundle: bytes = b"") -> list[Event]:
+    def handle(self, request: Submit | Cancel | Watch | Tell | Resize, bundle: bytes = b"") -> list[Event]:
         """Take a request; what follows from it comes from here and from later `step`s."""
         match request:
             case Submit():
@@ -108,6 +109,8 @@ class Service:
                 self._cancel(request.keys)
             case Watch():
                 self._watch(request.keys)
+            case Resize():
+                self._crews.resize(request.pilots)
             case Tell():
                 self._learn()
                 tasks = self._book.tasks.values()
