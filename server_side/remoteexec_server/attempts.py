@@ -26,6 +26,8 @@ __all__ = ["LAST_S", "end", "end_by_scheduler", "submit"]
 LAST_S = 10
 """How long a task may go on after SIGTERM where another attempt may follow: SLURM's KillWait is 30 s, and the next
 attempt is submitted within it. Picked, not measured."""
+FLUX_LAST_S = 2
+"""The same after SIGALRM, by which Flux says that the time is up: it kills 5 s later."""
 _SIGNALLED_S = 2.0
 """How long the scheduler may take to say in the log why it has sent SIGTERM; it says so before, or at once."""
 _LOOK_S = 3.0
@@ -48,18 +50,25 @@ def end(session: Session, job: Job, index: int, loss: Loss) -> None:
         submit(session, job, index, resources)
 
 
-def end_by_scheduler(session: Session, job: Job, index: int) -> None:
-    """The same where the scheduler has sent SIGTERM: only what its own words in the log explain, and only if no service
-    is there, which knows more."""
+def end_by_scheduler(session: Session, job: Job, index: int, timed_out: bool) -> None:
+    """The same where the scheduler has ended the job: only what its own words in the log explain, or its signal, and only
+    if no service is there, which knows more."""
     if job.resources.retry is None or not runner_job() or session.alive():
         return
-    loss = ended_by_scheduler(session.log(job.name, index), job.resources)
+    log = session.log(job.name, index)
+    loss = time_is_up(log) if timed_out else ended_by_scheduler(log, job.resources)
     if loss is None:
         return
     resources = retrying.next_attempt(job.resources, loss, job.attempt)
     if resources is not None:
         session.publish_death(job.tasks[index].key, job.attempt, loss)
         submit(session, job, index, resources)
+
+
+def time_is_up(log: Path) -> Loss:
+    """Why a job ends to which Flux has sent SIGALRM."""
+    text = f"its job reached its time limit (SIGALRM from Flux); its log is {log}"
+    return Loss("timeout", text, job=runner_job(), node=socket.gethostname(), log_path=str(log))
 
 
 def ended_by_scheduler(log: Path, resources: Resources) -> Loss | None:

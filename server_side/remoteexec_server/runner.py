@@ -6,7 +6,7 @@
 
 The supervisor sees every way a process can end (a signal, os._exit, a crashed interpreter), so most losses are known
 the moment they happen, with nobody logged in. What it leaves to the scheduler: SIGKILL (out of memory? cancelled?)
-and SIGTERM, which it sends first (time limit, cancelled, preempted).
+and SIGTERM, which it sends first (time limit, cancelled, preempted). Flux says by SIGALRM that the time is up.
 
 Exit codes: 0 an outcome or a loss is published, or another runner has the task; 74 it could not be written; 78 a module
 of ours is missing; 128 + n for signal n; else that of a child that did not get as far as the claim.
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> NoReturn:
 
 def supervise(session: Session, job: Job, index: int) -> int:
     """Fork the child that runs the task, and see that its end leaves a trace. Returns the job's exit code."""
-    terminated = False
+    terminated = timed_out = False
 
     def on_sigterm(number: int, frame: object) -> None:
         nonlocal terminated
@@ -90,6 +90,15 @@ def supervise(session: Session, job: Job, index: int) -> int:
         pass_on(signal.SIGTERM)
         if job.resources.retry is not None:
             signal.alarm(attempts.LAST_S)  # to tell how it ended while there is time
+
+    def on_sigalrm(number: int, frame: object) -> None:
+        nonlocal terminated, timed_out
+        if terminated:  # the alarm is our own
+            pass_on(signal.SIGKILL)
+            return
+        terminated = timed_out = True
+        pass_on(signal.SIGTERM)
+        signal.alarm(attempts.FLUX_LAST_S)
 
     def pass_on(number: int, frame: object = None) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -101,12 +110,13 @@ def supervise(session: Session, job: Job, index: int) -> int:
     supervisor = os.getpid()
     child = os.fork()
     if child == 0:
+        spare_from_alarms()
         end_with(supervisor)
         _child(session, job, index)
     signal.signal(signal.SIGTERM, on_sigterm)
     if warned:
         signal.signal(signal.SIGUSR1, pass_on)
-    signal.signal(signal.SIGALRM, lambda number, frame: pass_on(signal.SIGKILL))
+    signal.signal(signal.SIGALRM, on_sigalrm)
     began = time.monotonic()
     _, status, used = os.wait4(child, 0)
     signal.alarm(0)
@@ -125,7 +135,7 @@ def supervise(session: Session, job: Job, index: int) -> int:
         _print(str(end))  # diagnose reads it
         if code != -signal.SIGKILL or terminated:
             with contextlib.suppress(OSError):  # a service will find out
-                attempts.end_by_scheduler(session, job, index)
+                attempts.end_by_scheduler(session, job, index, timed_out)
         return 128 + (-code if code < 0 else signal.SIGTERM)
     claim = session.read_claim(task.key)
     if claim is None or claim.pid != child or claim.host != socket.gethostname():
@@ -150,6 +160,12 @@ def end_process(code: int) -> NoReturn:
         with contextlib.suppress(Exception):  # closed or replaced by the user's function, or the disk is full
             stream.flush()
     os._exit(code)
+
+
+def spare_from_alarms() -> None:
+    """In Flux, which sends SIGALRM to all of a job when its time is up: the supervisor sees to what follows."""
+    if "FLUX_URI" in os.environ:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
 
 def end_with(parent: int) -> None:

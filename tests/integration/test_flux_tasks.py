@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from remoteexec import FluxClusterExecutor, Retry, checkpoint, errors
+from remoteexec import FluxClusterExecutor, Retry, checkpoint, current_executor, errors
 from tests.clusters.flux import FluxInstance
 from tests.integration.faults import outcome_within
-from tests.integration.test_pilot_tasks import fib
 from tests.integration.test_retries import crash, fail_once
 
 WAIT_S = 60.0
@@ -61,15 +60,37 @@ def test_tasks_are_tried_again_with_more_time_and_go_on_from_their_states(
     assert (20 <= began < 60, ended, late.task.attempts) == (True, 80, 2)
 
 
+def test_a_task_that_reaches_its_time_limit_says_so(flux_instance: FluxInstance) -> None:
+    with at(flux_instance, resource_dict={"run_time_max": 2}) as exe:
+        assert isinstance(outcome_within(exe.submit(time.sleep, 60), WAIT_S), errors.TaskTimeout)
+
+
+def test_a_task_that_outlasts_its_pilot_goes_on_in_the_next(flux_instance: FluxInstance) -> None:
+    options: dict[str, Any] = {"block_allocation": True, "max_workers": 1, "resource_dict": {"run_time_max": 6}}
+    with at(flux_instance, retries=Retry(2, {"timeout"}), **options) as exe:
+        future = exe.submit(long, 80)
+        began, ended = future.result(WAIT_S)
+    assert (20 <= began < 80, ended, future.task.attempts) == (True, 80, 2)
+
+
 def test_pilots_run_tasks_that_grow_ranks_and_further_attempts(flux_instance: FluxInstance, tmp_path: Path) -> None:
     options: dict[str, Any] = {"block_allocation": True, "max_workers": 2, "resource_dict": {"cores": 2}}
     with at(flux_instance, retries=Retry(1, {"killed"}), **options) as exe:
         one = {"cores": 1}
         together: Any = exe.submit(ranks, 3)
-        number = exe.submit(fib, 6, resource_dict=one)
+        number = exe.submit(fib_alone, 6, resource_dict=one)
         crashed = exe.submit(crash, str(tmp_path / "crash"), 1, resource_dict=one)
         assert [rank[1:] for rank in together.result(WAIT_S)] == [(0, 6), (1, 6)]
         assert (number.result(WAIT_S), crashed.result(WAIT_S)) == (8, 2)
+
+
+def fib_alone(n: int) -> Any:
+    """Without ranks, which cannot submit anything."""
+    if n < 2:
+        return n
+    exe, one = current_executor(), {"cores": 1}
+    children = [exe.submit(fib_alone, n - k, resource_dict=one) for k in (1, 2)]
+    return sum(child.result() for child in children)
 
 
 def where(seconds: float) -> str:

@@ -153,7 +153,7 @@ class Pilot:
         def note(number: int, frame: FrameType | None) -> None:
             self._signals.add(number)
 
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM):
             signal.signal(number, note)
         signal.set_wakeup_fd(end)
         self._staff.poll.register(wake, 1)  # POLLIN
@@ -350,7 +350,7 @@ class Pilot:
                 self._mourn(hired, code)
             self._free(hired)
             self._staff.dismiss(hired, clean=code == 0)
-        if signal.SIGTERM not in self._signals and not self._winding_down:
+        if not self._is_ended and not self._winding_down:
             self._staff_up()
 
     def _mourn(self, hired: Hired, code: int) -> None:
@@ -525,7 +525,7 @@ class Pilot:
         self._look()
         self._hand.drop(self._is_over)
         self._end_cancelled(now)
-        if signal.SIGTERM not in self._signals:
+        if not self._is_ended:
             self._staff_up()
         self._share(now)
         if now >= self._beat_at:
@@ -602,7 +602,7 @@ class Pilot:
 
     def _may_end(self) -> int | None:
         """The exit code, if it is time to end."""
-        if signal.SIGTERM in self._signals:
+        if self._is_ended:
             self._terminate()
             return 128 + signal.SIGTERM
         if any(hired.sent for hired in self._staff.hired.values()) or self._uncertain or self._unwritten:
@@ -614,6 +614,16 @@ class Pilot:
         if not left and self._hand.empty and idle_s >= self._pilots.idle_time_s:
             left = "idle"
         return self._depart(left) if left else None
+
+    @property
+    def _timed_out(self) -> bool:
+        """Flux says that the time is up."""
+        return signal.SIGALRM in self._signals
+
+    @property
+    def _is_ended(self) -> bool:
+        """The scheduler ends the job."""
+        return self._timed_out or signal.SIGTERM in self._signals
 
     def _store_stopped(self, idle_s: float) -> bool:
         return idle_s > _LEAST_S and self._hand.empty and self._store.stopped()
@@ -632,7 +642,7 @@ class Pilot:
 
     def _terminate(self) -> None:
         """The job is being ended: what was not started is for others, what may be tried again saves its state."""
-        near = self._ending is not None and time.time() >= self._ending.takes_until
+        near = self._timed_out or (self._ending is not None and time.time() >= self._ending.takes_until)
         self._winding_down = True
         for hired in self._staff.hired.values():
             self._hand.put_back(hired.take_back())
@@ -655,7 +665,7 @@ class Pilot:
         for hired in busy:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(hired.pid, signal.SIGTERM)
-        deadline = time.monotonic() + attempts.LAST_S
+        deadline = time.monotonic() + (attempts.FLUX_LAST_S if self._timed_out else attempts.LAST_S)
         while time.monotonic() < deadline and any(hired.sent for hired in busy):
             self._staff.poll.poll(200)
             for hired in busy:
@@ -668,7 +678,8 @@ class Pilot:
 
     def _end_attempts(self, hired: Hired) -> bool:
         """Say how the tasks of a worker have ended with the job, if that is clear. Returns True."""
-        loss = attempts.ended_by_scheduler(self._log, self._worker)
+        timed_out, log = self._timed_out, self._log
+        loss = attempts.time_is_up(log) if timed_out else attempts.ended_by_scheduler(log, self._worker)
         for key in hired.begun()[0] if loss is not None else ():
             assert loss is not None
             self._die(hired.sent.pop(key), loss)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..runner import spare_from_alarms
 from ..store.crew import CrewStore
 from ..store.outcomes import log_path
 from ..store.segments import Kind, LogReader, LogWriter
@@ -156,6 +157,8 @@ class Staff:
             for number_ in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
                 signal.signal(number_, signal.SIG_DFL)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            spare_from_alarms()
             for other in self.hired.values():
                 for handle in (*other.orders, *other.go, other.done, other.log.handle):
                     os.close(handle)
