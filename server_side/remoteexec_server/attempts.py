@@ -51,8 +51,8 @@ def end(session: Session, job: Job, index: int, loss: Loss) -> None:
 
 
 def end_by_scheduler(session: Session, job: Job, index: int, timed_out: bool) -> None:
-    """The same where the scheduler has ended the job: only what its own words in the log explain, or its signal, and only
-    if no service is there, which knows more."""
+    """The same where the scheduler ends the job: only what its own words in the log explain, or its signal, and only if
+    no service is there, which knows more."""
     if job.resources.retry is None or not runner_job() or session.alive():
         return
     log = session.log(job.name, index)

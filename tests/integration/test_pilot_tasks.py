@@ -49,6 +49,19 @@ def test_tasks_that_wait_for_their_children_do_not_keep_them_from_running(root: 
         assert [future.result(WAIT_S) for future in [exe.submit(fib, n) for n in (5, 6, 1, 0)]] == [5, 8, 1, 0]
 
 
+def fib_alone(n: int) -> int:
+    if n < 2:
+        return n
+    exe = current_executor()
+    children = [exe.submit(fib_alone, n - k, resource_dict={"environment": {"K": str(k)}}) for k in (1, 2)]
+    return sum(child.result() for child in children)
+
+
+def test_tasks_with_resources_of_their_own_make_room_for_their_children_too(root: str) -> None:
+    with pilots(root) as exe:
+        assert exe.submit(fib_alone, 4, resource_dict={"environment": {"K": "0"}}).result(WAIT_S) == 3
+
+
 def watched(path: str, seconds: float) -> float:
     """Compute for a while, before and after a child; say when, so that overlaps are seen."""
     child = current_executor().submit(nap, path, seconds)

@@ -285,7 +285,8 @@ class Pilot:
         """A task waits for its children: they are in tickets that come before all that was not started."""
         hired.rests = True
         self._free(hired)
-        self._hand.put_back(hired.take_back())
+        if hired.kept:
+            self._hand.put_back(hired.take_back())
         if len(self._hand):
             self._give(None)
         self._look_at = time.monotonic()
