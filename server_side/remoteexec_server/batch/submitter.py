@@ -345,12 +345,16 @@ class Submitter:
         return self._queue.submit(replace(spec, after=self._book.whole_arrays(alive)))
 
     def _description(self, burst: Burst, group: Group, upstream: dict[TaskKey, Task]) -> Job:
-        submit = burst.submit
+        submit, resources = burst.submit, _resources(burst, group)
+        if group.number > 1:
+            from . import limits  # few attempts follow another
+
+            resources = limits.within(self._queue, resources)
         return Job(
             name=group.name,
             burst=submit.burst,
             tasks=tuple(JobTask(p, submit.tasks[p].key) for p in group.positions),
-            resources=_resources(burst, group),
+            resources=resources,
             upstream={key: str(task.ref) for key, task in upstream.items() if task.ref is not None},
             scheduler=self._jobs.scheduler,
             grace_s=self._jobs.terms.grace_s,
