@@ -6,15 +6,15 @@ from dataclasses import replace
 
 from ..wire.resources import Resources
 from .base import Queue, QueueError
-from .pysqa_queue import PysqaQueue
+from .pysqa_queue import SlurmQueue
 from .slurm_text import Partition, seconds
 
 __all__ = ["allowed", "within"]
 
 
 def within(queue: Queue, resources: Resources) -> Resources:
-    """The same, with no more time than the partition gives; unchanged where the scheduler does not say what it gives."""
-    if resources.run_time_max_s is None or not isinstance(queue, PysqaQueue):
+    """The same, with no more time than the partition gives, where the scheduler says what that is."""
+    if resources.run_time_max_s is None or not isinstance(queue, SlurmQueue):
         return resources
     try:
         return allowed(resources, queue.partitions())
