@@ -14,16 +14,15 @@ from __future__ import annotations
 import base64
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..store.crew import BadTicket, CrewStore, Spec, crews, owner_of, regroup, without_init
+from ..store.crew import BadTicket, CrewStore, Spec, crews, owner_of, without_init
 from ..store.outcomes import Outcomes, log_path
 from ..store.segments import Kind, LogWriter
 from ..store.session import Job, Journal, Session, log_tail
 from ..store.tickets import cut, enough
-from ..tried_again import following, told
 from ..wire import messages
 from ..wire.messages import BurstId, Loss, TaskKey
 from ..wire.pilots import pilot_resources
@@ -42,6 +41,7 @@ from .base import (
 )
 from .book import Book
 from .records import Burst, Task
+from .recovery import recover, writers_of
 from .submitter import Jobs, Pace
 
 _CHECK_S, _REST_S = 2.0, 10.0
@@ -60,11 +60,6 @@ def pilot_command(runner: tuple[str, ...]) -> tuple[str, ...]:
 def pilot_name(job_name: str, index: int) -> str:
     """What a pilot is called: an element of a job."""
     return f"{job_name}-{index}"
-
-
-def writers_of(pilot: str) -> str:
-    """What the names of the logs of a pilot's workers begin with."""
-    return f"{pilot}-w"
 
 
 def reserve_name(session: Session, client: str, resources: Resources, spec: Spec) -> str:
@@ -95,44 +90,6 @@ def submit_pilots(store: CrewStore, spec: Spec, queue: Queue, name: str, count: 
     directory = store.session.job_directory(name)
     resources = pilot_resources(spec.pilots, spec.scheduler)
     return queue.submit(JobSpec(name, directory, (*spec.command, str(directory), store.client), count, resources))
-
-
-def recover(store: CrewStore, outcomes: Outcomes, pilot: str, why: Loss, lose: Callable[[TaskKey, Loss], None]) -> bool:
-    """See to what a dead pilot had in hand: what it has started is lost, the rest is for others.
-
-    Args:
-        pilot: its name, or that of a seizure that was not ended.
-
-    Returns:
-        Whether there was something, and nobody else was first.
-    """
-    if pilot not in store.members():
-        return False
-    seized = store.seize(pilot)
-    if seized is None:
-        return False
-    outcomes.look()
-    owner, spec = owner_of(pilot), store.spec()
-    pilots = spec.pilots if spec is not None else None
-    started = outcomes.started_in(writers_of(owner))
-    damaged = any(name.startswith(f"{owner}-") for name in outcomes.damaged)
-    back = []
-    for piece, ticket in store.pieces(seized).values():
-        if outcomes.ended(piece.key) or outcomes.has(piece.key, "link"):
-            continue
-        if damaged:
-            lose(piece.key, replace(why, reason="store", message=f"{why.message}; its log is damaged"))
-        elif piece.key in started:
-            again = following(store, pilots, piece, ticket, why) if pilots is not None else None
-            if again is not None:
-                back.append((again.pieces[0], again))
-            else:
-                lose(piece.key, told(store.session, piece.key, why))
-        else:
-            back.append((piece, ticket))
-    ended = frozenset(key for piece, _ in back for key in piece.needs if outcomes.ended(key))
-    store.release(seized, regroup(back, ended), 0)
-    return True
 
 
 class Crew:

@@ -1,4 +1,4 @@
-"""A pilot: a job that hosts workers. `pilot JOBDIR CLIENT INDEX`, what its script starts.
+"""A pilot: a job that hosts workers; `start` makes one.
 
     pilot (one thread)
       ├─ takes tickets, gives orders to workers, gives back what it has not started
@@ -19,22 +19,17 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 from .. import attempts, runner
-from ..store.crew import BadTicket, Beat, CrewStore, Spec
+from ..store.crew import Beat, CrewStore, Spec
 from ..store.links import is_linked
-from ..store.outcomes import Outcomes, log_path
-from ..store.segments import Kind, LogWriter
-from ..store.session import log_tail, read_job
+from ..store.outcomes import Outcomes
 from ..store.tickets import Ticket
 from ..tried_again import following, told
-from ..wire import messages
 from ..wire.messages import Loss, TaskKey
 from ..wire.pilots import gpus
 from ..wire.resources import Resources
@@ -42,7 +37,9 @@ from . import aside, plan
 from .growth import REST, WAKE
 from .hand import Hand, Item
 from .linked import Linked
-from .staff import Hired, Staff
+from .losses import Losses
+from .shelf import Shelf
+from .staff import Hired, Staff, import_all
 from .worker import AGAIN, FAILED, LINKED
 
 _TICK_S = 1.0
@@ -62,20 +59,6 @@ _DEADLY = (-signal.SIGKILL, -signal.SIGTERM)
 
 class _Gone(Exception):
     """The session is not there any more, or somebody else has what was this pilot's."""
-
-
-def main(argv: list[str]) -> NoReturn:
-    """Be element INDEX of the pilots described in JOBDIR."""
-    os.umask(0o077)
-    session, job = read_job(Path(argv[0]).resolve())
-    store = CrewStore(session, argv[1])
-    index = int(argv[2]) if len(argv) > 2 and argv[2] else 0
-    spec = store.spec()
-    if spec is None:
-        runner.end_process(0)
-    for name in runner._THREADS:  # before numpy is imported, which then makes its threads
-        os.environ[name] = str(spec.pilots.resources.threads_per_core)
-    runner.end_process(Pilot(store, spec, f"{job.name}-{index}", session.log(job.name, index)).run())
 
 
 class Pilot:
@@ -106,10 +89,9 @@ class Pilot:
         self._linked = Linked(self._session)
         self._staff = Staff(store, name)
         self._beat = Beat(runner.job_id(), socket.gethostname(), os.getpid(), time.time())
-        self._unwritten: list[tuple[TaskKey, Loss]] = []
-        self._losses: LogWriter | None = None
+        self._losses = Losses(self._session, name, log, self._beat)
         self._uncertain: list[tuple[float, Hired, set[TaskKey], int]] = []
-        self._seen: dict[str, Ticket | None] = {}  # tickets that were looked at; None: damaged
+        self._shelf = Shelf(store)
         self._mean_s: float | None = None
         self._signals: set[int] = set()
         self._ending: plan.Ending | None = None
@@ -123,7 +105,7 @@ class Pilot:
         wake = self._listen()
         try:
             self._store.join(self._name)
-            importlib_all()
+            import_all()
             self._store.beat(self._name, self._beat)
             self._beat_at = time.monotonic() + _BEAT_S
             self._staff_up()
@@ -181,32 +163,15 @@ class Pilot:
         resting = sum(hired.kept and hired.rests for hired in self._staff.hired.values())
         for number in range(self._kept + resting):
             if number not in there:
-                self._staff.hire(self._worker, number, True, self._share_of_gpus(number))
-
-    def _share_of_gpus(self, number: int) -> tuple[str, ...] | None:
-        """What a kept worker sees; None: all."""
-        each = gpus(self._worker)
-        if not each or self._pilots.workers == 1:
-            return None
-        return tuple(self._devices[number * each : (number + 1) * each])
+                self._staff.hire(self._worker, number, True, plan.share_of_gpus(self._devices, self._pilots, number))
 
     def _feed(self) -> None:
         """Give orders, and take tickets as long as somebody could do more; what was begun goes on first."""
-        while self._wake():
+        while self._staff.wake(self._ledger):
             while self._hand.ready and self._start(self._hand.ready[0]):
                 self._hand.ready.popleft()
             if not (self._wants_more() and time.monotonic() >= self._look_at and self._take()):
                 return
-
-    def _wake(self) -> bool:
-        """Let tasks go on whose children have ended; False: there is no room for one of them yet."""
-        for hired in self._staff.hired.values():
-            if hired.wakes:
-                grant = self._ledger.take(hired.resources)
-                if grant is None:
-                    return False
-                hired.let_go_on(grant)
-        return True
 
     def _wants_more(self) -> bool:
         if self._winding_down or self._hand.ready:
@@ -274,7 +239,7 @@ class Pilot:
                 self._ended(item)
             if mark == FAILED:
                 message = "its outcome could not be written to the store; is the disk full, or a quota reached?"
-                self._lose(item.key, self._loss("store", message))
+                self._losses.lose(item.key, self._losses.described("store", message))
         if over:
             each = (time.monotonic() - began) / over
             self._mean_s = each if self._mean_s is None else 0.7 * self._mean_s + 0.3 * each
@@ -317,7 +282,7 @@ class Pilot:
                 return
         except OSError as exc:
             runner._print(f"task {item.key} is not tried again, as the store cannot be written: {exc}")
-        self._lose(item.key, told(self._session, item.key, loss))
+        self._losses.lose(item.key, told(self._session, item.key, loss))
         self._ended(item)
 
     def _try_again(self, item: Item, loss: Loss | None) -> bool:
@@ -380,62 +345,16 @@ class Pilot:
                     self._linked.add(key)
                     self._let_go(item)
                 else:
-                    self._die(item, self._why(hired, code))
-
-    def _why(self, hired: Hired, code: int) -> Loss:
-        from ..batch import diagnose
-
-        tail = log_tail(self._log)
-        if hired.limit_at is not None and time.monotonic() >= hired.limit_at:
-            return self._loss("timeout", "it reached its time limit (run_time_max)", code)
-        if code == -signal.SIGKILL and diagnose.names_memory(tail):
-            return self._loss("out_of_memory", "its worker ran out of memory. Ask for more with memory_max", code)
-        if code < 0:
-            name = signal.Signals(-code).name
-            return self._loss("killed", f"its worker was ended by signal {-code} ({name})", code)
-        return self._loss("killed", f"it ended its worker with exit code {code} (os._exit, or compiled code)", code)
-
-    def _loss(self, reason: str, what: str, code: int | None = None) -> Loss:
-        return Loss(
-            reason,
-            f"{what}; the log of its pilot is {self._log}",
-            job=self._beat.job,
-            node=self._beat.host,
-            exit_code=code if code is not None and code >= 0 else None,
-            signal=-code if code is not None and code < 0 else None,
-            log_tail=log_tail(self._log),
-            log_path=str(self._log),
-        )
-
-    def _lose(self, key: TaskKey, loss: Loss) -> None:
-        """Say that a task is lost, now or when the disk takes it."""
-        self._unwritten.append((key, loss))
-
-    def _write_losses(self) -> None:
-        try:
-            if self._unwritten and self._losses is None:
-                self._losses = LogWriter(Path(log_path(self._session, self._name)))
-            while self._unwritten and self._losses is not None:
-                key, loss = self._unwritten[0]
-                self._losses.append(Kind.LOST, key, messages.to_json(loss).encode())
-                self._losses.sync()
-                self._unwritten.pop(0)
-        except FileNotFoundError as exc:
-            raise _Gone("its session is gone") from exc
-        except OSError as exc:
-            runner._print(f"cannot write to the store: {exc}")
+                    self._die(item, self._losses.why(hired, code))
 
     # ---- tickets ----
 
     def _take(self) -> bool:
         """Take one ticket; False: there is none for this pilot now."""
         now = time.monotonic()
-        names = self._store.tickets()
-        self._seen = {name: self._seen[name] for name in names if name in self._seen}
         self._blocked = False
-        for name in names:
-            ticket = self._look_into(name)
-            if ticket is not None and self._suits(ticket) and self._store.take(self._name, name):
+        for name, ticket in self._shelf.tickets():
+            if self._suits(ticket) and self._store.take(self._name, name):
                 self._hand.add(name, ticket, self._is_over, lambda key: self._outcomes.has(key, "link"))
                 self._set_hunger(False)
                 self._idle_since = now
@@ -445,19 +364,6 @@ class Pilot:
         if self._hand.empty:
             self._set_hunger(True)
         return False
-
-    def _look_into(self, name: str) -> Ticket | None:
-        if name not in self._seen:
-            try:
-                found = self._store.read(name)
-            except BadTicket as exc:
-                runner._print(f"{exc}")
-                self._seen[name] = None
-                return None
-            if found is None:
-                return None
-            self._seen[name] = found
-        return self._seen[name]
 
     def _suits(self, ticket: Ticket) -> bool:
         if any(not self._is_over(key) for key in ticket.outside):
@@ -485,7 +391,10 @@ class Pilot:
         """Put what was written onto the disk, and let go of tickets of which nothing is left."""
         now = time.monotonic()
         self._judge()
-        self._write_losses()
+        try:
+            self._losses.write()
+        except FileNotFoundError as exc:
+            raise _Gone("its session is gone") from exc
         idle = not any(hired.sent for hired in self._staff.hired.values())
         if self._staff.dirty and (idle or now >= self._sync_at):
             try:
@@ -501,7 +410,7 @@ class Pilot:
             self._linked.settle()
 
     def _finish_tickets(self) -> None:
-        names = self._hand.finished() if not self._unwritten else []
+        names = self._hand.finished() if not self._losses.waiting else []
         if names and self._staff.dirty:
             self._staff.sync()
         for name in names:
@@ -606,7 +515,7 @@ class Pilot:
         if self._is_ended:
             self._terminate()
             return 128 + signal.SIGTERM
-        if any(hired.sent for hired in self._staff.hired.values()) or self._uncertain or self._unwritten:
+        if any(hired.sent for hired in self._staff.hired.values()) or self._uncertain or self._losses.waiting:
             return None
         idle_s = time.monotonic() - self._idle_since
         left = "stopped" if self._store_stopped(idle_s) else ""
@@ -686,12 +595,3 @@ class Pilot:
             self._die(hired.sent.pop(key), loss)
         hired.sent.clear()
         return True
-
-
-def importlib_all() -> None:
-    """What every worker needs, imported once for all."""
-    import importlib
-
-    for name in ("cloudpickle", "remoteexec_server.store.hdf5", "remoteexec_server.failure"):
-        importlib.import_module(name)
-    sys.stdout.flush()

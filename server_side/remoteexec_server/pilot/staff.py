@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from ..wire.messages import TaskKey
 from ..wire.resources import Resources
 from .growth import REST, WAKE
 from .hand import Item
-from .plan import Grant
+from .plan import Grant, Ledger
 from .worker import AGAIN, DONE, END, FAILED, LINKED, ORDER, PilotWorker, Pipes, run, unpacked
 
 
@@ -175,6 +176,16 @@ class Staff:
         """The worker that says something there."""
         return next((hired for hired in self.hired.values() if hired.done == handle), None)
 
+    def wake(self, ledger: Ledger) -> bool:
+        """Let tasks go on whose children have ended; False: there is no room for one of them yet."""
+        for hired in self.hired.values():
+            if hired.wakes:
+                grant = ledger.take(hired.resources)
+                if grant is None:
+                    return False
+                hired.let_go_on(grant)
+        return True
+
     def overhear(self, hired: Hired) -> None:
         """It will say nothing more."""
         with contextlib.suppress(KeyError):
@@ -240,3 +251,12 @@ class Staff:
         path = Path(log_path(self._store.session, f"{self._pilot}-w{self._logs}"))
         self._logs += 1
         return LogWriter(path), path
+
+
+def import_all() -> None:
+    """What every worker needs, imported once for all."""
+    import importlib
+
+    for name in ("cloudpickle", "remoteexec_server.store.hdf5", "remoteexec_server.failure"):
+        importlib.import_module(name)
+    sys.stdout.flush()  # or each worker would write it, too
