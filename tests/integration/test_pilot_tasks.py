@@ -13,6 +13,8 @@ import pytest
 
 from remoteexec import Retry, TestClusterExecutor, checkpoint, current_executor, errors
 from remoteexec.config.model import ClusterConfig
+from remoteexec_server.store.outcomes import Outcomes
+from remoteexec_server.store.session import Session
 from tests.clusters.rootless import SlurmCluster
 from tests.integration.faults import outcome_within, placed
 from tests.integration.running import running
@@ -60,6 +62,35 @@ def fib_alone(n: int) -> int:
 def test_tasks_with_resources_of_their_own_make_room_for_their_children_too(root: str) -> None:
     with pilots(root) as exe:
         assert exe.submit(fib_alone, 4, resource_dict={"environment": {"K": "0"}}).result(WAIT_S) == 3
+
+
+def grow_later(path: str) -> Any:
+    Path(path).touch()
+    time.sleep(2.0)
+    exe = current_executor()
+    exe.submit(fib, 3)  # nobody waits for it
+    return exe.submit(fib, exe.submit(fib, 5))
+
+
+def test_a_graph_in_pilots_grows_to_its_end_with_nobody_logged_in(root: str, tmp_path: Path) -> None:
+    exe = pilots(root, session="alone")
+    future = exe.submit(grow_later, str(tmp_path / "began"))
+    after = exe.submit(str, future)
+    end = time.monotonic() + WAIT_S
+    while not (tmp_path / "began").exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    exe.shutdown(wait=False)
+    outcomes = Outcomes(Session(Path(root) / "sessions" / "alone"))
+    while not outcomes.ended(after.key):
+        assert time.monotonic() < end, "nobody goes on"
+        time.sleep(0.2)
+        outcomes.look()
+        assert os.listdir(Path(root) / "sessions" / "alone" / "services") == [] or not outcomes.ended(after.key)
+    with pilots(root, session="alone") as other:
+        found = other.futures()
+        assert [each.result(WAIT_S) for each in found if each.key in (future.key, after.key)] == [5, "5"]
+        assert sorted(each.result(WAIT_S) for each in found if each.key not in (future.key, after.key))[-2:] == [5, 5]
 
 
 def watched(path: str, seconds: float) -> float:
