@@ -13,6 +13,7 @@ import pytest
 
 from remoteexec_server.batch.base import JobId, JobRef, JobState, QuotaReached, SubmitRejected
 from remoteexec_server.store.crew import Beat, CrewStore
+from remoteexec_server.store.links import publish_link
 from remoteexec_server.store.outcomes import log_path
 from remoteexec_server.store.segments import Kind, LogWriter
 from remoteexec_server.store.session import Claim, Journal, Session
@@ -38,7 +39,7 @@ from remoteexec_server.wire.messages import (
     Watch,
 )
 from remoteexec_server.wire.pilots import pilot_resources
-from remoteexec_server.wire.resources import Resources
+from remoteexec_server.wire.resources import Resources, Retry
 from tests.unit.fake_queue import LIE, Crash
 from tests.unit.test_service import DOWN, KEY, SIZE, World, burst, sealed, submitted
 
@@ -158,6 +159,33 @@ def test_a_pilot_that_dies_loses_what_it_had_started_and_nothing_else(world: Wor
     assert held[0] == keys_of(more)[0]  # it comes first again
     assert store.members() == []
     assert shapes(world) == [("rx-b-p0", 3), ("rx-b-p1", 1)]
+
+
+def test_what_a_dead_pilot_had_started_is_tried_again_as_long_as_it_may_be(world: World, store: CrewStore) -> None:
+    asked = Resources(run_time_max_s=100.0, retry=Retry(1, ("node_failure",), {}))
+    world.terms = Terms(pilots=Pilots(3, asked))
+    service = world.service()
+    submitted(world, service, burst(ONE, KEYS[0], resources=(asked,)))
+    for attempt, (pilot, job) in enumerate((("rx-b-p0-0", "100"), ("rx-b-p1-0", "101"))):
+        take(store, pilot, job)
+        Worker(world, pilot).start(KEYS[0])
+        assert losses(world.run(service, 3.0)) == {}
+        world.queue.end(JobRef(JobId(job)), JobState.NODE_FAIL)
+        events = world.run(service, 31.0)
+        assert len(world.session.deaths(KEYS[0])) == 1
+        assert len(store.tickets()) == 1 - attempt
+    assert losses(events) == {KEYS[0]: "node_failure"}
+
+
+def test_a_task_that_ends_as_another_is_not_lost_with_the_pilot_that_ran_it(world: World, store: CrewStore) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, KEYS[0]))
+    take(store, FIRST, "100")
+    Worker(world, FIRST).start(KEYS[0])
+    publish_link(world.session, KEYS[0], TaskKey("b-child-t1"))
+    world.queue.end(JobRef(JobId("100")), JobState.NODE_FAIL)
+    events = world.run(service, 70.0)
+    assert (losses(events), store.tickets(), store.members()) == ({}, [], [])
 
 
 def test_a_pilot_with_a_damaged_log_loses_what_it_had(world: World, store: CrewStore) -> None:
