@@ -28,7 +28,7 @@ from .callbacks import call_back
 from .wire import payload, pooled
 
 if TYPE_CHECKING:
-    from .growing_jobs import JobGrowth
+    from .growing_store import StoreGrowth
     from .worker import Worker
 
 R = TypeVar("R")
@@ -84,7 +84,7 @@ class ChildFuture(concurrent.futures.Future[R]):
         number: what the pool calls it.
     """
 
-    def __init__(self, growth: Growth | JobGrowth, task: int, number: int) -> None:
+    def __init__(self, growth: Growth | StoreGrowth, task: int, number: int) -> None:
         super().__init__()
         self.growth, self.task, self.number = growth, task, number
         self._waiters = self.waiters()
@@ -137,7 +137,7 @@ class ChildFuture(concurrent.futures.Future[R]):
 class _Waiters(list[Any]):
     """Those who wait in `wait` or `as_completed`; they rest."""
 
-    def __init__(self, growth: Growth | JobGrowth) -> None:
+    def __init__(self, growth: Growth | StoreGrowth) -> None:
         super().__init__()
         self._growth = growth
 
@@ -149,7 +149,7 @@ class _Waiters(list[Any]):
 
 
 class _RestingEvent(threading.Event):
-    def __init__(self, growth: Growth | JobGrowth) -> None:
+    def __init__(self, growth: Growth | StoreGrowth) -> None:
         super().__init__()
         self._growth = growth
 
@@ -167,7 +167,7 @@ class ParentExecutor(concurrent.futures.Executor):
         task: that submits.
     """
 
-    def __init__(self, growth: Growth | JobGrowth, task: int) -> None:
+    def __init__(self, growth: Growth | StoreGrowth, task: int) -> None:
         self._growth, self._task = growth, task
         self._children: list[ChildFuture[Any]] = []
         self._closed = False

@@ -33,7 +33,7 @@ CLIENT = {
 SERVER = {
     "__main__": set(),
     "gateway": {"batch", "wire"},
-    "running": {"growing_jobs", "store"},  # for their types alone
+    "running": {"growing_store", "store"},  # for their types alone
     "probe": {"batch", "mpi_facts", "store", "wire"},
     "runner": {
         "attempts",
@@ -58,18 +58,41 @@ SERVER = {
     "mpi_facts": {"wire"},
     "aborts": set(),
     "exits": {"wire"},
-    "pilot": {"batch", "failure", "job_ranks", "runner", "store", "wire", "worker"},
+    "pilot": {
+        "attempts",
+        "batch",
+        "checkpoint",
+        "growing_store",
+        "job_ranks",
+        "retrying",
+        "runner",
+        "running",
+        "store",
+        "tried_again",
+        "wire",
+        "worker",
+    },
     "zygote": {"growing", "worker", "wire"},
     "worker": {"failure", "growing", "mpi", "wire"},
-    "growing": {"callbacks", "failure", "growing_jobs", "running", "worker", "wire"},  # through what the task runs in
-    "growing_jobs": {"growing", "running", "store", "wire"},
+    "growing": {
+        "callbacks",
+        "failure",
+        "growing_jobs",
+        "growing_store",
+        "running",
+        "worker",
+        "wire",
+    },  # through what the task runs in
+    "growing_jobs": {"growing_store", "running", "store", "wire"},
+    "growing_store": {"growing", "store", "wire"},
     "callbacks": set(),
     "mpi": {"failure", "mpi_rank", "mpi_watch", "sweeper", "wire"},
     "mpi_rank": {"aborts", "mpi_watch", "sweeper", "worker", "wire"},
     "mpi_watch": set(),
     "sweeper": set(),
     "failure": {"wire"},
-    "batch": {"exits", "retrying", "store", "wire"},
+    "batch": {"exits", "retrying", "store", "tried_again", "wire"},
+    "tried_again": {"retrying", "store", "wire"},
     "store": {"wire"},
     "contents": {"wire", "worker"},  # asks the worker when its process began
     "wire": set(),

@@ -31,6 +31,7 @@ from ..wire.messages import (
     OutcomeReady,
     Problem,
     Rejected,
+    Resize,
     Started,
     Submit,
     TaskKey,
@@ -88,7 +89,7 @@ class Service:
         self._followers = Followers(session, self._book, self._outcomes)
         self._name = secrets.token_hex(8)
         self._submitter = Submitter(self._book, queue, jobs, self._name, clock)
-        self._crews = Crews(self._book, queue, jobs, client, self._name, clock)
+        self._crews = Crews(self._book, queue, jobs, client, self._name, self._submitter.pace)
         self._again = Again(self._book, clock)
         self._beat_at = clock()
         self._strangers: dict[TaskKey, float] = {}  # waited for and not known: until when
@@ -102,7 +103,7 @@ class Service:
 
     # ---- what the client asks ----
 
-    def handle(self, request: Submit | Cancel | Watch | Tell, bundle: bytes = b"") -> list[Event]:
+    def handle(self, request: Submit | Cancel | Watch | Tell | Resize, bundle: bytes = b"") -> list[Event]:
         """Take a request; what follows from it comes from here and from later `step`s."""
         match request:
             case Submit():
@@ -111,6 +112,8 @@ class Service:
                 self._cancel(request.keys)
             case Watch():
                 self._watch(request.keys)
+            case Resize():
+                self._crews.resize(request.pilots)
             case Tell():
                 self._learn()
                 tasks = self._book.tasks.values()
@@ -366,7 +369,10 @@ class Service:
             if suffix == "running":
                 self._note_start(task)
             elif suffix.startswith("died-") and suffix[5:].isdigit():
-                self._again.note(task, int(suffix[5:]))
+                if self._crews.of(task.burst) is not None:
+                    task.started = False  # whoever saw it has put it into a ticket again
+                else:
+                    self._again.note(task, int(suffix[5:]))
             elif suffix == "h5" and not task.over:
                 self._note_outcome(task)
             elif suffix == "link" and not task.over:

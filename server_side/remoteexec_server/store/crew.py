@@ -7,6 +7,7 @@
         taken/<pilot>/<name>      what a pilot has in hand, or had when it died
         pilots/<pilot>            `Beat`: written again and again
         hungry/<pilot>            it has found nothing to take
+        dismissed/<pilot>         it is one too many, and is to go when what it runs has ended
         stop                      nothing more will come: idle pilots are to go
 
 A ticket is taken by renaming it, which one of several pilots does. Whatever is given back is at first written beside
@@ -87,12 +88,12 @@ class CrewStore:
         self.session, self.client = session, client
         self.path = session.path / "crews" / checked(client)
         self._tickets, self._taken = self.path / "tickets", self.path / "taken"
-        self._beats, self._hungry = self.path / "pilots", self.path / "hungry"
+        self._beats, self._hungry, self._dismissed = (self.path / name for name in ("pilots", "hungry", "dismissed"))
         self._init_key = TaskKey(f"{client}-init")
 
     def create(self, spec: Spec, init: bytes) -> None:
         """Make the crew, or change what it is to be."""
-        for part in (self._tickets, self._taken, self._beats, self._hungry):
+        for part in (self._tickets, self._taken, self._beats, self._hungry, self._dismissed):
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             (self.path / "stop").unlink()
@@ -290,6 +291,18 @@ class CrewStore:
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
             else:
                 path.unlink()
+
+    def dismiss(self, pilot: str) -> None:
+        """A pilot is one too many."""
+        publish(self._dismissed / checked(pilot), b"")
+
+    def dismissed(self, pilot: str) -> bool:
+        """Whether a pilot is one too many."""
+        return pilot in os.listdir(self._dismissed)
+
+    def change(self, spec: Spec) -> None:
+        """From now on the crew is to be like this."""
+        publish(self.path / "spec.json", messages.to_json(spec).encode())
 
     def hungry(self) -> list[str]:
         """Pilots that have found nothing to take."""

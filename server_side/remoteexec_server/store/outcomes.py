@@ -40,6 +40,7 @@ class Outcomes:
         self._watcher = Watcher(session.outcomes, clock)
         self._logs: dict[str, LogReader] = {}
         self._records: dict[str, tuple[LogReader, Record]] = {}
+        self._starts: dict[TaskKey, set[str]] = {}  # logs that say so: of several attempts, several
         self._files: set[str] = set()
         self._again: set[str] = set()
         self.damaged: dict[str, DamagedLog] = {}
@@ -138,9 +139,9 @@ class Outcomes:
     def started_in(self, prefix: str) -> set[TaskKey]:
         """Tasks that the logs of writers whose names begin so say were started, and that have not ended."""
         return {
-            record.key
-            for log, record in self._records.values()
-            if record.kind is Kind.STARTED and log.name.startswith(prefix) and not self.ended(record.key)
+            key
+            for key, writers in self._starts.items()
+            if any(name.startswith(prefix) for name in writers) and not self.ended(key)
         }
 
     def has_writer(self, prefix: str) -> bool:
@@ -152,6 +153,9 @@ class Outcomes:
         try:
             for record in log.look():
                 told = f"{record.key}.{_NAMES[record.kind]}"
+                if record.kind is Kind.STARTED:
+                    self._starts.setdefault(record.key, set()).add(log.name)
+                    self._records[told] = log, record
                 self._records.setdefault(told, (log, record))
                 yield told
         except OSError:

@@ -91,6 +91,13 @@ class Tell:
 
 
 @dataclass(frozen=True)
+class Resize:
+    """From now on so many pilots at the same time, at most."""
+
+    pilots: int
+
+
+@dataclass(frozen=True)
 class JobScript:
     """What would be submitted for `count` tasks of these resources? `number` comes back with the answer."""
 
@@ -111,7 +118,7 @@ class Close:
     discard: bool
 
 
-Request = Hello | Submit | Cancel | Watch | Tell | JobScript | Ping | Close
+Request = Hello | Submit | Cancel | Watch | Tell | Resize | JobScript | Ping | Close
 
 
 @dataclass(frozen=True)
