@@ -30,7 +30,7 @@ from ..pool.fresh import FreshWorkers
 from ..pool.kept import KeptWorkers
 from ..pool.ledger import Ledger, Need, TooLarge
 from ..pool.output import Output
-from ..pool.tasks import Broken, Died, End, Function, PoolFuture, PoolTask
+from ..pool.tasks import Broken, Died, End, Function, Heir, PoolFuture, PoolTask
 from ..resources import ResourceError, check_names, read_resources, resource_names, says_threads
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, refuse_own_parameter
@@ -238,11 +238,20 @@ class SingleNodeExecutor(BaseExecutor):
         if not self._kept:
             task.setup = self._setup(resources, pool.environment, self._says_threads or says_threads(resource_dict))
         if futures:
+            if self._kept and len(futures) == 1 and not self._caching.on:
+                self._bequeath(futures[0], (task, function, arguments))
             Held(futures, (task, function, arguments, futures), self._later)
         else:
             task.fill(function, arguments.data, arguments.buffers)
             pool.submit(task)
         return future
+
+    def _bequeath(self, future: AnyFuture, call: Heir) -> None:
+        """A call waits for this future alone: see PoolTask.heir."""
+        if isinstance(future, PoolFuture) and future.owner is self and future.heir is None:
+            future.heir = call
+            if future.done():  # else it lets go of it when it is
+                future.heir = None
 
     def _run_here(
         self,
@@ -489,6 +498,8 @@ class SingleNodeExecutor(BaseExecutor):
             return
         exc = failure_of(futures)
         if exc is None:
+            if task.inherited:
+                return
             try:
                 inputs = inputs_of(futures)
             except BaseException as why:  # whatever the results' own pickling raises

@@ -132,6 +132,10 @@ class Pool(ABC):
         """The worker has answered these: they are not in `has` any more. Called on the pool thread without the lock."""
 
     @abstractmethod
+    def _not_run(self, task: PoolTask) -> None:
+        """A worker has not run it, since there was nothing to inherit. The caller holds the lock."""
+
+    @abstractmethod
     def _rest(self, worker: WorkerState) -> None:
         """The worker's task waits for others: its place is free. Called on the pool thread without the lock."""
 
@@ -479,14 +483,21 @@ class Pool(ABC):
                     self._watch_time(worker, task)
                     break
             for result in results:
-                if result[0] not in worker.has:  # all was given up
+                stray = result[1] is None and result[2] is None
+                task = worker.take(result[0])
+                if task is None:  # all was given up
                     return
-                task = worker.has.pop(result[0])
-                worker.load -= task.size
+                if stray:
+                    self._not_run(task)
+                    continue
+                if task.follower is not None:
+                    worker.settle_follower(task, result)
                 ended.append((task, result))
             if results and not worker.pending:
                 worker.writer = None
-        if not results:
+        if not ended:
+            if results:
+                self._written(worker)
             return
         if worker.output is not None and not worker.has:
             worker.output.end_line()

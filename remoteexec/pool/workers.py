@@ -80,6 +80,31 @@ class WorkerState:
         """Whether its task has submitted others that have not ended."""
         return any(task.children for task in itertools.islice(self.has.values(), 1))
 
+    def take(self, number: int) -> PoolTask | None:
+        """It has this task no more; None if it had not. Under the pool's lock."""
+        task = self.has.pop(number, None)
+        if task is not None:
+            self.load -= 0 if task.stray else task.size
+            task.stray = False
+        return task
+
+    def settle_follower(self, task: PoolTask, result: pooled.Result) -> None:
+        """It has answered a task that has a follower. Under the pool's lock.
+
+        What can be inherited the follower has, here as there. Otherwise it is not run there, nor are those after it.
+        """
+        follower, task.follower = task.follower, None
+        if follower is None or follower.number not in self.has:
+            return
+        if result[2] is not None and pooled.inheritable(result):
+            self.load += len(result[2])
+            follower.inherit(result[2])
+            return
+        while follower is not None and follower.number in self.has:
+            self.load -= follower.size
+            follower.inherited, follower.stray = False, True
+            follower.follower, follower = None, follower.follower
+
     def ticket(self) -> int:
         """Become its writer; under the pool's lock."""
         self.writer = next(_tickets)
