@@ -218,4 +218,4 @@ class Growth:
 def _raised(exc: BaseException) -> Answered:
     """As if the task had raised this."""
     now = time.time()
-    return Answered((0, False, failure.packed(exc, "raised"), 0, now, now, 0), ())
+    return Answered((0, False, failure.packed(exc, "raised"), 0, now, now, 0, 0), ())

@@ -90,7 +90,7 @@ class SingleNodeExecutor(BaseExecutor):
         max_workers: int | None = None,
         *,
         max_cores: int | None = None,
-        cache_directory: str | None = None,
+        cache_directory: str | os.PathLike[str] | None = None,
         cache_errors: bool = False,
         resource_dict: Mapping[str, Any] | Resources | None = None,
         block_allocation: bool = False,

@@ -466,6 +466,8 @@ class Pool(ABC):
                 self._rest(worker)
             case pooled.RESUME:
                 self._resume(worker)
+            case pooled.WATCH:
+                task.watches = True
             case pooled.HALTED:
                 _, _, rank, pid = ask
                 warn_of_halt(task, f"the process {pid} of its MPI rank {rank}", pid)
@@ -484,15 +486,15 @@ class Pool(ABC):
                     break
             for result in results:
                 stray = result[1] is None and result[2] is None
-                task = worker.take(result[0])
-                if task is None:  # all was given up
+                given = worker.take(result[0])
+                if given is None:  # all was given up
                     return
                 if stray:
-                    self._not_run(task)
+                    self._not_run(given)
                     continue
-                if task.follower is not None:
-                    worker.settle_follower(task, result)
-                ended.append((task, result))
+                if given.follower is not None:
+                    worker.settle_follower(given, result)
+                ended.append((given, result))
             if results and not worker.pending:
                 worker.writer = None
         if not ended:
@@ -505,7 +507,7 @@ class Pool(ABC):
         at = 0
         for task, result in ended:
             count = result[3]
-            task.end(Answered(result, buffers[at : at + count] if count else (), worker.pid, self._named(worker)))
+            task.end(Answered(result, buffers[at : at + count] if count else (), self._named(worker)))
             at += count
 
     def _hear(self) -> None:

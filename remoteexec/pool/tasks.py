@@ -60,6 +60,7 @@ class PoolTask:
         setup: of a fresh process for it.
         depth: how many tasks stand between it and the user.
         children: how many of those that it has submitted have not ended.
+        watches: it has asked for the end of one of those, and so may be waiting.
         heir: a call that takes its result and waits for nothing else, and so may follow it on its worker.
         follower: the heir, while the same worker has both. This and what follows is guarded by the pool's lock.
         held: it was given to a worker as a follower, and is not yet a call like others: it has no input.
@@ -79,6 +80,7 @@ class PoolTask:
     setup: pooled.Setup | None = None
     depth = 0
     children = 0
+    watches = False
     heir: Heir | None = None
     follower: PoolTask | None = None
     held = inherited = stray = False
@@ -247,7 +249,6 @@ class Answered(NamedTuple):
 
     result: pooled.Result
     buffers: Sequence[Any]
-    pid: int | None = None
     worker: int | None = None
 
 

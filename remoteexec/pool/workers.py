@@ -77,8 +77,8 @@ class WorkerState:
 
     @property
     def may_wait(self) -> bool:
-        """Whether its task has submitted others that have not ended."""
-        return any(task.children for task in itertools.islice(self.has.values(), 1))
+        """Whether its task has submitted others that have not ended, and has asked for their end."""
+        return any(task.children and task.watches for task in itertools.islice(self.has.values(), 1))
 
     def take(self, number: int) -> PoolTask | None:
         """It has this task no more; None if it had not. Under the pool's lock."""

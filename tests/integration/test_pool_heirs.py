@@ -27,7 +27,7 @@ def fail(value: int) -> int:
 
 
 def grown(value: int) -> Any:
-    return current_executor().submit(plus, value)  # type: ignore[union-attr]
+    return current_executor().submit(plus, value)
 
 
 def buffers(value: int) -> Any:

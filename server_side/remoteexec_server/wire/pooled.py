@@ -4,7 +4,8 @@
     body    = marshal of (sizes of the buffers, what is said)
     calls   = (setup or None, [Function], [Call])
     results = [Result]; the first of a kept worker is empty: it is set up
-    ask     = (SUBMIT, *SubmitAsk), (CANCEL, task, child), (REST, task) or (RESUME, task): see `growing`;
+    ask     = (SUBMIT, *SubmitAsk), (CANCEL, task, child), (REST, task), (RESUME, task) or (WATCH, task): see
+              `growing`;
               (HALTED, task, rank, pid): an MPI rank was stopped by a signal;
               (ALTERED, task, modules), before its result: it was run by other code than the client has
     news    = [News]
@@ -45,15 +46,16 @@ Function = tuple[int, "bytes | None", int]
 FORGET = -1
 LARGE_FUNCTION = 1 << 16
 """Bytes. Picked, not measured: reading as much takes less time than loading it."""
-Result = tuple[int, "bool | None", "bytes | None", int, float, float, int]
+Result = tuple[int, "bool | None", "bytes | None", int, float, float, int, int]
 """Task, whether it has a result, that or a `failure`, the number of its buffers, when it started and ended (Unix
-time), and the most bytes its process has had in memory. None for the second: it has returned the future of a child,
-whose token comes instead of a result; or, without a token, it was not run, since it was to inherit and could not.
+time), the most bytes its process has had in memory, and that process. None for the second: it has returned the future
+of a child, whose token comes instead of a result; or, without a token, it was not run, since it was to inherit and
+could not.
 
 Pickled bytes too large for a body are None, here and above, and come first among the buffers: see `split`."""
 
 
-SUBMIT, CANCEL, REST, RESUME, HALTED, ALTERED = 0, 1, 2, 3, 4, 5
+SUBMIT, CANCEL, REST, RESUME, HALTED, ALTERED, WATCH = 0, 1, 2, 3, 4, 5, 6
 Ask = tuple[Any, ...]
 """What a task wants of the pool: one of these numbers, the task, and what more it takes."""
 
