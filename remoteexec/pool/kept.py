@@ -11,6 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 from remoteexec_server.wire import pooled
 
@@ -35,16 +36,29 @@ and are copied; of larger ones it has read more then, and so has taken the token
 log = logging.getLogger("remoteexec")
 
 
+class Places(NamedTuple):
+    """Where workers may be.
+
+    Attributes:
+        size: how many.
+        restarts: how many workers that died are replaced, in all.
+        gpus: for each worker, at least `size` of them if they have any.
+        gpu_variables: what in the environment shows a worker its GPUs.
+    """
+
+    size: int
+    restarts: int = 0
+    gpus: Sequence[tuple[str, ...]] = ()
+    gpu_variables: GpuVariables = MappingProxyType({})
+
+
 class KeptWorkers(Pool):
     """Workers that run one call after the other.
 
     Args:
-        size: how many.
+        places: what there is for how many.
         setup: what each is made to be.
-        restarts: how many workers that died are replaced, in all.
         preload: modules that are imported once for all of them.
-        gpus: for each worker, at least `size` of them if they have any.
-        gpu_variables: what in the environment shows a worker its GPUs.
         output: see Pool.
 
     Raises:
@@ -53,18 +67,16 @@ class KeptWorkers(Pool):
 
     def __init__(
         self,
-        size: int,
+        places: Places,
         setup: pooled.Setup,
-        restarts: int = 0,
         preload: Sequence[str] = (),
-        gpus: Sequence[tuple[str, ...]] = (),
-        gpu_variables: GpuVariables = MappingProxyType({}),
         output: Output | None = None,
     ) -> None:
         self._line: deque[PoolTask] = deque()
         self._idle: dict[int, WorkerState] = {}
-        self._setup, self._restarts, self._restart_limit, self._size = setup, restarts, restarts, size
-        self._gpus, self._gpu_variables = list(gpus), gpu_variables
+        self._setup, self._size = setup, places.size
+        self._restarts = self._restart_limit = places.restarts
+        self._gpus, self._gpu_variables = list(places.gpus), places.gpu_variables
         self._pace_s = _AHEAD_S  # of a call, on average of late
         self._grown = False  # a task has rested: there may be more workers than places
         self._shrunk = False  # so there may after `resize`
@@ -72,7 +84,7 @@ class KeptWorkers(Pool):
         self._resuming: deque[WorkerState] = deque()
         super().__init__(preload, output)
         try:
-            self.resize(size)
+            self.resize(places.size)
         except BaseException:
             self.stop()
             raise

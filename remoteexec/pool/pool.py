@@ -31,7 +31,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import heapq
-import logging
 import math
 import os
 import socket
@@ -49,7 +48,7 @@ from .output import Output, OutputReader
 from .poller import READ, WRITE, Poller
 from .stalls import LOOK_S, Stalls, cpu_s
 from .tasks import Answered, Broken, PoolTask
-from .workers import POOL, Pieces, WorkerState, no_room, warn_of_halt, write
+from .workers import POOL, Pieces, WorkerState, no_room, tell_of_halt, warn_of_halt, write
 from .zygote_client import Ended, Halted, NotStarted, Started, ZygoteClient, end_orphans
 
 _PATIENCE_S = 0.05
@@ -57,8 +56,6 @@ _PATIENCE_S = 0.05
 MOST_AT_REST = 1000
 """Processes whose tasks wait for tasks that they have submitted, at most: 10 MB each. Picked, not measured."""
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-
-log = logging.getLogger("remoteexec")
 
 
 class Pool(ABC):
@@ -538,15 +535,7 @@ class Pool(ABC):
             if worker.halted:
                 self._halt(worker)
             tasks = list(worker.has.values())
-        if not worker.halted:
-            log.info("process %d of a worker goes on", report.pid)
-        for task in tasks if worker.halted else ():
-            warn_of_halt(task, f"its process {report.pid}", report.pid)
-        if worker.halted and not tasks:
-            log.warning(
-                "process %d of a worker was stopped by a signal and gets no calls: `kill -CONT %d` lets it go on",
-                *(report.pid, report.pid),
-            )
+        tell_of_halt(worker.halted, report.pid, tasks)
         self._written(worker)
 
     def _bury(self, worker: WorkerState, report: Ended | NotStarted) -> None:

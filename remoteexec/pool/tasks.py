@@ -42,6 +42,9 @@ class Owner(Protocol):
     def cancel_running(self, key: TaskKey) -> bool:
         """A future was cancelled whose task had been begun: end that. True."""
 
+    def interrupted(self) -> None:
+        """Ctrl-C came while somebody waited for a task's result."""
+
     def asked(self, pool: Any, worker: Any, task: PoolTask, ask: pooled.Ask, buffers: Sequence[Any]) -> None:
         """A running task asks for something; called on the pool thread."""
 
@@ -200,6 +203,15 @@ class PoolFuture(TaskFuture[R], PoolTask):
     def future(self) -> PoolFuture[R]:  # type: ignore[override]  # where PoolTask has another
         """Itself, as the task it is."""
         return self
+
+    def result(self, timeout: float | None = None) -> R:
+        """See concurrent.futures.Future.result."""
+        try:
+            return super().result(timeout)
+        except KeyboardInterrupt:
+            if not self.done():  # else the task has raised it
+                self.owner.interrupted()
+            raise
 
     def cancel(self) -> bool:
         """Cancel the task: one that waits does not start, one that runs is ended with its process."""

@@ -152,6 +152,20 @@ def warn_of_halt(task: PoolTask, whose: str, pid: int) -> None:
     )
 
 
+def tell_of_halt(halted: bool, pid: int, tasks: Sequence[PoolTask]) -> None:
+    """Say that a worker's process was stopped while it had these, or goes on."""
+    if not halted:
+        log.info("process %d of a worker goes on", pid)
+        return
+    for task in tasks:
+        warn_of_halt(task, f"its process {pid}", pid)
+    if not tasks:
+        log.warning(
+            "process %d of a worker was stopped by a signal and gets no calls: `kill -CONT %d` lets it go on",
+            *(pid, pid),
+        )
+
+
 def no_room(exc: OSError, resting: int) -> str:
     """Why one more worker cannot be started, and what helps.
 

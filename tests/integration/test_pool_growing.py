@@ -344,7 +344,7 @@ def test_a_task_that_sleeps_and_waits_for_nobody_keeps_its_place(tmp_path: Path)
         assert path.exists()
 
 
-def looks_again_and_again() -> str:
+def looks_again_and_again() -> Any:
     child = current_executor().submit(down, 0)
     while not child.done():
         time.sleep(0.01)
