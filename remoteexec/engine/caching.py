@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+import os
 import threading
 import warnings
 from collections import deque
@@ -189,12 +190,12 @@ class Caching:
 
     def __init__(
         self,
-        directory: str | None,
+        directory: str | os.PathLike[str] | None,
         keep_errors: bool = False,
         otherwise: str | None = None,
         asks_late: bool = False,
     ) -> None:
-        self.directory, self.on = directory, directory is not None
+        self.directory, self.on = _path(directory), directory is not None
         self.keep_errors = keep_errors
         self._otherwise, self._asks_late = otherwise, asks_late
         self._lock = threading.RLock()  # guards all below
@@ -226,12 +227,13 @@ class Caching:
         """A call's `resource_dict` without what it says of the cache, and that; None if it is not to be cached.
 
         Raises:
+            TypeError: the directory is no path.
             ValueError: the cache key cannot be one, or there is no directory for it.
         """
         name, directory = None, self.directory
         if isinstance(given, Mapping) and ("cache_key" in given or "cache_directory" in given):
             name = given.get("cache_key")
-            directory = given.get("cache_directory") or directory or self._otherwise
+            directory = _path(given.get("cache_directory")) or directory or self._otherwise
             given = {key: value for key, value in given.items() if key not in ("cache_key", "cache_directory")} or None
         if name is not None:
             from .cache import checked_name
@@ -439,6 +441,12 @@ class Caching:
                 result = payload.loads(pickled.data, [bytearray(view) for view in pickled.buffers])
             future.end(result, exc)
             first = first and future.cancelled()
+
+
+def _path(directory: Any) -> str | None:
+    if directory is not None and not isinstance(directory, (str, os.PathLike)):
+        raise TypeError(f"cache_directory must be a path, not {directory!r}: pass a text or a pathlib.Path")
+    return None if directory is None else os.fspath(directory)
 
 
 def _key(call: CachedCall) -> tuple[CallKey | None, str]:

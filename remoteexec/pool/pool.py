@@ -31,7 +31,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import heapq
-import logging
 import math
 import os
 import socket
@@ -49,7 +48,7 @@ from .output import Output, OutputReader
 from .poller import READ, WRITE, Poller
 from .stalls import LOOK_S, Stalls, cpu_s
 from .tasks import Answered, Broken, PoolTask
-from .workers import POOL, Pieces, WorkerState, no_room, warn_of_halt, write
+from .workers import POOL, Pieces, WorkerState, no_room, tell_of_halt, warn_of_halt, write
 from .zygote_client import Ended, Halted, NotStarted, Started, ZygoteClient, end_orphans
 
 _PATIENCE_S = 0.05
@@ -57,8 +56,6 @@ _PATIENCE_S = 0.05
 MOST_AT_REST = 1000
 """Processes whose tasks wait for tasks that they have submitted, at most: 10 MB each. Picked, not measured."""
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-
-log = logging.getLogger("remoteexec")
 
 
 class Pool(ABC):
@@ -130,6 +127,10 @@ class Pool(ABC):
     @abstractmethod
     def _answered(self, worker: WorkerState, ended: Sequence[tuple[PoolTask, pooled.Result]]) -> None:
         """The worker has answered these: they are not in `has` any more. Called on the pool thread without the lock."""
+
+    @abstractmethod
+    def _not_run(self, task: PoolTask) -> None:
+        """A worker has not run it, since there was nothing to inherit. The caller holds the lock."""
 
     @abstractmethod
     def _rest(self, worker: WorkerState) -> None:
@@ -462,6 +463,8 @@ class Pool(ABC):
                 self._rest(worker)
             case pooled.RESUME:
                 self._resume(worker)
+            case pooled.WATCH:
+                task.watches = True
             case pooled.HALTED:
                 _, _, rank, pid = ask
                 warn_of_halt(task, f"the process {pid} of its MPI rank {rank}", pid)
@@ -479,14 +482,21 @@ class Pool(ABC):
                     self._watch_time(worker, task)
                     break
             for result in results:
-                if result[0] not in worker.has:  # all was given up
+                stray = result[1] is None and result[2] is None
+                given = worker.take(result[0])
+                if given is None:  # all was given up
                     return
-                task = worker.has.pop(result[0])
-                worker.load -= task.size
-                ended.append((task, result))
+                if stray:
+                    self._not_run(given)
+                    continue
+                if given.follower is not None:
+                    worker.settle_follower(given, result)
+                ended.append((given, result))
             if results and not worker.pending:
                 worker.writer = None
-        if not results:
+        if not ended:
+            if results:
+                self._written(worker)
             return
         if worker.output is not None and not worker.has:
             worker.output.end_line()
@@ -494,7 +504,7 @@ class Pool(ABC):
         at = 0
         for task, result in ended:
             count = result[3]
-            task.end(Answered(result, buffers[at : at + count] if count else (), worker.pid, self._named(worker)))
+            task.end(Answered(result, buffers[at : at + count] if count else (), self._named(worker)))
             at += count
 
     def _hear(self) -> None:
@@ -525,15 +535,7 @@ class Pool(ABC):
             if worker.halted:
                 self._halt(worker)
             tasks = list(worker.has.values())
-        if not worker.halted:
-            log.info("process %d of a worker goes on", report.pid)
-        for task in tasks if worker.halted else ():
-            warn_of_halt(task, f"its process {report.pid}", report.pid)
-        if worker.halted and not tasks:
-            log.warning(
-                "process %d of a worker was stopped by a signal and gets no calls: `kill -CONT %d` lets it go on",
-                *(report.pid, report.pid),
-            )
+        tell_of_halt(worker.halted, report.pid, tasks)
         self._written(worker)
 
     def _bury(self, worker: WorkerState, report: Ended | NotStarted) -> None:

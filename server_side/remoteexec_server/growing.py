@@ -5,10 +5,12 @@
     reader thread ◀─ news: how children ended ─ pool
     task ─ result() ─ "rest" ─▶ pool: its place is free for another task
                     ─ "resume" ─▶ pool ─ go ─▶ it goes on, as soon as there is a place again
+         ─ done(), add_done_callback() ─ "watch" ─▶ pool: it may be waiting in a way that nobody sees
 
 The reader thread starts when a task first asks for its executor. From then on it reads all that the pool says; calls
 are handed to the main thread. Whoever waits for a child has to rest: `result`, `exception`, `wait` and `as_completed`
-do, also on what is made of children. A task that waits in another way keeps its place.
+do, also on what is made of children. A task that waits in another way keeps its place, unless nothing else goes on and
+it has asked for a child's end: one that never has does not wait (see `pool.stalls` of the client).
 """
 
 from __future__ import annotations
@@ -91,14 +93,14 @@ class ChildFuture(concurrent.futures.Future[R]):
 
     def result(self, timeout: float | None = None) -> R:
         """See concurrent.futures.Future; the task rests meanwhile."""
-        if self.done():
+        if super().done():
             return super().result()
         with self.resting():
             return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """See `result`."""
-        if self.done():
+        if super().done():
             return super().exception()
         with self.resting():
             return super().exception(timeout)
@@ -116,6 +118,22 @@ class ChildFuture(concurrent.futures.Future[R]):
     def waiters(self) -> list[Any]:
         """A list for those who wait in `wait` or `as_completed`, who then rest."""
         return _Waiters(self.growth)
+
+    def done(self) -> bool:
+        """See concurrent.futures.Future; who asks may be waiting."""
+        done = super().done()
+        if not done:
+            self._watched()
+        return done
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[R]], object]) -> None:
+        """See concurrent.futures.Future; who asks to be called may be waiting for that."""
+        super().add_done_callback(fn)
+        self._watched()
+
+    def _watched(self) -> None:
+        if isinstance(self.growth, Growth):
+            self.growth.watched(self.task)
 
     def cancel(self) -> bool:
         """Cancel it; if it has started, it is ended."""
@@ -212,6 +230,7 @@ class Growth:
         self._resters = 0
         self._go = threading.Event()
         self._gone = False
+        self._watches = -1  # the last task that has said so
         threading.Thread(target=self._read, name="remoteexec-news", daemon=True).start()
 
     @property
@@ -265,6 +284,12 @@ class Growth:
         if self._gone:
             self._fail_all()
         return child
+
+    def watched(self, task: int) -> None:
+        """A task wants to hear of a child's end in a way in which it may be waiting for that."""
+        if task != self._watches and task == self.task:
+            self._watches = task
+            self._worker.say((pooled.WATCH, task))
 
     def cancelled(self, child: ChildFuture[Any]) -> None:
         """A child's future was cancelled here."""
