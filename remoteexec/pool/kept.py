@@ -237,9 +237,9 @@ class KeptWorkers(Pool):
 
     def _free(self, worker: WorkerState) -> None:
         """It may have nothing to do now: then it is free; the caller holds the lock, and calls `_feed_idle` after."""
-        if worker.has or worker.halted or worker.writer is not None or worker.number not in self._workers:
+        if worker.has or worker.halted or worker.writer is not None:
             return
-        if worker.retiring or worker.spare:
+        if worker.retiring or worker.spare or self._workers.get(worker.number) is not worker:  # its number lives on
             return
         if self._too_many():
             self._put_aside(worker)

@@ -246,7 +246,7 @@ class Pool(ABC):
         self.post(lambda: self._say(worker, [(pooled.GO, True, b"", 0)]))
 
     def _say(self, worker: WorkerState, news: list[pooled.News], buffers: Sequence[memoryview] = ()) -> None:
-        if worker.number not in self._workers:
+        if self._workers.get(worker.number) is not worker:
             return
         pieces = deque(pooled.frame(news, buffers))
         if worker.pending:
@@ -315,7 +315,7 @@ class Pool(ABC):
 
     def _leave_to_pool_thread(self, worker: WorkerState, pieces: Pieces, uncopied: Sequence[PoolTask]) -> None:
         """The caller holds the lock."""
-        if worker.number not in self._workers:
+        if self._workers.get(worker.number) is not worker:
             return
         for task in uncopied:
             task.keep_buffers()
