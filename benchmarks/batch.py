@@ -17,14 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pilots import INODES, MANY, PILOTS, pilots
 
 HERE = Path(__file__).resolve()
-ARRAY, CHAIN, WAITING, FEW = 200, 20, 1_000, 50
+ARRAY, NUMBERS, CHAIN, WAITING, FEW = 200, 2_000, 20, 1_000, 50
 IMPORTS = "import cloudpickle, h5py"
 _POLL_S = 0.02
 
@@ -76,6 +76,22 @@ def arrays(directory: Path) -> dict[str, float]:
     return {"ours": timed(ours), "bare": timed(plain)}
 
 
+def numpy_arrays(directory: Path) -> dict[str, float]:
+    """The same of tasks that each take and return an array, for which ours, too, have to import numpy and h5py."""
+    import numpy
+
+    def ours() -> None:
+        given = [numpy.full(NUMBERS, float(number)) for number in range(ARRAY)]
+        with executor(directory) as exe:
+            assert [found[-1] for found in exe.map(same, given)] == list(range(ARRAY))
+
+    def plain() -> None:
+        bare(directory, f"--array=0-{ARRAY - 1}")
+        wait_for_queue()
+
+    return {"ours": timed(ours), "bare": timed(plain)}
+
+
 def chain(directory: Path) -> dict[str, float]:
     """Seconds for 20 tasks of which each takes the result of the one before, ours and bare."""
 
@@ -111,12 +127,19 @@ def waiting(directory: Path) -> dict[str, float]:
 
 
 def few(directory: Path) -> dict[str, float]:
-    """Seconds for 50 empty tasks, ours and executorlib's one job a task."""
+    """Seconds for 50 empty tasks, from the constructor on: in pilots, as an array, and executorlib's one job a task."""
     import executorlib
 
-    def ours() -> None:
-        with executor(directory) as exe:
+    def ours(place: str, **options: Any) -> None:
+        (directory / place).mkdir()  # of its own: results of the other would be found again
+        with executor(directory / place, **options) as exe:
             assert list(exe.map(same, range(FEW))) == list(range(FEW))
+
+    def in_pilots() -> None:
+        ours("pilots", block_allocation=True, max_workers=PILOTS)
+
+    def as_array() -> None:
+        ours("array")
 
     def theirs() -> None:
         # its own template names a partition that is not there
@@ -126,7 +149,7 @@ def few(directory: Path) -> dict[str, float]:
         with executorlib.SlurmClusterExecutor(cache_directory=str(directory / "lib"), resource_dict=resources) as exe:
             assert [f.result() for f in [exe.submit(same, n) for n in range(FEW)]] == list(range(FEW))
 
-    return {"ours": timed(ours), "executorlib": timed(theirs)}
+    return {"pilots": timed(in_pilots), "array": timed(as_array), "executorlib": timed(theirs)}
 
 
 def count_commands(directory: Path) -> Path:
@@ -143,6 +166,7 @@ def count_commands(directory: Path) -> Path:
 
 LINES: dict[str, Callable[[Path], dict[str, float]]] = {
     "arrays": arrays,
+    "numpy": numpy_arrays,
     "chain": chain,
     "waiting": waiting,
     "few": few,
@@ -156,7 +180,7 @@ LINES: dict[str, Callable[[Path], dict[str, float]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", default="arrays,chain,pilots,waiting")
+    parser.add_argument("--only", default="arrays,numpy,chain,pilots,waiting")
     parser.add_argument("--executorlib", action="store_true")
     options = parser.parse_args()
     sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
@@ -173,22 +197,32 @@ def main() -> None:
         for package in ("remoteexec", "server_side/remoteexec_server"):
             cluster.run(["cp", "-r", str(HERE.parent.parent / package), str(packages)])
         cluster.run([str(cluster.python), "-m", "compileall", "-q", str(packages)])
-        python = ["env", "-u", "PYTHONDONTWRITEBYTECODE", f"PYTHONPATH={packages}", str(cluster.python)]
+        beside = cluster.make_directory("beside")  # for what is compared, if it is
+        path = f"PYTHONPATH={packages}:{beside}"
+        python = ["env", "-u", "PYTHONDONTWRITEBYTECODE", path, str(cluster.python)]
 
         def run(line: str) -> dict[str, float]:
-            done = cluster.run([*python, str(HERE), "--inside", line], timeout_s=600)
-            return dict(json.loads(done.stdout.splitlines()[-1]))
-
-        def ratio(line: str, one: str, other: str) -> float:
-            found = [run(line) for _ in range(options.repeats)]
+            done = cluster.run([*python, str(HERE), "--inside", line], timeout_s=600, check=False)
+            if done.returncode:
+                sys.exit(f"{line} failed:\n{done.stderr}")
+            found = dict(json.loads(done.stdout.splitlines()[-1]))
             print(line, found, flush=True)
-            return statistics.median(each[one] / each[other] for each in found)
+            return found
+
+        def ratio(line: str) -> float:
+            return ratios(line, ["ours"], "bare")[0]
+
+        def ratios(line: str, ones: Sequence[str], other: str) -> list[float]:
+            found = [run(line) for _ in range(options.repeats)]
+            return [statistics.median(each[one] / each[other] for each in found) for one in ones]
 
         wanted = options.only.split(",")
         if "arrays" in wanted:
-            rows.append(Row(f"{ARRAY} tasks as one array, to a bare array", ratio("arrays", "ours", "bare"), "x", 1.25))
+            rows.append(Row(f"{ARRAY} tasks as one array, to a bare array", ratio("arrays"), "x", 1.25))
+        if "numpy" in wanted:
+            rows.append(Row(f"the same of {NUMBERS:,} numbers each", ratio("numpy"), "x"))
         if "chain" in wanted:
-            rows.append(Row(f"a chain of {CHAIN}, to bare jobs afterany", ratio("chain", "ours", "bare"), "x", 1.3))
+            rows.append(Row(f"a chain of {CHAIN}, to bare jobs afterany", ratio("chain"), "x", 1.3))
         if "pilots" in wanted:
             found = run("pilots")
             rows.append(Row(f"{MANY:,} tasks through {PILOTS} pilots, each", found["ms"], "ms", 2.0))
@@ -197,13 +231,13 @@ def main() -> None:
             for node in cluster.nodes:
                 cluster.drain(node)
             rows.append(Row(f"commands a minute while {WAITING:,} tasks wait", run("waiting")["commands"], most=2))
-            for node in cluster.nodes:
-                cluster.resume(node)
+            cluster.resume(*cluster.nodes)
         if options.executorlib:
-            cluster.run(
-                [str(cluster.python), "-m", "pip", "install", "-q", "executorlib[cluster]==1.11.0"], timeout_s=300
-            )
-            rows.append(Row(f"{FEW} tasks, to executorlib", ratio("few", "ours", "executorlib"), "x", 0.2))
+            wanted_there = ["--target", str(beside), "executorlib[cluster]==1.11.0"]
+            cluster.run([str(cluster.python), "-m", "pip", "install", "-q", *wanted_there], timeout_s=300)
+            in_pilots, as_array = ratios("few", ["pilots", "array"], "executorlib")
+            rows.append(Row(f"{FEW} tasks through {PILOTS} pilots, to executorlib", in_pilots, "x", 0.2))
+            rows.append(Row(f"{FEW} tasks as one array, to executorlib", as_array, "x"))
     finish("jobs from a login node", rows)
 
 

@@ -97,8 +97,8 @@ def _started(options: SlurmOptions) -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[SlurmCluster]:
-    """A rootless SLURM of two nodes with four CPUs and two GPUs, which are none, each behind an sshd."""
-    yield from _started(SlurmOptions(gpus=2, features=("fast,rack1", "slow,rack2")))
+    """A rootless SLURM of two nodes with four CPUs and two GPUs, which are none, behind an sshd; it preempts."""
+    yield from _started(SlurmOptions(gpus=2, features=("fast,rack1", "slow,rack2"), preemption=True))
 
 
 @pytest.fixture(scope="session")

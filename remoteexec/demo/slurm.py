@@ -45,6 +45,8 @@ class SlurmOptions:
         memory_per_cpu_mb: what a job gets that asks for no memory; it is killed for using more.
         gpus: of each node, 0 to 2; nothing but files that stand for them.
         features: of the nodes, in their order, for jobs' constraints.
+        preemption: partitions "cheap", whose jobs those of partition "urgent" end, and "again", whose jobs they put
+            back into the queue; all on n1.
         preload: a shared library for slurmctld's LD_PRELOAD.
         environment: variables that every SSH session finds, besides HOME and SLURM_CONF.
     """
@@ -56,8 +58,19 @@ class SlurmOptions:
     max_array_size: int = 10001
     gpus: int = 0
     features: Sequence[str] = ()
+    preemption: bool = False
     preload: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+_PREEMPTION = (
+    "PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE",
+    """\
+PartitionName=urgent Nodes=n1 DefaultTime=1 MaxTime=5 PriorityTier=10 PreemptMode=OFF State=UP
+PartitionName=cheap Nodes=n1 DefaultTime=5 MaxTime=5 PriorityTier=1 PreemptMode=CANCEL State=UP
+PartitionName=again Nodes=n1 DefaultTime=5 MaxTime=5 PriorityTier=1 PreemptMode=REQUEUE State=UP""",
+)
+"""What slurm.conf says of it, and its partitions."""
 
 
 class ClusterNotStarted(RuntimeError):
@@ -394,6 +407,8 @@ class RootlessSlurm(SlurmCommands):
             memory_per_cpu_mb=str(options.memory_per_cpu_mb),
             max_array_size=str(options.max_array_size),
             gres_types="GresTypes=gpu" if options.gpus else "",
+            preemption=_PREEMPTION[0] if options.preemption else "",
+            partitions=_PREEMPTION[1] if options.preemption else "",
             cpus=str(options.cpus),
             memory_mb=str(options.memory_mb),
             nodes=nodes,

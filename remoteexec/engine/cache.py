@@ -112,7 +112,7 @@ class CacheDirectory:
         except (root.UnsafeRootError, OSError, ValueError) as exc:
             raise errors.UnsafeRoot(f"cache_directory={os.fspath(path)!r} cannot be used: {exc}") from exc
         # imported now, if not before: h5py undoes its hooks in an exit handler, and crashes if it gets none
-        importlib.import_module("remoteexec_server.store.hdf5")
+        importlib.import_module("remoteexec_server.store.library")
 
     def path(self, name: str) -> Path:
         """Where an entry is, or would be."""

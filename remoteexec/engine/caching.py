@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+import os
 import threading
 import warnings
 from collections import deque
@@ -89,6 +90,7 @@ class _Execution:
         found: its entry, if that was found after all.
         pointed: a file says where it runs.
         altered: modules of which it, or one of its inputs, was computed with other code than its key was made from.
+        otherwise: runs it here; where it was taken up from another process.
     """
 
     directory: CacheDirectory
@@ -102,6 +104,7 @@ class _Execution:
     found: Hit | None = None
     pointed: bool = False
     altered: Sequence[str] = ()
+    otherwise: Callable[[], TaskFuture[Any]] | None = None
 
     def another(self) -> CachedFuture[Any]:
         """One more future of it."""
@@ -187,12 +190,12 @@ class Caching:
 
     def __init__(
         self,
-        directory: str | None,
+        directory: str | os.PathLike[str] | None,
         keep_errors: bool = False,
         otherwise: str | None = None,
         asks_late: bool = False,
     ) -> None:
-        self.directory, self.on = directory, directory is not None
+        self.directory, self.on = _path(directory), directory is not None
         self.keep_errors = keep_errors
         self._otherwise, self._asks_late = otherwise, asks_late
         self._lock = threading.RLock()  # guards all below
@@ -224,12 +227,13 @@ class Caching:
         """A call's `resource_dict` without what it says of the cache, and that; None if it is not to be cached.
 
         Raises:
+            TypeError: the directory is no path.
             ValueError: the cache key cannot be one, or there is no directory for it.
         """
         name, directory = None, self.directory
         if isinstance(given, Mapping) and ("cache_key" in given or "cache_directory" in given):
             name = given.get("cache_key")
-            directory = given.get("cache_directory") or directory or self._otherwise
+            directory = _path(given.get("cache_directory")) or directory or self._otherwise
             given = {key: value for key, value in given.items() if key not in ("cache_key", "cache_directory")} or None
         if name is not None:
             from .cache import checked_name
@@ -283,6 +287,8 @@ class Caching:
             check = key.check if key is not None and wish.name is None else None
             before = None if late is None else lambda: self._usable(_find_late(execution, late))
             execution.inner = resumed or start(before, check)
+            if resumed is not None:
+                execution.otherwise = lambda: start(before, check)
             if point is not None and name is not None:
                 execution.pointed = True
                 if resumed is None:
@@ -295,9 +301,13 @@ class Caching:
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep_all, name="remoteexec-cache", daemon=True)
                 self._keeper.start()
+        self._follow(execution)
+        return future
+
+    def _follow(self, execution: _Execution) -> None:
+        """Hear of its end."""
         once = [execution]  # emptied by the callback, which the inner future keeps: no cycle holds its result
         execution.inner.add_done_callback(lambda _: self._has_ended(once.pop()))
-        return future
 
     def _usable(self, hit: Hit | None) -> Hit | None:
         """An entry, if it is to be taken: what failed elsewhere runs again here, unless failures are kept here too."""
@@ -341,6 +351,12 @@ class Caching:
             self._some_ended.acquire()
             self._busy = True  # first: `leave` must not find neither
             execution = self._ended.popleft()
+            if self._runs_after_all(execution):
+                del execution
+                with self._idle:
+                    self._busy = False
+                    self._idle.notify_all()
+                continue
             pickled = None
             try:
                 pickled = self._keep(execution)
@@ -360,6 +376,28 @@ class Caching:
                 if not self._open:
                     self._keeper = None
                     return
+
+    def _runs_after_all(self, execution: _Execution) -> bool:
+        """Where another process ran it that has removed its session before we looked there: then its entry is here by
+        now, or it runs again."""
+        otherwise, execution.otherwise = execution.otherwise, None
+        exc = None if execution.inner.cancelled() else execution.inner.exception()
+        if otherwise is None or execution.name is None or not isinstance(exc, errors.TaskUnknownLoss) or exc.job:
+            return False
+        with self._lock:
+            try:
+                hit = self._usable(execution.directory.find(execution.name))
+                inner = otherwise() if hit is None else None
+            except Exception as why:  # it is shut down: then the loss stays what is told
+                log.warning("%s is not run again: %s", execution.function, why)
+                return False
+            if hit is not None:
+                execution.found, execution.inner = hit, _done(hit, execution.name, execution.token, execution.function)
+            if inner is not None:
+                execution.inner = inner
+        if inner is not None:
+            self._follow(execution)
+        return inner is not None
 
     def _keep(self, execution: _Execution) -> Pickled | None:
         """Write the entry; the pickled result."""
@@ -403,6 +441,12 @@ class Caching:
                 result = payload.loads(pickled.data, [bytearray(view) for view in pickled.buffers])
             future.end(result, exc)
             first = first and future.cancelled()
+
+
+def _path(directory: Any) -> str | None:
+    if directory is not None and not isinstance(directory, (str, os.PathLike)):
+        raise TypeError(f"cache_directory must be a path, not {directory!r}: pass a text or a pathlib.Path")
+    return None if directory is None else os.fspath(directory)
 
 
 def _key(call: CachedCall) -> tuple[CallKey | None, str]:

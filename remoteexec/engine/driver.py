@@ -36,6 +36,7 @@ from remoteexec_server.wire.messages import (
     Problem,
     Refused,
     Rejected,
+    Resize,
     Script,
     Started,
     Submit,
@@ -141,6 +142,7 @@ class Driver:
         self._progress = threading.Condition()  # guards the three counts
         self._taken = self._open = self._unsent = 0
         self._unreachable: str | None = None
+        self._size: Resize | None = None
         self._broken: BaseException | None = None
         # of the driver thread alone:
         self._received = 0
@@ -164,7 +166,7 @@ class Driver:
         """
         self._check_open()  # first: where the interpreter exits, an import of h5py crashes it (Python 3.13)
         # imported now, if not before: h5py undoes its hooks in an exit handler, and crashes if it gets none
-        importlib.import_module("remoteexec_server.store.hdf5")
+        importlib.import_module("remoteexec_server.store.library")
         with self._lock:
             self._check_open()
             if self._thread is not None:
@@ -246,7 +248,11 @@ class Driver:
         self._post(Ask(answer))
         return answer.result()
 
-    def _post(self, item: Adopt | Ask) -> None:
+    def resize(self, pilots: int) -> None:
+        """From now on so many pilots at the same time, at most."""
+        self._post(Resize(pilots))
+
+    def _post(self, item: Adopt | Ask | Resize) -> None:
         with self._lock:
             self._check_open()
             self._inbox.put(item)
@@ -366,6 +372,9 @@ class Driver:
             case Ask():
                 self._asked.append(item.answer)
                 self._client.send(Tell())
+            case Resize():
+                self._size = item
+                self._client.send(item)
             case Flush():
                 with self._lock:
                     self._statements -= 1
@@ -445,6 +454,8 @@ class Driver:
                     self._adopt(event.tasks, self._asked.popleft())
             case Linked():
                 self._unreachable = None
+                if self._size is not None:  # a service that is new knows what it was at first
+                    self._client.send(self._size)
                 for _ in self._asked:
                     self._client.send(Tell())
                 self._do(event)

@@ -25,8 +25,8 @@ def outcome(future: TaskFuture[Any], end: End) -> tuple[Any, BaseException | Non
     key = future.key
     match end:
         case Answered():
-            _, ok, rest, _, started, ended, max_rss_bytes = end.result
-            future.ran = Ran(_HOST, end.pid, end.worker, None, started, ended, max_rss_bytes)
+            _, ok, rest, _, started, ended, max_rss_bytes, pid = end.result
+            future.ran = Ran(_HOST, pid, end.worker, None, started, ended, max_rss_bytes)
             data, buffers = pooled.joined(rest, end.buffers)
             if ok:
                 return outcomes.result(data, buffers, key)

@@ -61,6 +61,9 @@ class Host(Protocol):
     def error(self, key: TaskKey, end: Died | Broken) -> BaseException:
         """What is said of a task that has not answered."""
 
+    def interrupted(self) -> None:
+        """See Owner."""
+
     def forget(self, key: TaskKey) -> None:
         """See Owner."""
 
@@ -79,7 +82,7 @@ class Growth:
     def __init__(self, host: Host, known: Callable[[bytes, Sequence[memoryview]], Function]) -> None:
         self._host, self._known = host, known
         self._children: dict[int, dict[int, ChildTask]] = {}  # by the task that asked, and its name for them
-        self.forget, self.cancel_running = host.forget, host.cancel_running
+        self.forget, self.cancel_running, self.interrupted = host.forget, host.cancel_running, host.interrupted
 
     def asked(self, pool: Pool, worker: WorkerState, task: PoolTask, ask: pooled.Ask, buffers: Sequence[Any]) -> None:
         """A task asks for something; on the pool thread."""
@@ -218,4 +221,4 @@ class Growth:
 def _raised(exc: BaseException) -> Answered:
     """As if the task had raised this."""
     now = time.time()
-    return Answered((0, False, failure.packed(exc, "raised"), 0, now, now, 0), ())
+    return Answered((0, False, failure.packed(exc, "raised"), 0, now, now, 0, 0), ())

@@ -17,6 +17,7 @@ from typing import Any
 from remoteexec_server import growing
 from remoteexec_server.wire import payload
 from remoteexec_server.wire.payload import Pickled
+from remoteexec_server.worker import filling
 
 from ..futures import Ran, TaskFuture
 from ..pool import machine
@@ -36,7 +37,7 @@ class CallerAsWorker:
     """
 
     def __init__(self, init: Callable[[], Mapping[str, Any] | None] | None, kept: bool) -> None:
-        self._defaults = dict((init() if init is not None else None) or {})
+        self._defaults = filling(init() if init is not None else None)
         self._number = _FIRST if kept else None
 
     def run(

@@ -196,6 +196,13 @@ def refuse_own_parameter(fn: Callable[..., Any]) -> None:
         raise ValueError(f"{fn!r} has a parameter resource_dict, which submit takes for itself: rename the parameter")
 
 
+def came_of_interrupt(exc: BaseException | None) -> bool:
+    """Whether this is Ctrl-C, or was raised while that was handled."""
+    while exc is not None and not isinstance(exc, KeyboardInterrupt):
+        exc = exc.__context__
+    return exc is not None
+
+
 class Leaving(Protocol):
     """What wants to finish before the interpreter is gone."""
 

@@ -8,7 +8,7 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from remoteexec_server.store.session import NAME
@@ -277,12 +277,27 @@ class BatchExecutor(BaseExecutor):
 
     @property
     def max_workers(self) -> int | None:
-        """Jobs at once."""
+        """Jobs at once.
+
+        With `block_allocation` it can be set while tasks run: more jobs are submitted as long as there is work for
+        them; those that are too many end when the tasks that they run have ended, the others going on elsewhere.
+
+        Raises:
+            NotImplementedError: set without `block_allocation`.
+            ValueError: set to less than 1.
+        """
         return self._options.max_workers
 
     @max_workers.setter
     def max_workers(self, size: int) -> None:
-        raise NotImplementedError("max_workers of an executor whose calls are jobs cannot be changed")
+        if self._pilots is None:
+            raise NotImplementedError("max_workers can only be changed with block_allocation=True")
+        if size is None:
+            raise TypeError("max_workers must be a whole number of at least 1, not None: pass an int")
+        check_count("max_workers", size)
+        self._options = replace(self._options, max_workers=size)
+        self._pilots = replace(self._pilots, count=size)
+        self._driver.resize(size)
 
     @property
     def _takes_calls(self) -> bool:

@@ -44,6 +44,26 @@ def check_function(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a function, not {value!r}: pass the function itself, not what it returns")
 
 
+def check_rate(value: float) -> None:
+    """Refuse a `refresh_rate` that is none.
+
+    Raises:
+        ValueError: it is not above 0.
+    """
+    if value <= 0:
+        raise ValueError(f"refresh_rate must be greater than 0, not {value}")
+
+
+def check_shown(value: Any) -> None:
+    """Refuse a `show_output` that is none.
+
+    Raises:
+        ValueError: names those there are.
+    """
+    if value not in (True, False, "prefix", None):
+        raise ValueError(f"show_output must be True, False, 'prefix' or None, not {value!r}")
+
+
 def check_names(name: str, value: Any) -> None:
     """Refuse what is no list of names; a text is one name, and no list.
 

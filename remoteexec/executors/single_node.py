@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import logging
 import os
 import sys
-import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
@@ -19,24 +16,23 @@ from remoteexec_server.wire.names import TaskKey
 from remoteexec_server.wire.payload import Pickled
 from remoteexec_server.wire.resources import Resources
 
-from .. import errors
 from ..engine.caching import Before, CachedCall, Caching, Wish
-from ..engine.ends import broken, death, outcome
-from ..engine.graph import Functions, Held, failure_of, inputs_of, pickle_call
+from ..engine.graph import Functions, Held, pickle_call
 from ..engine.growing import ChildTask, Growth
 from ..futures import TaskFuture, function_name
 from ..pool import machine, mpi
 from ..pool.fresh import FreshWorkers
-from ..pool.kept import KeptWorkers
+from ..pool.kept import KeptWorkers, Places
 from ..pool.ledger import Ledger, Need, TooLarge
 from ..pool.output import Output
-from ..pool.tasks import Broken, Died, End, Function, GpuVariables, PoolFuture, PoolTask
+from ..pool.tasks import Broken, GpuVariables, PoolFuture, PoolTask
 from ..pool.zygote_client import Launcher
 from ..resources import ResourceError, check_names, read_resources, resource_names, says_threads
 from ..views.views import Views
-from .base import BaseExecutor, finish_at_exit, refuse_own_parameter
-from .checks import check_count, check_function, check_resources
+from .base import came_of_interrupt, finish_at_exit, refuse_own_parameter
+from .checks import check_count, check_function, check_rate, check_resources, check_shown
 from .checks import check_names as check_modules
+from .pooled import AnyFuture, PooledExecutor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,11 +45,9 @@ __all__ = ["SingleNodeExecutor"]
 
 log = logging.getLogger("remoteexec")
 R = TypeVar("R")
-AnyFuture = concurrent.futures.Future[Any]
-HeldCall = tuple[PoolTask, Function, Pickled, Sequence[AnyFuture]]
 
 
-class SingleNodeExecutor(BaseExecutor):
+class SingleNodeExecutor(PooledExecutor):
     """Runs calls on this machine.
 
     Args:
@@ -91,7 +85,7 @@ class SingleNodeExecutor(BaseExecutor):
         max_workers: int | None = None,
         *,
         max_cores: int | None = None,
-        cache_directory: str | None = None,
+        cache_directory: str | os.PathLike[str] | None = None,
         cache_errors: bool = False,
         resource_dict: Mapping[str, Any] | Resources | None = None,
         block_allocation: bool = False,
@@ -118,10 +112,8 @@ class SingleNodeExecutor(BaseExecutor):
         check_modules("preload", preload)
         if init_function is not None and not block_allocation:
             raise ValueError("init_function needs block_allocation=True: only kept workers are initialised")
-        if refresh_rate <= 0:
-            raise ValueError(f"refresh_rate must be greater than 0, not {refresh_rate}")
-        if show_output not in (True, False, "prefix", None):
-            raise ValueError(f"show_output must be True, False, 'prefix' or None, not {show_output!r}")
+        check_rate(refresh_rate)
+        check_shown(show_output)
         self._views = Views(
             plot_dependency_graph, plot_dependency_graph_filename, export_workflow_filename, log_obj_size
         )
@@ -140,16 +132,8 @@ class SingleNodeExecutor(BaseExecutor):
         self._refuse_ranks_here(self._defaults)
         self._caller = _caller_as_worker(init_function, block_allocation) if debug else None
         self._functions = Functions()
-        self._lock = threading.Lock()  # guards all below
-        self._pool: FreshWorkers | KeptWorkers | None = None
-        self._open: dict[int, PoolTask] = {}
-        self._none_open = threading.Condition(self._lock)
-        self._before: dict[int, Before] = {}
         self._output = Output(show_output) if show_output is not None else None
         self._numbered = 0
-        self._growth: Growth | None = None  # of the pool thread alone
-        self._closed = False
-        self._chain = threading.local()
         finish_at_exit(self)
         self._gpus, self._gpu_variables = self._find_gpus()
         self._ledger = self._new_ledger()
@@ -216,6 +200,7 @@ class SingleNodeExecutor(BaseExecutor):
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             self._numbered += 1
+            self._interrupted = False
             number = self._numbered
             name = getattr(fn, "__qualname__", None) or function_name(fn)
             future: PoolFuture[R] = PoolFuture(TaskKey(f"t{number}"), self, name)
@@ -239,6 +224,8 @@ class SingleNodeExecutor(BaseExecutor):
         if not self._kept:
             task.setup = self._setup(resources, pool.environment, self._says_threads or says_threads(resource_dict))
         if futures:
+            if self._kept and len(futures) == 1 and not self._caching.on:
+                self._bequeath(futures[0], (task, function, arguments))
             Held(futures, (task, function, arguments, futures), self._later)
         else:
             task.fill(function, arguments.data, arguments.buffers)
@@ -351,8 +338,11 @@ class SingleNodeExecutor(BaseExecutor):
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        """Shut down; see the constructor's `wait`. After Ctrl-C nothing is waited for: everything is ended."""
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
+        """Shut down; see the constructor's `wait`. After Ctrl-C nothing is waited for: everything is ended.
+
+        That holds for what comes of it, too: `sys.exit` in an `except KeyboardInterrupt`.
+        """
+        if came_of_interrupt(exc):
             self.abort()
             return None
         return super().__exit__(kind, exc, trace)
@@ -365,8 +355,8 @@ class SingleNodeExecutor(BaseExecutor):
             self._views.show(recorder.graph())
 
     def leave(self, timeout_s: float) -> None:
-        """See BaseExecutor. After Ctrl-C everything is ended."""
-        if getattr(sys, "last_type", None) is KeyboardInterrupt:
+        """See BaseExecutor. After Ctrl-C everything is ended, though the script has caught it."""
+        if self._interrupted or getattr(sys, "last_type", None) is KeyboardInterrupt:
             self.abort()
         else:
             self.shutdown(wait=True)
@@ -459,11 +449,8 @@ class SingleNodeExecutor(BaseExecutor):
             setup = self._setup(self._defaults, os.environ, self._says_threads)
             if self._init is not None:
                 setup["init"] = payload.dumps(self._init, in_band=True, by_value=False).data
-            gpus = self._worker_gpus(size)
-            pool = KeptWorkers(
-                *(size, setup, self._restarts, preload, gpus, self._gpu_variables, self._output),
-                launcher=self._launcher(preload),
-            )
+            places = Places(size, self._restarts, self._worker_gpus(size), self._gpu_variables)
+            pool = KeptWorkers(places, setup, preload, self._output, self._launcher(preload))
         else:
             launcher = self._launcher(preload)
             pool = FreshWorkers(self._ledger, preload, self._gpu_variables, self._output, launcher)
@@ -484,84 +471,6 @@ class SingleNodeExecutor(BaseExecutor):
         if self._output is not None:
             setup["mark"] = self._output.secret
         return setup
-
-    def _later(self, call: HeldCall) -> None:
-        """A call's inputs are done; long chains of failures are followed one by one, not by recursion."""
-        chain: deque[HeldCall] | None = getattr(self._chain, "calls", None)
-        if chain is not None:
-            chain.append(call)
-            return
-        self._chain.calls = chain = deque([call])
-        try:
-            while chain:
-                self._launch(*chain.popleft())
-        finally:
-            self._chain.calls = None
-
-    def _launch(self, task: PoolTask, function: Function, arguments: Pickled, futures: Sequence[AnyFuture]) -> None:
-        """Run a call whose inputs are done, or let it fail like the first that failed."""
-        before = self._before.pop(task.number, None)
-        hit = before() if before is not None and not task.future.cancelled() else None
-        if hit is not None:
-            self._settle(task, hit.result, hit.exception)
-            return
-        if task.future.cancelled():
-            return
-        exc = failure_of(futures)
-        if exc is None:
-            try:
-                inputs = inputs_of(futures)
-            except BaseException as why:  # whatever the results' own pickling raises
-                exc = errors.CallNotPicklable(f"an input cannot be pickled: {why}")
-        if exc is not None:
-            self._settle(task, None, exc)
-            return
-        task.fill(function, arguments.data, arguments.buffers, inputs)
-        assert self._pool is not None
-        self._pool.submit(task)
-
-    def ended(self, task: PoolTask, end: End) -> None:
-        """See pool.tasks.Owner."""
-        if self._growth is not None and self._growth.parted(task, end):
-            return
-        try:
-            result, exc = outcome(task.future, end)
-        except BaseException as why:  # the pool thread's edge: the future must not wait for ever
-            result, exc = None, why
-        self._settle(task, result, exc)
-
-    def _settle(self, task: PoolTask, result: Any, exc: BaseException | None) -> None:
-        if task.begin():
-            try:
-                if exc is None:
-                    task.future.set_result(result)
-                else:
-                    task.future.set_exception(exc)
-            except concurrent.futures.InvalidStateError:
-                pass  # cancelled while it ran
-        task.let_go()
-        self.release(task.number)
-
-    def forget(self, key: TaskKey) -> None:
-        """See pool.tasks.Owner."""
-        task = self._open.get(int(key[1:]))
-        if task is not None:
-            task.begin()  # tells who waits for it
-            task.give_up()
-            self.release(task.number)
-
-    def cancel_running(self, key: TaskKey) -> bool:
-        """See pool.tasks.Owner."""
-        task = self._open.get(int(key[1:]))
-        if task is not None and (self._pool is None or self._pool.cancel(task)):
-            self.release(task.number)
-        return True
-
-    def end_cancelled(self, task: PoolTask) -> None:
-        """See engine.growing.Host."""
-        task.give_up()
-        task.future.end_cancelled()
-        self.release(task.number)
 
     # ---- tasks that tasks submit: see engine.growing.Host ----
 
@@ -588,21 +497,6 @@ class SingleNodeExecutor(BaseExecutor):
         task.need, task.walltime_s = need, resources.run_time_max_s
         if not self._kept and self._pool is not None:
             task.setup = self._setup(resources, self._pool.environment, self._says_threads or says_threads(given))
-
-    def error(self, key: TaskKey, end: Died | Broken) -> BaseException:
-        """See engine.growing.Host."""
-        return death(key, end) if isinstance(end, Died) else broken(key, end)
-
-    def release(self, number: int) -> None:
-        """See engine.growing.Host."""
-        with self._lock:
-            self._open.pop(number, None)
-            if self._open or not self._closed:
-                return
-            pool = self._pool
-            self._none_open.notify_all()
-        if pool is not None:
-            pool.abandon()
 
 
 def _caller_as_worker(init: Callable[[], Mapping[str, Any] | None] | None, kept: bool) -> CallerAsWorker:

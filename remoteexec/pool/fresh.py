@@ -154,6 +154,9 @@ class FreshWorkers(Pool):
                 self._give_back(worker)
             self._start_what_fits()
 
+    def _not_run(self, task: PoolTask) -> None:
+        raise AssertionError("a process for one call has nothing to inherit")
+
     def _written(self, worker: WorkerState) -> None:
         pass
 

@@ -10,6 +10,7 @@ import socket
 from collections import deque
 from collections.abc import Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 from remoteexec_server.wire import pooled
 
@@ -36,16 +37,29 @@ and are copied; of larger ones it has read more then, and so has taken the token
 log = logging.getLogger("remoteexec")
 
 
+class Places(NamedTuple):
+    """Where workers may be.
+
+    Attributes:
+        size: how many.
+        restarts: how many workers that died are replaced, in all.
+        gpus: for each worker, at least `size` of them if they have any.
+        gpu_variables: what in the environment shows a worker its GPUs.
+    """
+
+    size: int
+    restarts: int = 0
+    gpus: Sequence[tuple[str, ...]] = ()
+    gpu_variables: GpuVariables = MappingProxyType({})
+
+
 class KeptWorkers(Pool):
     """Workers that run one call after the other.
 
     Args:
-        size: how many.
+        places: what there is for how many.
         setup: what each is made to be.
-        restarts: how many workers that died are replaced, in all.
         preload: modules that are imported once for all of them.
-        gpus: for each worker, at least `size` of them if they have any.
-        gpu_variables: what in the environment shows a worker its GPUs.
         output: see Pool.
         launcher: see Pool.
 
@@ -55,19 +69,17 @@ class KeptWorkers(Pool):
 
     def __init__(
         self,
-        size: int,
+        places: Places,
         setup: pooled.Setup,
-        restarts: int = 0,
         preload: Sequence[str] = (),
-        gpus: Sequence[tuple[str, ...]] = (),
-        gpu_variables: GpuVariables = MappingProxyType({}),
         output: Output | None = None,
         launcher: Launcher | None = None,
     ) -> None:
         self._line: deque[PoolTask] = deque()
         self._idle: dict[int, WorkerState] = {}
-        self._setup, self._restarts, self._restart_limit, self._size = setup, restarts, restarts, size
-        self._gpus, self._gpu_variables = list(gpus), gpu_variables
+        self._setup, self._size = setup, places.size
+        self._restarts = self._restart_limit = places.restarts
+        self._gpus, self._gpu_variables = list(places.gpus), places.gpu_variables
         self._pace_s = _AHEAD_S  # of a call, on average of late
         self._grown = False  # a task has rested: there may be more workers than places
         self._shrunk = False  # so there may after `resize`
@@ -75,7 +87,7 @@ class KeptWorkers(Pool):
         self._resuming: deque[WorkerState] = deque()
         super().__init__(preload, output, launcher)
         try:
-            self.resize(size)
+            self.resize(places.size)
         except BaseException:
             self.stop()
             raise
@@ -112,6 +124,9 @@ class KeptWorkers(Pool):
         if task.buffers and (not self._idle or task.size < _SMALL or self._zygote.far):
             task.keep_buffers()
         with self._lock:
+            task.held = False
+            if task.stray:  # in line when its worker has said so
+                return
             if self._broken is None:
                 worker = None
                 if not self._idle:
@@ -189,7 +204,7 @@ class KeptWorkers(Pool):
     def _portion(self, worker: WorkerState) -> list[PoolTask]:
         """Take from the line what this worker is given now; the caller holds the lock, and posts it."""
         tasks: list[PoolTask] = []
-        if not self._line or worker.halted:
+        if worker.halted:
             return tasks
         share = len(self._line) // max(1, self._size) + 1
         most = min(share, max(2, min(_AHEAD, int(_AHEAD_S / self._pace_s))) - len(worker.has))
@@ -205,9 +220,26 @@ class KeptWorkers(Pool):
                 load += task.size
                 if task.walltime_s is not None:
                     break
+        if not self._line:
+            self._add_heirs(worker, tasks, load)
         if tasks:
             self._give(worker, tasks)
         return tasks
+
+    def _add_heirs(self, worker: WorkerState, tasks: list[PoolTask], load: int) -> None:
+        """Add what waits for the last of a worker's tasks alone, and so on, if they are short; see PoolTask.heir."""
+        room = int(_AHEAD_S / self._pace_s)
+        if room <= 2 or self._setup.get("launch") is not None:
+            return
+        last = tasks[-1] if tasks else next(reversed(worker.has.values()), None)
+        room = min(_AHEAD, room) - len(worker.has) - len(tasks)
+        while last is not None and room > 0 and load < _AHEAD_BYTES:
+            last = last.bequeath()
+            if last is not None:
+                last.begin()
+                tasks.append(last)
+                load += last.size
+            room -= 1
 
     def _give(self, worker: WorkerState, tasks: Sequence[PoolTask]) -> None:
         """The worker has these tasks from now on; the caller holds the lock, and posts them when it has released it."""
@@ -222,21 +254,27 @@ class KeptWorkers(Pool):
         """Tasks of a worker that it has not started, and now will not; the caller holds the lock."""
         if not worker.has:
             return []
-        tasks = [worker.has.pop(number) for number in worker.endpoint.take_back(worker.has)]
-        worker.load -= sum([task.size for task in tasks])
+        numbers = worker.endpoint.take_back(worker.has)
+        tasks = [task for number in numbers if (task := worker.take(number)) is not None]
+        for task in tasks:
+            if task.held:
+                task.inherited = False
         return tasks
 
     def _requeue(self, tasks: Sequence[PoolTask]) -> None:
-        """Tasks that were taken back are the first in line again; the caller holds the lock."""
+        """Tasks that were taken back are the first in line again; the caller holds the lock.
+
+        Those that were to inherit and wait for that again are not: they will be submitted.
+        """
         for task in tasks:
             task.keep_buffers()
-        self._line.extendleft(reversed(tasks))
+        self._line.extendleft([task for task in reversed(tasks) if not task.held])
 
     def _free(self, worker: WorkerState) -> None:
         """It may have nothing to do now: then it is free; the caller holds the lock, and calls `_feed_idle` after."""
-        if worker.has or worker.halted or worker.writer is not None or worker.number not in self._workers:
+        if worker.has or worker.halted or worker.writer is not None:
             return
-        if worker.retiring or worker.spare:
+        if worker.retiring or worker.spare or self._workers.get(worker.number) is not worker:  # its number lives on
             return
         if self._too_many():
             self._put_aside(worker)
@@ -343,10 +381,12 @@ class KeptWorkers(Pool):
             if worker.halted:
                 self._halt(worker)
                 return
-            if worker.has and (not self._line or len(worker.has) > _AHEAD // 2):
+            if worker.has and (len(worker.has) > _AHEAD // 2 or not (self._line or _last(worker).heir is not None)):
                 return
-            if not worker.has and not self._line and len(self._idle) < len(self._workers) - 1:
-                self._steal(worker)
+            if not worker.has and not self._line:
+                self._pass_on(*ended[-1])
+                if not self._line and len(self._idle) < len(self._workers) - 1:
+                    self._steal(worker)
             more = self._portion(worker)
             if not more:
                 self._free(worker)
@@ -354,12 +394,22 @@ class KeptWorkers(Pool):
             ticket = POOL if worker.pending else worker.ticket()
         self._post(worker, ticket, more)
 
+    def _pass_on(self, task: PoolTask, result: pooled.Result) -> None:
+        """What waits for this result alone goes where that was made; the caller holds the lock."""
+        if task.heir is not None and result[2] is not None and pooled.inheritable(result):
+            heir = task.pass_on(result[2])
+            if heir is not None:
+                self._line.append(heir)
+
+    def _not_run(self, task: PoolTask) -> None:
+        self._requeue([task])
+
     def _steal(self, thief: WorkerState) -> None:
         """A worker is free: tasks that wait behind the longest line of another come back; the caller holds the lock."""
         victim = max(self._workers.values(), key=_length)
         if self._zygote.far and len(victim.has) * self._pace_s < _FAR_S:
             return
-        if victim is not thief and len(victim.has) > 1:
+        if victim is not thief and any(not task.held for task in itertools.islice(victim.has.values(), 1, None)):
             tasks = self._take_back(victim)
             if tasks and not victim.has:  # it has not started the first yet, and is not free
                 self._give(victim, tasks[:1])
@@ -396,6 +446,7 @@ class KeptWorkers(Pool):
                 others.remove(worker)
         self._let_go()
         self._requeue(self._take_back(worker))
+        self._requeue([task for task in list(worker.has.values()) if task.stray and worker.take(task.number)])
         return list(worker.has.values())
 
     def _buried(self, worker: WorkerState, started: list[PoolTask], report: Ended | NotStarted) -> None:
@@ -435,6 +486,10 @@ class KeptWorkers(Pool):
 
 def _shallowness(task: PoolTask) -> int:
     return -task.depth
+
+
+def _last(worker: WorkerState) -> PoolTask:
+    return next(reversed(worker.has.values()))
 
 
 def _length(worker: WorkerState) -> int:

@@ -31,25 +31,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import heapq
-import logging
 import math
 import os
 import socket
 import threading
 import time
 import weakref
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from remoteexec_server.wire import pooled
 
+from .choices import Choices
 from .output import Output, OutputReader
 from .poller import READ, WRITE, Poller
 from .stalls import LOOK_S, Stalls, cpu_s
 from .tasks import Answered, Broken, PoolTask
-from .workers import POOL, Pieces, WorkerState, no_room, too_late, warn_of_halt, write
+from .workers import POOL, Pieces, WorkerState, no_room, tell_of_halt, too_late, warn_of_halt, write
 from .zygote_client import Ended, Halted, Launcher, NodeLost, NotStarted, Started, ZygoteClient
 
 _PATIENCE_S = 0.05
@@ -58,10 +57,8 @@ MOST_AT_REST = 1000
 """Processes whose tasks wait for tasks that they have submitted, at most: 10 MB each. Picked, not measured."""
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
-log = logging.getLogger("remoteexec")
 
-
-class Pool(ABC):
+class Pool(Choices):
     """See above.
 
     Args:
@@ -110,79 +107,6 @@ class Pool(ABC):
     def environment(self) -> Mapping[str, str]:
         """What workers have unless they are told otherwise."""
         return self._zygote.environment
-
-    @abstractmethod
-    def submit(self, task: PoolTask) -> None:
-        """Run a task; how it ends is told to the task, once, on any thread."""
-
-    @property
-    @abstractmethod
-    def waiting(self) -> int:
-        """Tasks that no worker has."""
-
-    @abstractmethod
-    def withdraw(self) -> list[PoolTask]:
-        """Take back what workers were given and have not started; the caller ends these tasks."""
-
-    @abstractmethod
-    def cancel(self, task: PoolTask) -> bool:
-        """End a task that has been begun, with its worker if it runs.
-
-        Returns:
-            False if its end will be told; otherwise nothing more is heard of it.
-        """
-
-    @abstractmethod
-    def _answered(self, worker: WorkerState, ended: Sequence[tuple[PoolTask, pooled.Result]]) -> None:
-        """The worker has answered these: they are not in `has` any more. Called on the pool thread without the lock."""
-
-    @abstractmethod
-    def _rest(self, worker: WorkerState) -> None:
-        """The worker's task waits for others: its place is free. Called on the pool thread without the lock."""
-
-    @abstractmethod
-    def _resume(self, worker: WorkerState) -> None:
-        """It wants a place again, before tasks that have not started: `_go` when there is one. See `_rest`."""
-
-    @abstractmethod
-    def _written(self, worker: WorkerState) -> None:
-        """All was written and nobody writes any more; called without the lock."""
-
-    @abstractmethod
-    def _lost(self, worker: WorkerState) -> list[PoolTask]:
-        """Forget a worker that is not in `_workers` any more; the tasks it had started. Under the lock."""
-
-    @abstractmethod
-    def _buried(self, worker: WorkerState, started: list[PoolTask], report: Ended | NotStarted) -> None:
-        """The worker has ended while it had these. Called on the pool thread without the lock."""
-
-    @abstractmethod
-    def _halt(self, worker: WorkerState) -> None:
-        """It has been stopped by a signal: take back what it has not started. The caller holds the lock."""
-
-    @abstractmethod
-    def _held_up(self) -> list[WorkerState] | None:
-        """Those that have places, if something wants one and all of them may only be waiting. Under the lock."""
-
-    @abstractmethod
-    def _start_more(self) -> None:
-        """Start what there is room for; on the pool thread without the lock."""
-
-    @abstractmethod
-    def _next_in_line(self) -> PoolTask | None:
-        """Take the first out of the line. Under the lock."""
-
-    def _lost_node(self, lost: NodeLost) -> None:
-        """A node is gone; its workers are buried next. Called on the pool thread without the lock."""
-        log.warning("node %s is lost: its agent has ended or cannot be reached", lost.name)
-
-    def _named(self, worker: WorkerState) -> int | None:
-        """Its number, if that says more than which call it runs."""
-        return None
-
-    @abstractmethod
-    def _clear_line(self) -> list[PoolTask]:
-        """Take all tasks out of the line. Under the lock."""
 
     # ---- the end ----
 
@@ -255,7 +179,7 @@ class Pool(ABC):
         self.post(lambda: self._say(worker, [(pooled.GO, True, b"", 0)]))
 
     def _say(self, worker: WorkerState, news: list[pooled.News], buffers: Sequence[memoryview] = ()) -> None:
-        if worker.number not in self._workers:
+        if self._workers.get(worker.number) is not worker:
             return
         pieces = deque(pooled.frame(news, buffers))
         if worker.pending:
@@ -333,7 +257,7 @@ class Pool(ABC):
 
     def _leave_to_pool_thread(self, worker: WorkerState, pieces: Pieces, uncopied: Sequence[PoolTask]) -> None:
         """The caller holds the lock."""
-        if worker.number not in self._workers:
+        if self._workers.get(worker.number) is not worker:
             return
         for task in uncopied:
             task.keep_buffers()
@@ -480,6 +404,8 @@ class Pool(ABC):
                 self._rest(worker)
             case pooled.RESUME:
                 self._resume(worker)
+            case pooled.WATCH:
+                task.watches = True
             case pooled.HALTED:
                 _, _, rank, pid = ask
                 warn_of_halt(task, f"the process {pid} of its MPI rank {rank}", pid)
@@ -497,14 +423,21 @@ class Pool(ABC):
                     self._watch_time(worker, task)
                     break
             for result in results:
-                if result[0] not in worker.has:  # all was given up
+                stray = result[1] is None and result[2] is None
+                given = worker.take(result[0])
+                if given is None:  # all was given up
                     return
-                task = worker.has.pop(result[0])
-                worker.load -= task.size
-                ended.append((task, result))
+                if stray:
+                    self._not_run(given)
+                    continue
+                if given.follower is not None:
+                    worker.settle_follower(given, result)
+                ended.append((given, result))
             if results and not worker.pending:
                 worker.writer = None
-        if not results:
+        if not ended:
+            if results:
+                self._written(worker)
             return
         if worker.output is not None and not worker.has:
             worker.output.end_line()
@@ -512,7 +445,7 @@ class Pool(ABC):
         at = 0
         for task, result in ended:
             count = result[3]
-            task.end(Answered(result, buffers[at : at + count] if count else (), worker.pid, self._named(worker)))
+            task.end(Answered(result, buffers[at : at + count] if count else (), self._named(worker)))
             at += count
 
     def _hear(self) -> None:
@@ -546,15 +479,7 @@ class Pool(ABC):
             if worker.halted:
                 self._halt(worker)
             tasks = list(worker.has.values())
-        if not worker.halted:
-            log.info("process %d of a worker goes on", report.pid)
-        for task in tasks if worker.halted else ():
-            warn_of_halt(task, f"its process {report.pid}", report.pid)
-        if worker.halted and not tasks:
-            log.warning(
-                "process %d of a worker was stopped by a signal and gets no calls: `kill -CONT %d` lets it go on",
-                *(report.pid, report.pid),
-            )
+        tell_of_halt(worker.halted, report.pid, tasks)
         self._written(worker)
 
     def _bury(self, worker: WorkerState, report: Ended | NotStarted) -> None:

@@ -1,9 +1,10 @@
 """Whether all tasks that have places wait for tasks that have none.
 
 A task that waits by `result`, `wait` and the like says so, and its place is another's meanwhile. One that waits in
-another way says nothing: asyncio's `wrap_future`, a callback that sets an event. If all that have places have
-submitted tasks which have not ended, something wants a place, and none of them computes, nothing would ever go on:
-then they are taken to wait.
+another way says nothing: asyncio's `wrap_future`, a callback that sets an event, a loop over `done()`. If all that have
+places have submitted tasks which have not ended, and have asked for their end in such a way, something wants a place,
+and none of them computes, nothing would ever go on: then they are taken to wait. One that has never asked does not wait
+for them, though it may sleep: its cores and GPUs are its own.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from remoteexec_server.wire import pooled
 from remoteexec_server.wire.names import TaskKey
+from remoteexec_server.wire.payload import Pickled
 
 from ..futures import TaskFuture
 from .ledger import Need
@@ -41,6 +42,9 @@ class Owner(Protocol):
     def cancel_running(self, key: TaskKey) -> bool:
         """A future was cancelled whose task had been begun: end that. True."""
 
+    def interrupted(self) -> None:
+        """Ctrl-C came while somebody waited for a task's result."""
+
     def asked(self, pool: Any, worker: Any, task: PoolTask, ask: pooled.Ask, buffers: Sequence[Any]) -> None:
         """A running task asks for something; called on the pool thread."""
 
@@ -59,6 +63,12 @@ class PoolTask:
         setup: of a fresh process for it.
         depth: how many tasks stand between it and the user.
         children: how many of those that it has submitted have not ended.
+        watches: it has asked for the end of one of those, and so may be waiting.
+        heir: a call that takes its result and waits for nothing else, and so may follow it on its worker.
+        follower: the heir, while the same worker has both. This and what follows is guarded by the pool's lock.
+        held: it was given to a worker as a follower, and is not yet a call like others: it has no input.
+        inherited: it became that, or will, by what the task before it has returned; so nobody need submit it.
+        stray: there was nothing to inherit; the worker has it still, and will not run it.
     """
 
     number: int
@@ -73,6 +83,10 @@ class PoolTask:
     setup: pooled.Setup | None = None
     depth = 0
     children = 0
+    watches = False
+    heir: Heir | None = None
+    follower: PoolTask | None = None
+    held = inherited = stray = False
     _data: bytes | None = None
     _inputs: tuple[pooled.Input, ...] | None = None
     _begun: bool | None = None
@@ -109,6 +123,33 @@ class PoolTask:
             self.buffers = buffers
             self.size += sum([buffer.nbytes for buffer in buffers])
 
+    def bequeath(self) -> PoolTask | None:
+        """The heir, to be given to the worker that has this task; None if there is none, or it is not that simple."""
+        if self.heir is None or self.stray or self.walltime_s is not None:
+            return None
+        task, function, arguments = self.heir
+        if task.walltime_s is not None or arguments.buffers or task.future.done() or self.future.done():
+            return None
+        self.heir, self.follower = None, task
+        task.fill(function, arguments.data)
+        task._inputs = ((pooled.TOKEN.pack(self.number), pooled.INHERITED),)
+        task.held = task.inherited = True
+        return task
+
+    def pass_on(self, result: bytes) -> PoolTask | None:
+        """The heir, as a call like others, now that there is this result; None as in `bequeath`."""
+        task = self.bequeath()
+        if task is not None:
+            self.follower = None
+            task.inherit(result)
+        return task
+
+    def inherit(self, result: bytes) -> None:
+        """The task before it has this result: from now on it is a call like others."""
+        self.held = False
+        self._inputs = ((result, 0),)
+        self.size += len(result)
+
     def on_wire(self) -> tuple[pooled.Call, Sequence[memoryview]]:
         """As it goes over the wire, with its buffers: as many as the call says, though it is given up meanwhile."""
         buffers = self.buffers
@@ -132,12 +173,18 @@ class PoolTask:
 
     def give_up(self) -> None:
         """It was cancelled and may stand in a line still: what it was to be called with is not kept for that."""
-        self._begun = False
         self.let_go()
 
     def let_go(self) -> None:
         """Hold nothing of what was called any more; it is over, or will never be."""
         self.function, self._data, self.buffers, self._inputs = _NOTHING, b"", (), None
+        self._begun = False  # if it stands in a line still
+        if self.heir is not None or self.follower is not None:
+            self.heir = self.follower = None
+
+
+Heir = tuple[PoolTask, Function, Pickled]
+"""A call, what it calls, and its arguments, which refer to one result."""
 
 
 class PoolFuture(TaskFuture[R], PoolTask):
@@ -156,6 +203,15 @@ class PoolFuture(TaskFuture[R], PoolTask):
     def future(self) -> PoolFuture[R]:  # type: ignore[override]  # where PoolTask has another
         """Itself, as the task it is."""
         return self
+
+    def result(self, timeout: float | None = None) -> R:
+        """See concurrent.futures.Future.result."""
+        try:
+            return super().result(timeout)
+        except KeyboardInterrupt:
+            if not self.done():  # else the task has raised it
+                self.owner.interrupted()
+            raise
 
     def cancel(self) -> bool:
         """Cancel the task: one that waits does not start, one that runs is ended with its process."""
@@ -205,7 +261,6 @@ class Answered(NamedTuple):
 
     result: pooled.Result
     buffers: Sequence[Any]
-    pid: int | None = None
     worker: int | None = None
 
 

@@ -78,8 +78,33 @@ class WorkerState:
 
     @property
     def may_wait(self) -> bool:
-        """Whether its task has submitted others that have not ended."""
-        return any(task.children for task in itertools.islice(self.has.values(), 1))
+        """Whether its task has submitted others that have not ended, and has asked for their end."""
+        return any(task.children and task.watches for task in itertools.islice(self.has.values(), 1))
+
+    def take(self, number: int) -> PoolTask | None:
+        """It has this task no more; None if it had not. Under the pool's lock."""
+        task = self.has.pop(number, None)
+        if task is not None:
+            self.load -= 0 if task.stray else task.size
+            task.stray = False
+        return task
+
+    def settle_follower(self, task: PoolTask, result: pooled.Result) -> None:
+        """It has answered a task that has a follower. Under the pool's lock.
+
+        What can be inherited the follower has, here as there. Otherwise it is not run there, nor are those after it.
+        """
+        follower, task.follower = task.follower, None
+        if follower is None or follower.number not in self.has:
+            return
+        if result[2] is not None and pooled.inheritable(result):
+            self.load += len(result[2])
+            follower.inherit(result[2])
+            return
+        while follower is not None and follower.number in self.has:
+            self.load -= follower.size
+            follower.inherited, follower.stray = False, True
+            follower.follower, follower = None, follower.follower
 
     def ticket(self) -> int:
         """Become its writer; under the pool's lock."""
@@ -126,6 +151,20 @@ def warn_of_halt(task: PoolTask, whose: str, pid: int) -> None:
         "task %s (%s) waits: %s was stopped by a signal; `kill -CONT %d` lets it go on, cancel() of its future ends it",
         *(task.future.key, task.future.task.function, whose, pid),
     )
+
+
+def tell_of_halt(halted: bool, pid: int, tasks: Sequence[PoolTask]) -> None:
+    """Say that a worker's process was stopped while it had these, or goes on."""
+    if not halted:
+        log.info("process %d of a worker goes on", pid)
+        return
+    for task in tasks:
+        warn_of_halt(task, f"its process {pid}", pid)
+    if not tasks:
+        log.warning(
+            "process %d of a worker was stopped by a signal and gets no calls: `kill -CONT %d` lets it go on",
+            *(pid, pid),
+        )
 
 
 def no_room(exc: OSError, resting: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 COMMANDS = {
     "gateway": "gateway",
     "runner": "runner",
-    "pilot": "pilot.main",
+    "pilot": "pilot.start",
     "probe": "probe",
     "pysqa-submit": "batch.pysqa_helper",
     "zygote": "zygote",

@@ -14,10 +14,11 @@ import socket
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from . import retrying
 from .store.session import SILENT_S, Job, Session, log_tail
-from .wire.messages import Loss
+from .wire.records import Loss
 from .wire.resources import Resources
 
 __all__ = ["LAST_S", "end", "end_by_scheduler", "submit"]
@@ -25,6 +26,8 @@ __all__ = ["LAST_S", "end", "end_by_scheduler", "submit"]
 LAST_S = 10
 """How long a task may go on after SIGTERM where another attempt may follow: SLURM's KillWait is 30 s, and the next
 attempt is submitted within it. Picked, not measured."""
+FLUX_LAST_S = 2
+"""The same after SIGALRM, by which Flux says that the time is up: it kills 5 s later."""
 _SIGNALLED_S = 2.0
 """How long the scheduler may take to say in the log why it has sent SIGTERM; it says so before, or at once."""
 _LOOK_S = 3.0
@@ -47,28 +50,50 @@ def end(session: Session, job: Job, index: int, loss: Loss) -> None:
         submit(session, job, index, resources)
 
 
-def end_by_scheduler(session: Session, job: Job, index: int) -> None:
-    """The same where the scheduler has sent SIGTERM: only what its own words in the log explain, and only if no service
-    is there, which knows more."""
-    from .batch import diagnose
-    from .batch.base import JobFacts, JobRef, JobState
-    from .runner import job_id
-
-    path, name = session.log(job.name, index), job_id()
-    if job.resources.retry is None or not name or session.alive():
+def end_by_scheduler(session: Session, job: Job, index: int, timed_out: bool) -> None:
+    """The same where the scheduler ends the job: only what its own words in the log explain, or its signal, and only if
+    no service is there, which knows more."""
+    if job.resources.retry is None or not runner_job() or session.alive():
         return
-    facts, deadline = JobFacts(JobState.FAILED, node=socket.gethostname()), time.monotonic() + _SIGNALLED_S
-    while True:
-        loss = diagnose.loss(facts, JobRef.parse(name), log_tail(path), str(path), job.resources)
-        if loss is not None and loss.reason in ("timeout", "preempted"):
-            break
-        if time.monotonic() > deadline:
-            return
-        time.sleep(0.1)
+    log = session.log(job.name, index)
+    loss = time_is_up(log) if timed_out else ended_by_scheduler(log, job.resources)
+    if loss is None:
+        return
     resources = retrying.next_attempt(job.resources, loss, job.attempt)
     if resources is not None:
         session.publish_death(job.tasks[index].key, job.attempt, loss)
         submit(session, job, index, resources)
+
+
+def time_is_up(log: Path) -> Loss:
+    """Why a job ends to which Flux has sent SIGALRM."""
+    text = f"its job reached its time limit (SIGALRM from Flux); its log is {log}"
+    return Loss("timeout", text, job=runner_job(), node=socket.gethostname(), log_path=str(log))
+
+
+def ended_by_scheduler(log: Path, resources: Resources) -> Loss | None:
+    """Why the scheduler ends this job, if its own words in the job's log say that it is no fault of the task's."""
+    from .batch import diagnose
+    from .batch.base import JobFacts, JobRef, JobState
+
+    name = runner_job()
+    if not name:
+        return None
+    facts, deadline = JobFacts(JobState.FAILED, node=socket.gethostname()), time.monotonic() + _SIGNALLED_S
+    while True:
+        loss = diagnose.loss(facts, JobRef.parse(name), log_tail(log), str(log), resources)
+        if loss is not None and loss.reason in ("timeout", "preempted"):
+            return loss
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.1)
+
+
+def runner_job() -> str:
+    """What the scheduler calls this job."""
+    from .runner import job_id  # which imports this module
+
+    return job_id()
 
 
 def _is_cared_for(session: Session, job: Job, index: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import marshal
+import reprlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -12,6 +13,10 @@ from typing import Any
 from .wire import payload
 from .wire.payload import Pickled
 
+_MOST = 10_000
+"""Elements of an argument of an exception whose text is written out. Picked, not measured."""
+_OF_OSERROR = ("errno", "strerror", "filename", "filename2")
+"""What an OSError keeps where nobody sees it: neither in `args`, if its class has an `__init__`, nor in `__dict__`."""
 _OURS = ("remoteexec_server.runner", "remoteexec_server.worker")
 
 
@@ -70,10 +75,21 @@ def log(path: str | None, function: object, args: object, kwargs: object, exc: B
 
 
 def _text(exc: BaseException) -> str:
+    if _has_huge_text(exc):
+        return reprlib.repr(exc.args[0] if len(exc.args) == 1 else exc.args)
     try:
         return str(exc)
     except Exception:  # a broken __str__ of the user's
         return f"<no text: {type(exc).__qualname__}.__str__ failed>"
+
+
+def _has_huge_text(exc: BaseException) -> bool:
+    """Whether its text is that of large lists and the like, which takes longer than all else and tells nobody more."""
+    return type(exc).__str__ is BaseException.__str__ and any(_is_huge(arg) for arg in exc.args)
+
+
+def _is_huge(value: object) -> bool:
+    return isinstance(value, (list, tuple, dict, set, frozenset, bytes, bytearray)) and len(value) > _MOST
 
 
 def _traceback(exc: BaseException) -> str:
@@ -81,8 +97,13 @@ def _traceback(exc: BaseException) -> str:
     trace = exc.__traceback__
     while trace is not None and trace.tb_frame.f_globals.get("__name__") in _OURS:
         trace = trace.tb_next
+    told = exc
+    if _has_huge_text(exc):
+        told = BaseException(_text(exc))
+        told.__cause__, told.__context__ = exc.__cause__, exc.__context__
+        told.__suppress_context__ = exc.__suppress_context__
     try:
-        return "".join(traceback.format_exception(type(exc), exc, trace)).rstrip()
+        return "".join(traceback.TracebackException(type(exc), told, trace).format()).rstrip()
     except Exception:
         return "".join(traceback.format_tb(trace)) + type(exc).__qualname__
 
@@ -125,7 +146,14 @@ def _attempts(exc: BaseException, for_later: bool) -> Iterator[Callable[[], Pick
 
 def _told(exc: BaseException) -> tuple[object, ...]:
     """What can be compared of an exception: texts, since few objects of the user's are equal to a copy."""
-    return _text(exc), [_shown(arg) for arg in exc.args], {name: _shown(each) for name, each in exc.__dict__.items()}
+    state = {**exc.__dict__, **_of_oserror(exc)}
+    return _text(exc), [_shown(arg) for arg in exc.args], {name: _shown(each) for name, each in state.items()}
+
+
+def _of_oserror(exc: BaseException) -> dict[str, Any]:
+    if not isinstance(exc, OSError):
+        return {}
+    return {name: value for name in _OF_OSERROR if (value := getattr(exc, name, None)) is not None}
 
 
 def _shown(value: object) -> str:
@@ -133,6 +161,8 @@ def _shown(value: object) -> str:
     name = f"{type(value).__module__}.{type(value).__qualname__}"
     if type(value).__repr__ is object.__repr__:
         return name
+    if _is_huge(value):
+        return f"{name} of {len(value)}"  # type: ignore[arg-type]  # which has a length
     try:
         return name + repr(value)
     except Exception:  # a broken __repr__ of the user's
@@ -153,7 +183,8 @@ class _Rebuilt:
     def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[Any, ...]]:
         # what Python's own class says, which knows more than `args` of an OSError or ImportError
         _, args, *state = _builtin(type(self._exc)).__reduce__(self._exc)
-        return rebuild_exception, (type(self._exc), args, state[0] if state else {})
+        found = {**(state[0] if state and state[0] else {}), **_of_oserror(self._exc)}
+        return rebuild_exception, (type(self._exc), args, found)
 
 
 def rebuild_exception(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:

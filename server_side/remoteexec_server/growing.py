@@ -5,10 +5,12 @@
     reader thread ◀─ news: how children ended ─ pool
     task ─ result() ─ "rest" ─▶ pool: its place is free for another task
                     ─ "resume" ─▶ pool ─ go ─▶ it goes on, as soon as there is a place again
+         ─ done(), add_done_callback() ─ "watch" ─▶ pool: it may be waiting in a way that nobody sees
 
 The reader thread starts when a task first asks for its executor. From then on it reads all that the pool says; calls
 are handed to the main thread. Whoever waits for a child has to rest: `result`, `exception`, `wait` and `as_completed`
-do, also on what is made of children. A task that waits in another way keeps its place.
+do, also on what is made of children. A task that waits in another way keeps its place, unless nothing else goes on and
+it has asked for a child's end: one that never has does not wait (see `pool.stalls` of the client).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from .callbacks import call_back
 from .wire import payload, pooled
 
 if TYPE_CHECKING:
-    from .growing_jobs import JobGrowth
+    from .growing_store import StoreGrowth
     from .worker import Worker
 
 R = TypeVar("R")
@@ -84,21 +86,21 @@ class ChildFuture(concurrent.futures.Future[R]):
         number: what the pool calls it.
     """
 
-    def __init__(self, growth: Growth | JobGrowth, task: int, number: int) -> None:
+    def __init__(self, growth: Growth | StoreGrowth, task: int, number: int) -> None:
         super().__init__()
         self.growth, self.task, self.number = growth, task, number
         self._waiters = self.waiters()
 
     def result(self, timeout: float | None = None) -> R:
         """See concurrent.futures.Future; the task rests meanwhile."""
-        if self.done():
+        if super().done():
             return super().result()
         with self.resting():
             return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """See `result`."""
-        if self.done():
+        if super().done():
             return super().exception()
         with self.resting():
             return super().exception(timeout)
@@ -116,6 +118,22 @@ class ChildFuture(concurrent.futures.Future[R]):
     def waiters(self) -> list[Any]:
         """A list for those who wait in `wait` or `as_completed`, who then rest."""
         return _Waiters(self.growth)
+
+    def done(self) -> bool:
+        """See concurrent.futures.Future; who asks may be waiting."""
+        done = super().done()
+        if not done:
+            self._watched()
+        return done
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[R]], object]) -> None:
+        """See concurrent.futures.Future; who asks to be called may be waiting for that."""
+        super().add_done_callback(fn)
+        self._watched()
+
+    def _watched(self) -> None:
+        if isinstance(self.growth, Growth):
+            self.growth.watched(self.task)
 
     def cancel(self) -> bool:
         """Cancel it; if it has started, it is ended."""
@@ -137,7 +155,7 @@ class ChildFuture(concurrent.futures.Future[R]):
 class _Waiters(list[Any]):
     """Those who wait in `wait` or `as_completed`; they rest."""
 
-    def __init__(self, growth: Growth | JobGrowth) -> None:
+    def __init__(self, growth: Growth | StoreGrowth) -> None:
         super().__init__()
         self._growth = growth
 
@@ -149,7 +167,7 @@ class _Waiters(list[Any]):
 
 
 class _RestingEvent(threading.Event):
-    def __init__(self, growth: Growth | JobGrowth) -> None:
+    def __init__(self, growth: Growth | StoreGrowth) -> None:
         super().__init__()
         self._growth = growth
 
@@ -167,7 +185,7 @@ class ParentExecutor(concurrent.futures.Executor):
         task: that submits.
     """
 
-    def __init__(self, growth: Growth | JobGrowth, task: int) -> None:
+    def __init__(self, growth: Growth | StoreGrowth, task: int) -> None:
         self._growth, self._task = growth, task
         self._children: list[ChildFuture[Any]] = []
         self._closed = False
@@ -212,6 +230,7 @@ class Growth:
         self._resters = 0
         self._go = threading.Event()
         self._gone = False
+        self._watches = -1  # the last task that has said so
         threading.Thread(target=self._read, name="remoteexec-news", daemon=True).start()
 
     @property
@@ -265,6 +284,12 @@ class Growth:
         if self._gone:
             self._fail_all()
         return child
+
+    def watched(self, task: int) -> None:
+        """A task wants to hear of a child's end in a way in which it may be waiting for that."""
+        if task != self._watches and task == self.task:
+            self._watches = task
+            self._worker.say((pooled.WATCH, task))
 
     def cancelled(self, child: ChildFuture[Any]) -> None:
         """A child's future was cancelled here."""

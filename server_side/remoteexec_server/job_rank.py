@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import failure, runner
 from .aborts import tell_aborts
+from .mpi_watch import how_it_ended
 from .rank_exchange import Exchange, NotOurs
 from .store.session import Job, Session, read_job
 from .sweeper import shared_memory
@@ -129,21 +130,11 @@ def _watch(child: int, told: int, teller: _Teller) -> int:
         if said[0]:
             teller.ended(int(said[0]), child, code)
         else:
-            teller.not_started(f"a rank{_number()} ended before it had initialised MPI: {how_it_ended(code)}")
+            teller.not_started(f"a rank{_number()} ended before it had initialised MPI: it {how_it_ended(code)}")
     except OSError as exc:
         print(f"remoteexec: cannot write to the store: {exc}", file=sys.stderr)
         return runner.EX_IOERR
     return exit_code
-
-
-def how_it_ended(code: int) -> str:
-    """In words, of what `os.waitstatus_to_exitcode` says."""
-    if code >= 0:
-        return f"it ended itself with exit code {code}"
-    try:
-        return f"it was ended by {signal.Signals(-code).name}"
-    except ValueError:  # real-time signals have no names
-        return f"it was ended by signal {-code}"
 
 
 def _number() -> str:
@@ -183,8 +174,7 @@ class _Teller:
 
     def ended(self, rank: int, pid: int, code: int) -> None:
         """A rank has ended, with this code or by this signal."""
-        how = how_it_ended(code).removeprefix("it ")
-        self._rank_ended(rank, f"{_name(rank, self._ranks, pid)} {how}", code)
+        self._rank_ended(rank, f"{_name(rank, self._ranks, pid)} {how_it_ended(code)}", code)
 
     def aborts(self, rank: int, abort: int) -> None:
         """A rank calls MPI_Abort."""

@@ -366,7 +366,7 @@ class _Swept:
         mark = secrets.token_hex(16)
         self._sweeper.note_mark(f"{_MARK}={mark}")
         hidden = {name: value for name, value in seen.items() if name.startswith("SLURM")}
-        told = mpi._environment(self._sweeper.directory, oversubscribe)
+        told = mpi.launcher_environment(self._sweeper.directory, oversubscribe)
         return {**told, **_own(self._job), job_rank.HIDDEN: json.dumps(hidden), _MARK: mark}
 
     def __exit__(self, *exc: object) -> None:

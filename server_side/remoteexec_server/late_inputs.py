@@ -19,7 +19,8 @@ from . import attempts, retrying
 from .store import links
 from .store.outcomes import Outcomes
 from .store.session import Job, Journal, Session, client_of, log_tail
-from .wire.messages import Loss, TaskKey
+from .wire.names import TaskKey
+from .wire.records import Loss
 
 __all__ = ["Fate", "ask", "go_behind", "last_job", "make_room"]
 
@@ -105,6 +106,8 @@ def ask(session: Session, job: Job, key: TaskKey, linked: bool = False) -> Fate:
     upstream, index = found
     log = session.log(upstream.name, index)
     loss = diagnose.loss(facts, ref, log_tail(log), str(log), upstream.resources)
+    if loss is not None and session.ends(key, upstream.attempt):
+        return Fate(True, soon=True)  # the listing does not show it yet
     if loss is None or retrying.next_attempt(upstream.resources, loss, upstream.attempt) is None:
         return Fate(True, None if loss is None else retrying.told(loss, deaths))
     session.publish_death(key, upstream.attempt, loss)

@@ -252,7 +252,7 @@ class _Program:
             argv = [*self._command, "-n", str(self.size)]
             argv += [sys.executable, _PACKAGE, "mpi-rank", address, str(self.size)]
             argv += [str(self._worker)] if self._worker is not None else []
-            environment = _environment(directory, self._oversubscribe) | {mpi_rank.SECRET: secret.hex()}
+            environment = launcher_environment(directory, self._oversubscribe) | {mpi_rank.SECRET: secret.hex()}
             for name, value in self._setup.get("environment", {}).items():
                 environment.pop(name, None)
                 if value is not None:
@@ -554,7 +554,7 @@ def _end_of(pid: int) -> Iterator[int | None]:
             os.close(handle)
 
 
-def _environment(directory: str, oversubscribe: bool) -> dict[str, str]:
+def launcher_environment(directory: str, oversubscribe: bool) -> dict[str, str]:
     """What mpiexec is told. By variables, since Open MPI and MPICH have no options in common, and each ignores these.
 
     The pool has counted the cores: no rank is bound to one, or two programs would share the first; hardware threads

@@ -9,9 +9,9 @@ import contextlib
 import os
 import socket
 import traceback
-from typing import Any
 
 from . import mpi_watch
+from .aborts import tell_aborts
 from .sweeper import shared_memory
 from .wire import handshake, pooled
 from .worker import Worker
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         # MPI is initialised by this import, and finalised when the interpreter exits
         from mpi4py import MPI
 
-        _tell_aborts(MPI, argv[0] + WORDS)
+        tell_aborts(MPI, lambda code: mpi_watch.tell_abort(argv[0] + WORDS, code))
         library = MPI.Get_library_version().splitlines()[0].strip("\0 ")
         hello = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size(), library, shared_memory(os.getpid())
     except BaseException:  # the process edge: told to who waits
@@ -48,22 +48,3 @@ def main(argv: list[str]) -> int:
     number = int(argv[2]) if len(argv) > 2 else None
     Worker(sock, None, number or 0).serve_as_told(number)
     return 0
-
-
-def _tell_aborts(MPI: Any, address: str) -> None:  # named as it is everywhere
-    """Let Abort of MPI's own communicators say which rank called it, and never return.
-
-    MPICH's returns at times, and the function may be done on all ranks before they are killed (seen with 5.0.2). Then,
-    and when the others are killed first, nothing else tells. Communicators made from these are not reached by this.
-    """
-
-    class World(MPI.Intracomm):  # type: ignore[misc]  # mypy does not know mpi4py
-        def Abort(self, errorcode: int = 0) -> None:
-            """See mpi4py.MPI.Comm.Abort."""
-            mpi_watch.tell_abort(address, errorcode)
-            try:
-                super().Abort(errorcode)
-            finally:
-                os._exit(errorcode & 0xFF or 1)
-
-    MPI.COMM_WORLD, MPI.COMM_SELF = World(MPI.COMM_WORLD), World(MPI.COMM_SELF)

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .wire.messages import Loss
+from .wire.records import Loss
 from .wire.resources import Resources
 
 __all__ = ["first_name", "job_name", "next_attempt", "told"]

@@ -6,7 +6,7 @@
 
 The supervisor sees every way a process can end (a signal, os._exit, a crashed interpreter), so most losses are known
 the moment they happen, with nobody logged in. What it leaves to the scheduler: SIGKILL (out of memory? cancelled?)
-and SIGTERM, which it sends first (time limit, cancelled, preempted).
+and SIGTERM, which it sends first (time limit, cancelled, preempted). Flux says by SIGALRM that the time is up.
 
 Exit codes: 0 an outcome or a loss is published, or another runner has the task; 74 it could not be written; 78 a module
 of ours is missing; 128 + n for signal n; else that of a child that did not get as far as the claim.
@@ -28,9 +28,10 @@ from . import attempts, checkpoint, retrying, running
 from .exits import Exit
 from .store import links
 from .store.outcomes import Outcomes
-from .store.session import Claim, Job, JobTask, Session, log_tail, read_job
+from .store.session import Claim, Job, JobTask, Session, large_log, log_tail, read_job
 from .wire.evidence import Evidence
-from .wire.messages import Loss, TaskKey
+from .wire.names import TaskKey
+from .wire.records import Loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> NoReturn:
 
 def supervise(session: Session, job: Job, index: int) -> int:
     """Fork the child that runs the task, and see that its end leaves a trace. Returns the job's exit code."""
-    terminated = False
+    terminated = timed_out = False
 
     def on_sigterm(number: int, frame: object) -> None:
         nonlocal terminated
@@ -90,6 +91,15 @@ def supervise(session: Session, job: Job, index: int) -> int:
         pass_on(signal.SIGTERM)
         if job.resources.retry is not None:
             signal.alarm(attempts.LAST_S)  # to tell how it ended while there is time
+
+    def on_sigalrm(number: int, frame: object) -> None:
+        nonlocal terminated, timed_out
+        if terminated:  # the alarm is our own
+            pass_on(signal.SIGKILL)
+            return
+        terminated = timed_out = True
+        pass_on(signal.SIGTERM)
+        signal.alarm(attempts.FLUX_LAST_S)
 
     def pass_on(number: int, frame: object = None) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -101,12 +111,13 @@ def supervise(session: Session, job: Job, index: int) -> int:
     supervisor = os.getpid()
     child = os.fork()
     if child == 0:
+        spare_from_alarms()
         end_with(supervisor)
         _child(session, job, index)
     signal.signal(signal.SIGTERM, on_sigterm)
     if warned:
         signal.signal(signal.SIGUSR1, pass_on)
-    signal.signal(signal.SIGALRM, lambda number, frame: pass_on(signal.SIGKILL))
+    signal.signal(signal.SIGALRM, on_sigalrm)
     began = time.monotonic()
     _, status, used = os.wait4(child, 0)
     signal.alarm(0)
@@ -125,17 +136,31 @@ def supervise(session: Session, job: Job, index: int) -> int:
         _print(str(end))  # diagnose reads it
         if code != -signal.SIGKILL or terminated:
             with contextlib.suppress(OSError):  # a service will find out
-                attempts.end_by_scheduler(session, job, index)
+                attempts.end_by_scheduler(session, job, index, timed_out)
         return 128 + (-code if code < 0 else signal.SIGTERM)
     claim = session.read_claim(task.key)
-    if claim is None or claim.pid != child or claim.host != socket.gethostname():
+    if claim is not None and claim.pid == child and claim.host == socket.gethostname():
+        loss = _why(session, job, index, end)
+    elif claim is not None and code == 0 and _is_run_again(session, job, task, claim):
+        loss = _run_again(claim)
+    else:
         return code if code >= 0 else 128 - code  # 0: another runner has the task
     try:
-        attempts.end(session, job, index, _why(session, job, index, end))
+        attempts.end(session, job, index, loss)
     except OSError as exc:
         _print(f"cannot write to the store: {exc}")
         return EX_IOERR
     return 0
+
+
+def _is_run_again(session: Session, job: Job, task: JobTask, claim: Claim) -> bool:
+    """Whether the scheduler has started this very job before, and that run is gone."""
+    return claim.job == job_id() != "" and not session.ends(task.key, job.attempt)
+
+
+def _run_again(claim: Claim) -> Loss:
+    what = f"the scheduler has started job {claim.job} again: its first run, on {claim.host}, left no outcome"
+    return Loss("node_failure", f"{what}. The task itself is not to blame: submit it again", claim.job, claim.host)
 
 
 def _print(text: str) -> None:
@@ -150,6 +175,12 @@ def end_process(code: int) -> NoReturn:
         with contextlib.suppress(Exception):  # closed or replaced by the user's function, or the disk is full
             stream.flush()
     os._exit(code)
+
+
+def spare_from_alarms() -> None:
+    """In Flux, which sends SIGALRM to all of a job when its time is up: the supervisor sees to what follows."""
+    if "FLUX_URI" in os.environ:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
 
 def end_with(parent: int) -> None:
@@ -176,7 +207,7 @@ def _why(session: Session, job: Job, index: int, end: Exit) -> Loss:
         what = f"the function ended its process with exit code {code} (os._exit, or an exit in compiled code)"
     return Loss(
         reason=reason,
-        message=f"{what}; its log is {log}",
+        message=f"{what}; its log is {log}{large_log(log)}",
         job=job_id(),
         node=socket.gethostname(),
         exit_code=code if code >= 0 else None,
@@ -261,14 +292,19 @@ def _has_inputs(session: Session, job: Job) -> bool:
 
 def _is_tried_again(session: Session, job: Job, index: int, outcome: Outcome) -> bool:
     """Whether another attempt follows because the function raised; then this one's end was told."""
-    if outcome.ok or outcome.facts.get("kind") != "raised":
+    loss = raised(outcome)
+    if loss is None or retrying.next_attempt(job.resources, loss, job.attempt) is None:
         return False
-    text = f"the function raised {outcome.facts.get('type')}: {outcome.facts.get('message')}"
-    raised = Loss("error", text, job=job_id(), node=socket.gethostname())
-    if retrying.next_attempt(job.resources, raised, job.attempt) is None:
-        return False
-    attempts.end(session, job, index, raised)
+    attempts.end(session, job, index, loss)
     return True
+
+
+def raised(outcome: Outcome) -> Loss | None:
+    """Why an attempt has failed whose function has raised; None: it has not."""
+    if outcome.ok or outcome.facts.get("kind") != "raised":
+        return None
+    text = f"the function raised {outcome.facts.get('type')}: {outcome.facts.get('message')}"
+    return Loss("error", text, job=job_id(), node=socket.gethostname())
 
 
 def facts(started: float) -> dict[str, Any]:
@@ -290,6 +326,7 @@ def _compute(session: Session, job: Job, task: JobTask, key: bytes) -> Outcome:
     from .store import hdf5
     from .wire.header import HeaderError
 
+    os.environ.update(variables(job))  # now: arrays import numpy, which asks for its number of threads only then
     try:
         bundle = session.bundle(job.burst).read_bytes()
         function, arguments = hdf5.read_call(bundle, job.burst, task.position, key)
@@ -304,21 +341,44 @@ def called(job: Job, function: Pickled, arguments: Pickled, inputs: Callable[[Ta
     Args:
         inputs: the results that the arguments refer to.
     """
-    from .store import hdf5
     from .wire import payload
 
     try:
         _prepare(job)
     except OSError as exc:  # the directory that the user named
         return _failed(exc, "raised")
-    try:
+
+    def load() -> tuple[Callable[..., Any], Any, Any]:
         fn = payload.loads(function.data, function.buffers)
-        args, kwargs = payload.loads(arguments.data, arguments.buffers, inputs)
+        return fn, *payload.loads(arguments.data, arguments.buffers, inputs)
+
+    return computed(load, job.resources.error_log_file)
+
+
+def computed(load: Callable[[], tuple[Callable[..., Any], Any, Any]], error_log_file: str | None) -> Outcome:
+    """Load a call and call it; the outcome of whatever that leads to.
+
+    Args:
+        load: gives the function with its positional and its named arguments.
+        error_log_file: as in `Resources`.
+
+    Raises:
+        InputLostError: an input of the call failed.
+        BecomesError: the task ends as one of its own does.
+    """
+    from .store import hdf5
+    from .wire import payload
+    from .wire.header import HeaderError
+
+    try:
+        fn, args, kwargs = load()
     except InputLostError:
         raise
+    except HeaderError as exc:
+        return _failed(exc, "refused")
     except payload.SelectionError as exc:
         return _failed(exc.__cause__ or exc, "raised")
-    except BaseException as exc:
+    except BaseException as exc:  # whatever the user's objects raise while they are loaded
         return _failed(exc, "call_not_loadable")
     try:
         result = fn(*args, **kwargs)
@@ -327,7 +387,7 @@ def called(job: Job, function: Pickled, arguments: Pickled, inputs: Callable[[Ta
     except BaseException as exc:  # SystemExit and KeyboardInterrupt are the user's, too
         from . import failure
 
-        failure.log(job.resources.error_log_file, fn, args, kwargs, exc)
+        failure.log(error_log_file, fn, args, kwargs, exc)
         return _failed(exc, "raised")
     becomes = _child_of(result)
     if becomes is not None:

@@ -1,15 +1,15 @@
-"""Which task of a job this process runs: what `current_executor()` has to know there."""
+"""Which task of a job, or of a pilot, this process runs: what `current_executor()` has to know there."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .growing_jobs import JobGrowth
+    from .growing_store import StoreGrowth
     from .store.session import Job, Session
 
 
@@ -20,13 +20,15 @@ class Running:
     Attributes:
         environment: of the process before the task changed anything.
         growth: what the task has submitted, if it has asked for its executor.
+        grow: how it gets one; None: as tasks of jobs do.
     """
 
     session: Session
     job: Job
     environment: Mapping[str, str]
     pid: int = field(default_factory=os.getpid)
-    growth: JobGrowth | None = None
+    growth: StoreGrowth | None = None
+    grow: Callable[[Running], StoreGrowth] | None = None
 
 
 task: Running | None = None

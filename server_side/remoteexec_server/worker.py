@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import reprlib
 import select
 import socket
 import sys
@@ -82,6 +83,8 @@ class Worker:
         self._pickled: dict[int, tuple[Any, Sequence[Any]]] = {}
         self._large: set[int] = set()  # functions that are not kept for later calls
         self._calls: deque[tuple[pooled.Call, Sequence[Any]]] = deque()
+        self._last: tuple[int, bytes] | None = None  # task and result that a call may inherit
+        self._pid = os.getpid()
         self._measured_at = 0.0
         self._sending = threading.Lock()  # guards writing to the socket
         self._max_rss_bytes = 0
@@ -256,7 +259,7 @@ class Worker:
                 _go_to(cwd)
             init = setup.get("init")
             if init is not None:
-                self._defaults = dict(payload.loads(init)() or {})
+                self._defaults = filling(payload.loads(init)())
         except BaseException as exc:  # the process edge: told to every call
             self._broken = failure.packed(exc, "raised")
 
@@ -282,6 +285,12 @@ class Worker:
             return
         args: Any = ()
         kwargs: Any = {}
+        if inputs and inputs[0][1] == pooled.INHERITED:
+            assert inputs[0][0] is not None
+            if self._last is None or self._last[0] != pooled.TOKEN.unpack(inputs[0][0])[0]:
+                self._answer(task, None, None, started)
+                return
+            inputs = ((self._last[1], 0),)
         try:
             function = self._functions.get(number) or self._function(number)
             args, kwargs = _load(data, buffers, inputs)
@@ -324,16 +333,18 @@ class Worker:
             raise EOFError("a rank has ended: this worker counts as one that died")
 
     def _answer(
-        self, task: int, ok: bool | None, data: bytes, started: float, buffers: Sequence[memoryview] = ()
+        self, task: int, ok: bool | None, data: bytes | None, started: float, buffers: Sequence[memoryview] = ()
     ) -> None:
         now = time.time()
-        rest, buffers = pooled.split(data, buffers)
+        rest, buffers = pooled.split(data, buffers) if data is not None else (None, buffers)
         if now - self._measured_at > _MEASURED_S:
             self._max_rss_bytes, self._measured_at = _max_rss_bytes(), now
         if self._altered is not None:
             self.say((pooled.ALTERED, task, list(self._altered)))
         # at once, and not with the next ones: nobody knows how long the next call takes
-        self._send([(task, ok, rest, len(buffers), started, now, self._max_rss_bytes)], buffers)
+        result = (task, ok, rest, len(buffers), started, now, self._max_rss_bytes, self._pid)
+        self._last = (task, rest) if rest is not None and pooled.inheritable(result) else None
+        self._send([result], buffers)
 
     def _send(self, results: Sequence[pooled.Result], buffers: Sequence[memoryview] = ()) -> None:
         """Send results, and before them what was printed: they may be the last that is heard of this process."""
@@ -395,6 +406,20 @@ def _restored(handle: int) -> bool:
     if not _is_open(handle):
         os.dup2(_standard[handle], handle)
     return True
+
+
+def filling(found: Any) -> Mapping[str, Any]:
+    """What `init_function` returned: values of parameters, by their names.
+
+    Raises:
+        TypeError: it is no dictionary.
+    """
+    if found is not None and not isinstance(found, Mapping):
+        raise TypeError(
+            f"init_function returned {reprlib.repr(found)}, of type {type(found).__qualname__}: it must return a "
+            "dictionary that has the names of parameters, or None"
+        )
+    return dict(found or {})
 
 
 def _go_to(cwd: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from remoteexec.demo.processes import Account
-from remoteexec.demo.slurm import RootlessSlurm, SlurmOptions
+from remoteexec.demo.slurm import RootlessSlurm, SlurmOptions, accepts
 from tests.clusters.accounts import cluster_python, make_account
 
 _numbers = itertools.count()
@@ -33,6 +33,24 @@ class SlurmCluster(RootlessSlurm):
     def new_root(self, name: str = "remoteexec") -> str:
         """A path for a cluster root that does not exist yet, in a new private directory below HOME."""
         return str(self.make_directory(f"root-{next(_numbers)}") / name)
+
+    def cut_power(self) -> None:
+        """Kill login node and nodes at once, and all that runs there; the controller has saved what it knows."""
+        self.cut_connections()
+        self.stop_controller()
+        for program in ("sshd", *self.nodes):
+            self._kept.stop_program(program)
+        for node in self.nodes:
+            self._kept.kill_matching(f"SLURMD_NODENAME={node}")
+
+    def restore_power(self) -> None:
+        """Boot them: the controller remembers its jobs, and the nodes come later than SlurmdTimeout."""
+        self.start_sshd()
+        self._kept.start_program("slurmctld")
+        self.wait(lambda: accepts(self.controller_port), "slurmctld does not accept connections")
+        for node in self.nodes:
+            self.down(node)  # as the controller itself does after that time
+        self.resume(*self.nodes)
 
 
 @contextmanager

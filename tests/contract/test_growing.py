@@ -15,6 +15,7 @@ import pytest
 
 from remoteexec import (
     BaseExecutor,
+    FluxClusterExecutor,
     RemoteExecutor,
     SingleNodeExecutor,
     TestClusterExecutor,
@@ -30,17 +31,31 @@ pytestmark = pytest.mark.timeout(180)
 WAIT_S = 90.0
 
 
-@pytest.fixture(scope="module", params=["fresh", "kept", "local", pytest.param("SLURM", marks=pytest.mark.slurm)])
+PLACES = [
+    *("fresh", "kept", "local", "pilots"),
+    pytest.param("SLURM", marks=pytest.mark.slurm),
+    pytest.param("Flux", marks=pytest.mark.flux),
+]
+
+
+@pytest.fixture(scope="module", params=PLACES)
 def exe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseExecutor]:
-    """Pools, the embedded scheduler, and a real SLURM behind SSH."""
+    """Pools, the embedded scheduler with a job for each task or one pilot for all, SLURM behind SSH, and Flux."""
     if request.param == "SLURM":
         with running(installed(request.getfixturevalue("slurm_cluster"), "growing")) as far:
             yield far
+        return
+    if request.param == "Flux":
+        root = request.getfixturevalue("flux_instance").new_root()
+        with FluxClusterExecutor(cache_directory=root, poll_s=1.0) as there:
+            yield there
         return
     root = tmp_path_factory.mktemp("growing") / "root"
     with (
         TestClusterExecutor(cache_directory=str(root))
         if request.param == "local"
+        else TestClusterExecutor(cache_directory=str(root), block_allocation=True, max_workers=1)
+        if request.param == "pilots"
         else SingleNodeExecutor(max_workers=2, block_allocation=request.param == "kept")
     ) as near:
         yield near

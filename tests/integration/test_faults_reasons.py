@@ -145,7 +145,7 @@ def test_a_python_that_the_node_does_not_have_is_told(slurm_config: ClusterConfi
 @pytest.mark.parametrize(
     ("module", "text", "kind"),
     [
-        ("h5py", "raise ModuleNotFoundError(\"No module named 'h5py'\")", errors.TaskImportError),
+        ("cloudpickle", "raise ModuleNotFoundError(\"No module named 'cloudpickle'\")", errors.TaskImportError),
         ("json", "raise ImportError('a broken installation')", errors.TaskImportError),
     ],
     ids=["of the runner's child", "of the runner"],

@@ -74,6 +74,24 @@ def test_a_squeue_that_fails_every_second_time_is_asked_again(
     assert executions(state / "lines") == Counter(range(2))
 
 
+def test_a_squeue_that_fails_every_second_time_mixes_up_no_answers_of_pilots(
+    slurm_cluster: SlurmCluster, slurm_config: ClusterConfig
+) -> None:
+    config, state = with_wrappers(slurm_cluster, slurm_config, squeue=FAILS_EVERY_SECOND_TIME)
+    with running(replace(config, poll_s=0.5), block_allocation=True, max_workers=2) as exe:
+        futures = [exe.submit(record, str(state / "lines"), n, 0.3) for n in range(12)]
+        assert [future.result(30) for future in futures] == list(range(12))
+    assert executions(state / "lines") == Counter(range(12))
+
+
+def test_pilots_that_cannot_start_fail_their_tasks_with_the_reason(slurm_config: ClusterConfig) -> None:
+    template = {"submission_template": "#!/bin/bash\nexec /no/such/python {{ command }}\n"}
+    with running(slurm_config, block_allocation=True, max_workers=1, resource_dict=template) as exe:
+        exc = exe.submit(follow, 1).exception(60)
+    assert isinstance(exc, errors.TaskLost)
+    assert "/no/such/python: No such file or directory" in str(exc)
+
+
 def test_a_controller_that_is_away_for_a_while_delays_submits_and_openings_and_loses_nothing(
     slurm_cluster: SlurmCluster, slurm_config: ClusterConfig
 ) -> None:
@@ -178,6 +196,27 @@ def run_script(config: ClusterConfig, path: Path, end: str) -> tuple[float, subp
     text = SCRIPT.format(config=write_config(config), path=str(path), end=end)
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False)
     return time.monotonic() - began, done
+
+
+def test_a_submit_while_the_interpreter_exits_is_refused_or_runs_and_never_hangs(
+    slurm_cluster: SlurmCluster, slurm_config: ClusterConfig
+) -> None:
+    path = slurm_cluster.make_directory(f"late-{time.time_ns()}") / "lines"
+    late = """
+import atexit
+
+def at_exit():
+    try:
+        print(exe.submit(abs, -1).result(20))
+    except RuntimeError as exc:
+        print("refused", exc)
+
+atexit.register(at_exit)
+"""
+    took, done = run_script(slurm_config, path, late)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "1\n" or done.stdout.startswith("refused")
+    assert took < 40
 
 
 @pytest.mark.parametrize(

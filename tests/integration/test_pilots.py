@@ -349,11 +349,13 @@ def test_pilots_finish_everything_with_nobody_logged_in(slurm_cluster: SlurmClus
     assert payload.loads(outcome.value.data) == sum(range(100))
 
 
-def test_a_pilot_sees_to_the_tickets_of_one_that_has_fallen_silent(tmp_root: Path) -> None:
+@pytest.mark.parametrize("alone", [False, True], ids=["with a service", "with nobody logged in"])
+def test_a_pilot_sees_to_the_tickets_of_one_that_has_fallen_silent(tmp_root: Path, alone: bool) -> None:
+    """And submits another in its place, unless there is a service to do so."""
     tmp_root.mkdir(mode=0o700)
     session = Session.create(tmp_root, "s-1", "0f" * 32)
     store = CrewStore(session, "c")
-    store.create(Spec(Pilots(2, Resources()), ("python", "pilot"), "local", 90.0), b"")
+    store.create(Spec(Pilots(2, Resources()), ("true",), "local", 90.0), b"")
     pieces = tuple(Piece(n, TaskKey(f"t{n}")) for n in range(3))
     store.add([Ticket(BurstId("c-1"), pieces)], 0)
     for pilot, job in (("rx-c-p0-0", "7"), ("rx-c-p1-0", "8")):
@@ -364,6 +366,8 @@ def test_a_pilot_sees_to_the_tickets_of_one_that_has_fallen_silent(tmp_root: Pat
     log.append(Kind.STARTED, TaskKey("t0"), b"{}")
     log.close()
     path = store.path / "pilots" / "rx-c-p0-0"
+    if not alone:
+        session.beat("service")
 
     aside.look_out(store, "rx-c-p1-0")
     aside.wait_for_children()
@@ -378,6 +382,7 @@ def test_a_pilot_sees_to_the_tickets_of_one_that_has_fallen_silent(tmp_root: Pat
     (name,) = store.tickets()
     assert store.read(name) == Ticket(BurstId("c-1"), pieces[1:])
     assert store.members() == ["rx-c-p1-0"]
+    assert os.listdir(session.path / "jobs") == (["rx-c-p0"] if alone else [])
 
 
 def test_a_task_that_outlasts_its_pilot_is_lost_to_the_time_limit_and_no_other(tmp_root: Path) -> None:

@@ -351,6 +351,29 @@ def test_ctrl_c_outside_of_a_with_block_ends_the_program_too(kept: bool, script:
 
 
 @both_modes
+@pytest.mark.parametrize("block", [True, False])
+def test_a_script_that_catches_ctrl_c_and_exits_waits_for_no_running_call(
+    kept: bool, block: bool, script: Script
+) -> None:
+    code = """
+    try:
+        futures[0].result()
+    except KeyboardInterrupt:
+        sys.exit(1)
+    """
+    if block:
+        code = "\n    with exe:" + code.replace("\n    ", "\n        ")
+    caller = script(_BUSY + code, str(kept))
+    assert caller.stdout is not None
+    assert [caller.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    family = descendants(caller.pid)
+    os.killpg(caller.pid, signal.SIGINT)
+    _, err = caller.communicate(timeout=10)
+    assert (err, caller.returncode) == ("", 1)
+    eventually(lambda: not any(alive(pid) for pid in family), 5.0)
+
+
+@both_modes
 def test_a_script_without_shutdown_and_without_a_main_guard_finishes_its_calls(kept: bool, script: Script) -> None:
     caller = script(
         """

@@ -269,3 +269,13 @@ def initial() -> dict[str, int]:
 
 def filled(a: int, b: int, executorlib_worker_id: int) -> tuple[int, int, int]:
     return a, b, executorlib_worker_id
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_even_the_fastest_call_says_which_process_ran_it(kept: bool) -> None:
+    pids = []
+    for _ in range(20):
+        with SingleNodeExecutor(1, block_allocation=kept) as executor:
+            future = executor.submit(os.getpid)
+            pids.append(future.result() == future.task.pid)
+    assert pids == [True] * 20

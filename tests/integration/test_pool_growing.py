@@ -327,3 +327,31 @@ def test_debugging_grows_too() -> None:
         assert exe.submit(down, 2).result() == "down"
     with pytest.raises(RuntimeError, match="no such task runs here"):
         current_executor()
+
+
+def sleeps(path: str) -> bool:
+    """A child is there, and nothing of this task waits for it."""
+    current_executor().submit(Path(path).touch)
+    time.sleep(1.0)
+    return os.path.exists(path)
+
+
+def test_a_task_that_sleeps_and_waits_for_nobody_keeps_its_place(tmp_path: Path) -> None:
+    for kept in (False, True):
+        path = tmp_path / str(kept)
+        with SingleNodeExecutor(max_workers=1, block_allocation=kept) as exe:
+            assert exe.submit(sleeps, str(path)).result(30) is False
+        assert path.exists()
+
+
+def looks_again_and_again() -> Any:
+    child = current_executor().submit(down, 0)
+    while not child.done():
+        time.sleep(0.01)
+    return child.result()
+
+
+def test_a_task_that_looks_for_a_childs_end_again_and_again_lends_its_place() -> None:
+    for kept in (False, True):
+        with SingleNodeExecutor(max_workers=1, block_allocation=kept) as exe:
+            assert exe.submit(looks_again_and_again).result(30) == "down"

@@ -54,3 +54,23 @@ def test_a_directory_is_read_as_a_shell_would(kept: bool, tmp_path: Path, monkey
         assert exe.submit(here).result() == wanted
     with SingleNodeExecutor(1, debug=True, resource_dict={"cwd": "~/runs/$PART"}) as exe:
         assert exe.submit(here).result() == wanted
+
+
+@both_modes
+def test_a_cache_directory_that_is_no_path_is_refused_by_its_value(kept: bool) -> None:
+    rule = "cache_directory must be a path, not 5: pass a text or a pathlib.Path"
+    with pytest.raises(TypeError, match=rule):
+        SingleNodeExecutor(cache_directory=5, block_allocation=kept)  # type: ignore[arg-type]
+    with executor(kept) as exe, pytest.raises(TypeError, match=rule):
+        exe.submit(add_one, 1, resource_dict={"cache_directory": 5})
+
+
+def a_list() -> Any:
+    return ["a", "b"]
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_init_function_that_returns_no_dictionary_is_named_with_what_it_returned(debug: bool) -> None:
+    rule = r"init_function returned \['a', 'b'\], of type list: it must return a dictionary"
+    with pytest.raises(TypeError, match=rule):
+        SingleNodeExecutor(1, block_allocation=True, init_function=a_list, debug=debug).submit(add_one, 1).result()

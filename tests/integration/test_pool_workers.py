@@ -16,6 +16,7 @@ import pytest
 
 import remoteexec
 from remoteexec import ResourceError, SingleNodeExecutor, errors
+from remoteexec.pool import workers
 from remoteexec_server import worker
 from tests.integration.pool_tools import add_one, alive, both_modes, eventually, executor, kill_self, own_pid
 
@@ -222,6 +223,31 @@ def test_restart_limit_is_how_many_workers_are_replaced() -> None:
             assert isinstance(exe.submit(kill_self).exception(timeout=20), errors.TaskKilled)
         with pytest.raises(errors.TaskKilled, match=r"its last worker was ended by SIGKILL, .*: `restart_limit` was 2"):
             exe.submit(add_one, 1).result(timeout=20)
+
+
+def test_a_worker_that_died_before_submit_returned_gets_no_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its replacement has its number, and is what the pool knows by it."""
+
+    def replaced(worker: workers.WorkerState) -> bool:
+        assert exe._pool is not None
+        return exe._pool._workers.get(0) not in (None, worker)
+
+    def slow(*args: Any) -> bool:
+        done = workers.write(*args)
+        if threading.current_thread() is threading.main_thread():
+            eventually(lambda: replaced(first))
+        return done
+
+    with executor(True, workers=1, restart_limit=1) as exe:
+        assert exe.submit(add_one, 1).result() == 2
+        assert exe._pool is not None
+        first = exe._pool._workers[0]
+        monkeypatch.setattr("remoteexec.pool.pool.write", slow)
+        killed = exe.submit(kill_self)
+        monkeypatch.undo()
+
+        assert isinstance(killed.exception(20), errors.TaskKilled)
+        assert exe.submit(add_one, 2).result(20) == 3
 
 
 def test_workers_that_we_ended_do_not_count_for_restart_limit() -> None:

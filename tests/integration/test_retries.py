@@ -93,6 +93,20 @@ def test_a_task_that_reached_its_time_limit_gets_a_longer_one(
     assert (future.task.attempts, after.task.attempts, future.task.state) == (2, 1, "done")
 
 
+def test_no_attempt_asks_for_more_time_than_the_partition_gives(
+    slurm_cluster: SlurmCluster, slurm_config: ClusterConfig, place: Path
+) -> None:
+    name = slurm_cluster.run(["sinfo", "-h", "-o", "%R"]).stdout.split()[0]
+    slurm_cluster.run(["scontrol", "update", f"PartitionName={name}", "MaxTime=4"])
+    try:
+        with running(slurm_config, retries=Retry(1, {"timeout"}, {"time": 30})) as exe:
+            future = exe.submit(hold_once, str(place), resource_dict={"run_time_max": 120})
+            slurm_cluster.end_soon(placed(place).job)
+            assert future.result(60) == "4:00"
+    finally:
+        slurm_cluster.run(["scontrol", "update", f"PartitionName={name}", "MaxTime=UNLIMITED"])
+
+
 def test_a_task_that_ran_out_of_memory_gets_more(slurm_config: ClusterConfig) -> None:
     retry = Retry(1, {"out_of_memory"}, {"memory": 8})
     with running(slurm_config) as exe:

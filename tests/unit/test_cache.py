@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from remoteexec import errors, get_cache_data, get_future_from_cache
-from remoteexec.engine.cache import CachedInput, CacheDirectory, CacheWarning
+from remoteexec.engine.cache import CachedInput, CacheDirectory, CacheWarning, Pointer
 from remoteexec.engine.caching import Before, CachedCall, Caching, Wish
 from remoteexec.futures import TaskFuture
 from remoteexec.selections import get_item_from_future
@@ -195,6 +195,40 @@ def test_a_future_that_is_done_has_its_entry(directory: Path) -> None:
     runner.end(0, 3)
     runner.caching.wait()
     assert seen == [True]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
+def test_a_call_that_another_process_ran_and_took_away_is_found_or_runs_here(
+    directory: Path, tmp_path: Path, kept: bool
+) -> None:
+    """It had ended, and its session was gone, before anybody looked there."""
+    name = Runner(tmp_path / "elsewhere").run(add, 1).cache_key
+    assert name is not None
+    runner, other = Runner(directory), Runner(directory)
+    taken: TaskFuture[Any] = TaskFuture(TaskKey("x"), runner, lambda _: None)
+    pointer = Pointer("local /r", "s-1", "x")
+    CacheDirectory(str(directory)).point(name, pointer)
+    wish, call = Wish(str(directory)), CachedCall(add, (1,), {}, RESOURCES)
+    begun = threading.Event()
+
+    def start(before: Before | None, check: object = None) -> TaskFuture[Any]:
+        begun.set()
+        return runner._start(before)
+
+    future = runner.caching.submit(wish, call, start, lambda _, __: taken, lambda _: pointer)
+    assert runner.started == []
+    if kept:
+        other.run(add, 1)
+    taken.set_exception(errors.TaskUnknownLoss("session s-1 has no such task"))
+    if not kept:
+        assert begun.wait(10)
+        with runner.caching._lock:  # until it is followed
+            pass
+        runner.end(0, 3)
+
+    assert future.result(10) == 3
+    runner.caching.wait()
+    assert (len(runner.started), CacheDirectory(str(directory)).pointer(name)) == (0 if kept else 1, None)
 
 
 def test_many_threads_that_submit_one_call_run_it_once(directory: Path) -> None:

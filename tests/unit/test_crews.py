@@ -13,6 +13,7 @@ import pytest
 
 from remoteexec_server.batch.base import JobId, JobRef, JobState, QuotaReached, SubmitRejected
 from remoteexec_server.store.crew import Beat, CrewStore
+from remoteexec_server.store.links import publish_link
 from remoteexec_server.store.outcomes import log_path
 from remoteexec_server.store.segments import Kind, LogWriter
 from remoteexec_server.store.session import Claim, Journal, Session
@@ -30,6 +31,7 @@ from remoteexec_server.wire.messages import (
     OutcomeReady,
     Pilots,
     Problem,
+    Resize,
     Started,
     Submit,
     TaskKey,
@@ -37,7 +39,7 @@ from remoteexec_server.wire.messages import (
     Watch,
 )
 from remoteexec_server.wire.pilots import pilot_resources
-from remoteexec_server.wire.resources import Resources
+from remoteexec_server.wire.resources import Resources, Retry
 from tests.unit.fake_queue import LIE, Crash
 from tests.unit.test_service import DOWN, KEY, SIZE, World, burst, sealed, submitted
 
@@ -159,6 +161,33 @@ def test_a_pilot_that_dies_loses_what_it_had_started_and_nothing_else(world: Wor
     assert shapes(world) == [("rx-b-p0", 3), ("rx-b-p1", 1)]
 
 
+def test_what_a_dead_pilot_had_started_is_tried_again_as_long_as_it_may_be(world: World, store: CrewStore) -> None:
+    asked = Resources(run_time_max_s=100.0, retry=Retry(1, ("node_failure",), {}))
+    world.terms = Terms(pilots=Pilots(3, asked))
+    service = world.service()
+    submitted(world, service, burst(ONE, KEYS[0], resources=(asked,)))
+    for attempt, (pilot, job) in enumerate((("rx-b-p0-0", "100"), ("rx-b-p1-0", "101"))):
+        take(store, pilot, job)
+        Worker(world, pilot).start(KEYS[0])
+        assert losses(world.run(service, 3.0)) == {}
+        world.queue.end(JobRef(JobId(job)), JobState.NODE_FAIL)
+        events = world.run(service, 31.0)
+        assert len(world.session.deaths(KEYS[0])) == 1
+        assert len(store.tickets()) == 1 - attempt
+    assert losses(events) == {KEYS[0]: "node_failure"}
+
+
+def test_a_task_that_ends_as_another_is_not_lost_with_the_pilot_that_ran_it(world: World, store: CrewStore) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, KEYS[0]))
+    take(store, FIRST, "100")
+    Worker(world, FIRST).start(KEYS[0])
+    publish_link(world.session, KEYS[0], TaskKey("b-child-t1"))
+    world.queue.end(JobRef(JobId("100")), JobState.NODE_FAIL)
+    events = world.run(service, 70.0)
+    assert (losses(events), store.tickets(), store.members()) == ({}, [], [])
+
+
 def test_a_pilot_with_a_damaged_log_loses_what_it_had(world: World, store: CrewStore) -> None:
     service = world.service()
     submitted(world, service, burst(ONE, *KEYS))
@@ -205,8 +234,15 @@ def test_an_sbatch_that_lied_is_not_repeated(world: World) -> None:
     assert shapes(world) == [("rx-b-p0", 3)]
 
 
-@pytest.mark.parametrize("trouble", [DOWN, QuotaReached("AssocMaxSubmitJobLimit")])
-def test_pilots_wait_for_a_scheduler_that_says_not_now(world: World, trouble: Exception) -> None:
+@pytest.mark.parametrize(
+    ("trouble", "later"),
+    [(DOWN, [("rx-b-p0", 3)]), (QuotaReached("AssocMaxSubmitJobLimit"), [("rx-b-p0", 1), ("rx-b-p1", 2)])],
+    ids=["down", "a quota"],
+)
+def test_pilots_wait_for_a_scheduler_that_says_not_now(
+    world: World, trouble: Exception, later: list[tuple[str, int]]
+) -> None:
+    """There may be room for one where there is none for three."""
     world.queue.troubles["submit"] = [trouble]
     service = world.service()
     events = submitted(world, service, burst(ONE, *KEYS))
@@ -217,8 +253,63 @@ def test_pilots_wait_for_a_scheduler_that_says_not_now(world: World, trouble: Ex
     assert shapes(world) == []
     assert service.submitting
     world.run(service, 20.0)
-    assert shapes(world) == [("rx-b-p0", 3)]
+    assert shapes(world) == later
     assert not service.submitting
+
+
+def test_one_that_takes_over_knows_the_number_that_was_submitted_in_the_end(world: World) -> None:
+    world.queue.troubles["submit"] = [QuotaReached("AssocMaxSubmitJobLimit"), Crash()]
+    service = world.service()
+    submitted(world, service, burst(ONE, *KEYS))
+    with pytest.raises(Crash):
+        world.run(service, 5.0)
+    other = world.service()
+    world.run(other, 20.0)
+    assert shapes(world) == [("rx-b-p0", 1), ("rx-b-p1", 2)]
+
+
+def test_no_more_pilots_than_an_array_may_have_are_submitted_at_once(world: World) -> None:
+    world.queue.array = 2
+    service = world.service()
+    submitted(world, service, burst(ONE, *KEYS))
+    world.run(service, 5.0)
+    assert shapes(world) == [("rx-b-p0", 2), ("rx-b-p1", 1)]
+
+
+def test_submissions_of_pilots_keep_the_pace(world: World) -> None:
+    service = world.service()
+    for _ in range(70):
+        service._submitter.pace.count()
+    submitted(world, service, burst(ONE, *KEYS))
+    assert (shapes(world), service.submitting) == ([], True)
+    world.run(service, 10.0)
+    assert shapes(world) == []
+    world.run(service, 2.0)
+    assert shapes(world) == [("rx-b-p0", 3)]
+
+
+def test_more_pilots_are_submitted_when_more_are_asked_for(world: World, store: CrewStore) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, *KEYS))
+    assert service.handle(Resize(5)) == []
+    world.run(service, 5.0)
+    assert shapes(world) == [("rx-b-p0", 3), ("rx-b-p1", 2)]
+    spec = store.spec()
+    assert spec is not None
+    assert spec.pilots.count == 5
+
+
+def test_pilots_that_are_too_many_are_dismissed_those_that_have_not_begun_first(world: World, store: CrewStore) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, *KEYS))
+    take(store, "rx-b-p0-1", "100_1")
+    take(store, LAST, "100_2")
+    store.hunger(LAST, True)
+    assert service.handle(Resize(1)) == []
+    assert [store.dismissed(f"rx-b-p0-{n}") for n in range(3)] == [True, False, True]
+    world.run(service, 10.0)
+    assert world.queue.cancelled == [JobRef(JobId("100"), 0)]
+    assert shapes(world) == [("rx-b-p0", 3)]
 
 
 def test_pilots_that_are_refused_fail_every_task(world: World, store: CrewStore) -> None:

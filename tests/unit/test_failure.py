@@ -7,7 +7,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from email.message import Message
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
@@ -129,3 +131,22 @@ def test_a_function_with_a_file_does_not(cell: Any) -> None:
     linecache.getlines(__file__)
     assert b"code_with_source" not in payload.dumps(names["f"]).data
     assert b"code_with_source" in payload.dumps(cell).data
+
+
+def test_what_an_error_of_the_system_keeps_out_of_sight_comes_along() -> None:
+    exc = HTTPError("http://host/page", 404, "no such page", Message(), None)
+    found = failure.pickled(exc)
+    assert found is not None
+    came = payload.loads(found.data, found.buffers)
+    assert (type(came), came.filename, came.url, came.code) == (HTTPError, "http://host/page", "http://host/page", 404)
+
+
+def test_a_huge_payload_travels_and_its_text_does_not() -> None:
+    exc = ValueError(list(range(100_000)))
+    facts, found = failure.unpacked(failure.packed(exc, "raised"))
+    assert found is not None
+    assert (payload.loads(found.data).args, facts["message"], facts["traceback"]) == (
+        (list(range(100_000)),),
+        "[0, 1, 2, 3, 4, 5, ...]",
+        "ValueError: [0, 1, 2, 3, 4, 5, ...]",
+    )

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
-from remoteexec_server.store.hdf5 import Call, Outcome, read_call, read_outcome, write_bundle, write_outcome
+from remoteexec_server.store.hdf5 import (
+    Call,
+    Outcome,
+    read_call,
+    read_outcome,
+    write_bundle,
+    write_entry,
+    write_outcome,
+)
 from remoteexec_server.wire.messages import BurstId, TaskKey
 from remoteexec_server.wire.payload import OUT_OF_BAND, Pickled, dumps, loads
 
@@ -138,6 +149,42 @@ def test_the_facts_of_an_outcome_are_json_that_anybody_can_read() -> None:
     with h5py.File(io.BytesIO(data), "r") as file:
         assert json.loads(file["facts"][()].tobytes()) == facts
     assert read_outcome(data, TASK, KEY) == Outcome(False, None, facts)
+
+
+@pytest.mark.parametrize("value", [None, "", "text", list(range(1000)), np.arange(3)], ids=repr)
+def test_what_has_no_large_arrays_is_hdf5_for_other_tools_too(value: object, tmp_path: Path) -> None:
+    pickled = dumps(value)
+    (tmp_path / "o.h5").write_bytes(write_outcome(TASK, Outcome(True, pickled, {"host": "n1"}), KEY))
+    (tmp_path / "e.h5").write_bytes(write_entry("e", Outcome(True, pickled, {}), dumps(((), {})), KEY))
+
+    with h5py.File(tmp_path / "o.h5", "r") as file, h5py.File(tmp_path / "e.h5", "r") as entry:
+        assert {name: (file[name].dtype, file[name][()].tobytes()) for name in ("pickle", "facts")} == {
+            "pickle": (np.dtype("u1"), pickled.data),
+            "facts": (np.dtype("u1"), b'{"host": "n1"}'),
+        }
+        assert (list(file["buffers"]), sorted(entry)) == (
+            [],
+            ["buffers", "call", "call_buffers", "facts", "pickle"],
+        )
+        assert loads(entry["call"][()].tobytes()) == ((), {})
+
+
+def test_neither_h5py_nor_numpy_is_imported_for_what_has_no_large_arrays() -> None:
+    script = """if True:
+        import sys
+        from remoteexec_server.store import hdf5
+        from remoteexec_server.wire import payload
+
+        calls = [hdf5.Call(0, payload.dumps(((number,), {}))) for number in range(3)]
+        bundle = hdf5.write_bundle("b", [payload.dumps(abs)], calls, bytes(32))
+        function, arguments = hdf5.read_call(bundle, "b", 2, bytes(32))
+        args, kwargs = payload.loads(arguments.data, arguments.buffers)
+        outcome = hdf5.Outcome(True, payload.dumps(payload.loads(function.data)(*args, **kwargs)), {})
+        read = hdf5.read_outcome(hdf5.write_outcome("t", outcome, bytes(32)), "t", bytes(32))
+        print(read == outcome, sorted({"h5py", "numpy"} & set(sys.modules)))
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "True []\n"
 
 
 def test_a_buffer_of_a_kind_that_numpy_does_not_know_is_kept_as_bytes() -> None:

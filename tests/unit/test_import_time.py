@@ -34,6 +34,11 @@ def test_what_only_some_calls_need_is_imported_by_these() -> None:
     assert modules_after("import remoteexec") & some == set()
 
 
+def test_a_runner_imports_neither_messages_nor_what_few_calls_need() -> None:
+    some = {"cloudpickle", "secrets", "shutil", "remoteexec_server.store.hdf5", "remoteexec_server.wire.messages"}
+    assert modules_after("import remoteexec_server.runner") & {*SLOW, *some} == set()
+
+
 def test_executors_of_clusters_are_imported_when_they_are_asked_for() -> None:
     before, after = modules_after("import remoteexec"), modules_after("import remoteexec; remoteexec.RemoteExecutor")
     assert ("remoteexec.engine.driver" in before, "remoteexec.engine.driver" in after) == (False, True)

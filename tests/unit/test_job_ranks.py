@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from remoteexec_server.job_rank import how_it_ended, publish_first
+from remoteexec_server.job_rank import publish_first
 from remoteexec_server.job_ranks import ended_all_at_once, rank_named_in
+from remoteexec_server.mpi_watch import how_it_ended
 
 RECORDED = Path(__file__).parent / "recorded" / "slurm-22.05"
 
@@ -42,9 +43,9 @@ def test_so_do_open_mpi_and_mpich(text: str) -> None:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (3, "it ended itself with exit code 3"),
-        (-9, "it was ended by SIGKILL"),
-        (-40, "it was ended by signal 40"),
+        (3, "ended itself with exit code 3"),
+        (-9, "was ended by SIGKILL"),
+        (-40, "was ended by signal 40"),
     ],
 )
 def test_an_end_is_put_in_words(code: int, words: str) -> None:

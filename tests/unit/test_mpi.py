@@ -148,7 +148,7 @@ def test_the_batch_system_is_hidden_from_mpiexec_and_not_from_the_ranks(monkeypa
     setup: Any = {"launch": (2, ["mpiexec"], False), "environment": {"A": "b"}}
     ranks = mpi._Program(setup, None, 0)  # type: ignore[arg-type]  # not started: it has no socket
 
-    assert "SLURM_JOB_ID" not in mpi._environment("/d", False)
+    assert "SLURM_JOB_ID" not in mpi.launcher_environment("/d", False)
     assert ranks._setup_of(0)["environment"] == {"SLURM_JOB_ID": "5", "A": "b"}
 
 
@@ -157,7 +157,7 @@ def test_a_program_inside_a_rank_is_not_taken_for_a_part_of_the_outer_one(monkey
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("OMPI_MCA_btl", "self")
 
-    told = mpi._environment("/d", False)
+    told = mpi.launcher_environment("/d", False)
 
     assert {name for name in told if name.startswith(("PMI", "OMPI_COMM", "MPI_"))} == set()
     assert (told["OMPI_MCA_btl"], "OMPI_MCA_ess" in told) == ("self", False)

@@ -125,3 +125,27 @@ def test_a_module_beside_the_script_travels_by_value_and_a_library_by_name(
     assert len(dumps(subprocess.run).data) < 100
     assert len(dumps(np.linalg.norm).data) < 100
     assert len(dumps(payload.resolve).data) < 100
+
+
+def test_what_pip_has_installed_beside_the_script_travels_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("own_of_payload", "installed_of_payload"):
+        (tmp_path / f"{name}.py").write_text("def seven():\n    return 7\n")
+    (tmp_path / "package_of_payload").mkdir()
+    (tmp_path / "package_of_payload" / "part.py").write_text("def seven():\n    return 7\n")
+    (tmp_path / "some-1.0.dist-info").mkdir()
+    (tmp_path / "some-1.0.dist-info" / "RECORD").write_text(
+        "installed_of_payload.py,sha256=0,30\npackage_of_payload/part.py,sha256=0,30\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import installed_of_payload  # type: ignore[import-not-found]
+    import own_of_payload  # type: ignore[import-not-found]
+    import package_of_payload.part  # type: ignore[import-not-found]
+
+    by_value = [
+        len(dumps(module.seven).data) > 100
+        for module in (own_of_payload, installed_of_payload, package_of_payload.part)
+    ]
+
+    assert by_value == [True, False, False]

@@ -24,6 +24,9 @@ class Notes:
     def asked(self, *_: object) -> None:
         self.told.append("asked")
 
+    def interrupted(self) -> None:
+        self.told.append("interrupted")
+
     def forget(self, key: TaskKey) -> None:
         self.told.append(f"forget {key}")
 

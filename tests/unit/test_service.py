@@ -1013,6 +1013,84 @@ def test_a_directory_that_cannot_be_listed_now_ends_nothing(world: World, monkey
     ]
 
 
+def test_a_disk_that_is_full_for_minutes_ends_no_service_and_no_task(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its heartbeats find no room, nor does the name of a service that would take over."""
+    first = world.service()
+    submitted(world, first, burst(ONE, A))
+    first.handle(burst(TWO, B), sealed(burst(TWO, B)))
+    for path in (world.session.path / "services").iterdir():
+        os.utime(path, (0, 0))  # it has died, long ago
+    full([""], monkeypatch)
+
+    again = world.service()
+    events = again.handle(Watch((A, B))) + world.run(again, 300.0)
+    assert {type(event) for event in events} == {Problem}
+    assert Problem("the store cannot be written: [Errno 28] No space left on device") in events
+    monkeypatch.undo()
+    world.end(A)
+
+    events = world.run(again, 300.0)
+    assert [event for event in events if not isinstance(event, Problem)] == [
+        OutcomeReady(A, SIZE),
+        Accepted(TWO, ("101",)),
+    ]
+
+
+# ---- a listing that lags ----
+
+
+class LateListing:
+    """os.listdir of the outcomes as it was a minute ago, as some file systems show it."""
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch, lag_s: float = 60.0) -> None:
+        self._world, self._lag_s, self._listdir = world, lag_s, os.listdir
+        self._seen: list[tuple[float, list[str]]] = [(0.0, [])]
+        monkeypatch.setattr(os, "listdir", self)
+
+    def __call__(self, path: Path) -> list[str]:
+        names = self._listdir(path)
+        if path != self._world.session.outcomes:
+            return names
+        now = self._world.clock.now
+        self._seen.append((now, names))
+        return next(shown for at, shown in reversed(self._seen) if at <= now - self._lag_s)
+
+
+def test_an_outcome_that_the_listing_shows_a_minute_late_is_neither_lost_nor_missed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = world.service()
+    submitted(world, service, burst(ONE, A, B, Entry(C, 0, (B,))))
+    LateListing(world, monkeypatch)
+    assert world.session.claim(A, Claim("100_0", "n1", 7, 0.0))
+    world.end(A)
+    for index in (0, 1):
+        world.queue.end(job(100, index))
+
+    assert world.run(service, 55.0) == []
+    shown = world.run(service, 15.0)
+    assert [event for event in shown if not isinstance(event, Started)] == [OutcomeReady(A, SIZE)]
+    assert world.run(service, 45.0) == []  # of B nothing came; the job ended 115 s ago, and was asked about after 30
+    lost = world.run(service, 30.0)
+    assert [(type(event), getattr(event, "key", "")) for event in lost] == [(Lost, B), (Lost, C)]
+
+
+@pytest.mark.parametrize("state", [JobState.TIMEOUT, JobState.COMPLETED, JobState.GONE])
+def test_before_a_job_is_declared_lost_its_outcome_is_looked_for_by_name(
+    world: World, monkeypatch: pytest.MonkeyPatch, state: JobState
+) -> None:
+    """A listing that lags for longer than anybody waits; and a limit that a job reached as its last act was done."""
+    service = world.service()
+    submitted(world, service, burst(ONE, A, Entry(B, 0, (A,))))
+    LateListing(world, monkeypatch, lag_s=1000.0)
+    world.end(A)
+    world.queue.end(job(100), state)
+
+    assert world.run(service, 200.0) == [OutcomeReady(A, SIZE)]
+
+
 # ---- time and the end ----
 
 

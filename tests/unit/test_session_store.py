@@ -238,6 +238,46 @@ def test_a_note_cut_off_by_a_crash_is_passed_over(session: Session, cut: int) ->
     assert notes[1:] in ([], [{"name": "ü"}])
 
 
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_note_that_finds_no_room_leaves_no_half_a_line_before_the_next(
+    session: Session, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    journal, write = Journal(session), os.write
+    written: list[int] = []
+
+    def full(handle: int, data: bytes | None = None) -> int:
+        if data is not None and not written:
+            written.append(write(handle, data[:5]))
+            return 5
+        raise OSError(28, "No space left on device")
+
+    journal.append({"n": 1})
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match="No space"):
+        journal.append({"n": 2})
+    monkeypatch.undo()
+    journal.append({"n": 3})
+    journal.close()
+
+    assert list(Journal(session).notes()) == [{"n": 1}, {"n": 3}]
+
+
+def test_a_service_says_that_it_is_alive_on_a_full_disk_and_takes_nobody_for_gone(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.beat("s")
+    os.utime(session.path / "services" / "s", (0, 0))
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "publish", full)
+    assert session.alive("s")
+    session.beat("s")
+    monkeypatch.undo()
+    assert session.alive("s")
+
+
 def test_the_end_of_a_log_is_read_however_long_it_is(session: Session) -> None:
     path = session.path / "0.log"
     assert log_tail(path) == ""

@@ -149,6 +149,12 @@ def test_an_option_that_makes_sbatch_do_something_else_is_refused(argument: str)
         slurm_script.variables(spec(Resources(slurm_cmd_args=(argument,))))
 
 
+def test_a_backslash_of_an_argument_is_one_after_sbatch_has_read_its_line() -> None:
+    argument = "--comment=a\\n"
+    shown = slurm_script.variables(spec(Resources(slurm_cmd_args=(argument,))))["sbatch_arguments"]
+    assert shown == "'--comment=a\\\\n'"
+
+
 @pytest.mark.parametrize("argument", ["--te", "--test-o", "--wr=true", "--vers", "--he", "--usa", "--pars", "--qu"])
 def test_such_an_option_is_refused_however_short_sbatch_takes_it(argument: str) -> None:
     with pytest.raises(ResourceError, match=f"slurm_cmd_args='{argument}'"):

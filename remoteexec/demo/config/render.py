@@ -30,10 +30,12 @@ DEFAULTS = {
         "first_job_id": "1",
         "message_timeout_s": "10",
         "gres_types": "",
+        "preemption": "",
         "cpus": "4",
         "memory_mb": "4000",
         "nodes": "NodeName=n[1-2]",
         "all_nodes": "n[1-2]",
+        "partitions": "",
     },
     "cgroup.conf": {"cgroup_plugin": "disabled", "constrain_memory": "no"},
     "sshd_config": {

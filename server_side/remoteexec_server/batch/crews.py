@@ -14,11 +14,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..store.crew import BadTicket, CrewStore, Spec, crews, owner_of, regroup, without_init
+from ..store.crew import BadTicket, CrewStore, Spec, crews, owner_of, without_init
 from ..store.outcomes import Outcomes, log_path
 from ..store.segments import Kind, LogWriter
 from ..store.session import Job, Journal, Session, log_tail
@@ -41,7 +41,8 @@ from .base import (
 )
 from .book import Book
 from .records import Burst, Task
-from .submitter import Jobs
+from .recovery import recover, writers_of
+from .submitter import Jobs, Pace
 
 _CHECK_S, _REST_S = 2.0, 10.0
 """Between looks at the tickets while there are some that nobody has taken, and while there are none."""
@@ -59,11 +60,6 @@ def pilot_command(runner: tuple[str, ...]) -> tuple[str, ...]:
 def pilot_name(job_name: str, index: int) -> str:
     """What a pilot is called: an element of a job."""
     return f"{job_name}-{index}"
-
-
-def writers_of(pilot: str) -> str:
-    """What the names of the logs of a pilot's workers begin with."""
-    return f"{pilot}-w"
 
 
 def reserve_name(session: Session, client: str, resources: Resources, spec: Spec) -> str:
@@ -96,62 +92,27 @@ def submit_pilots(store: CrewStore, spec: Spec, queue: Queue, name: str, count: 
     return queue.submit(JobSpec(name, directory, (*spec.command, str(directory), store.client), count, resources))
 
 
-def recover(store: CrewStore, outcomes: Outcomes, pilot: str, why: Loss, lose: Callable[[TaskKey, Loss], None]) -> bool:
-    """See to what a dead pilot had in hand: what it has started is lost, the rest is for others.
-
-    Args:
-        pilot: its name, or that of a seizure that was not ended.
-
-    Returns:
-        Whether there was something, and nobody else was first.
-    """
-    if pilot not in store.members():
-        return False
-    seized = store.seize(pilot)
-    if seized is None:
-        return False
-    outcomes.look()
-    owner = owner_of(pilot)
-    started = outcomes.started_in(writers_of(owner))
-    damaged = any(name.startswith(f"{owner}-") for name in outcomes.damaged)
-    back = []
-    for piece, ticket in store.pieces(seized).values():
-        if outcomes.ended(piece.key):
-            continue
-        if damaged:
-            lose(piece.key, replace(why, reason="store", message=f"{why.message}; its log is damaged"))
-        elif piece.key in started:
-            lose(piece.key, why)
-        else:
-            back.append((piece, ticket))
-    ended = frozenset(key for piece, _ in back for key in piece.needs if outcomes.ended(key))
-    store.release(seized, regroup(back, ended), 0)
-    return True
-
-
 class Crew:
     """The pilots of one client, as its service sees them.
 
     Args:
         store: their files.
-        owner: name of the service.
-        clock: seconds, monotonic.
+        pace: of all that the service submits.
     """
 
-    def __init__(
-        self, store: CrewStore, spec: Spec, book: Book, queue: Queue, journal: Journal, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, store: CrewStore, spec: Spec, book: Book, queue: Queue, journal: Journal, pace: Pace) -> None:
         self.store, self._spec, self._book, self._queue = store, spec, book, queue
-        self._journal, self._clock = journal, clock
+        self._journal, self._pace, self._clock = journal, pace, pace.clock
         self._pilots: dict[str, JobRef] = {}  # whose jobs have not ended, as far as is known
         self._gone: set[str] = set()
+        self._dismissed: set[str] = set()
         self._intents: dict[str, int] = {}  # jobs somebody was about to submit, with their numbers of pilots; 0: known
         self._ended_at: dict[str, float] = {}
         self._bursts: dict[BurstId, Burst] = {}
         self._hiring: tuple[str, int] | None = None  # name and number of what is being submitted
         self._attempt = 0
         self._hire_at = 0.0
-        self._check_at = clock()
+        self._check_at = self._clock()
         self._barren: dict[str, Loss | None] = {}
         self._missing: set[tuple[BurstId, int]] = set()
         self._seizures: set[str] = set()
@@ -196,8 +157,8 @@ class Crew:
             if note["job"]:
                 self._note(name, JobId(note["job"]), note["tasks"])
                 self._intents[name] = 0
-            else:
-                self._intents.setdefault(name, note["tasks"])
+            elif self._intents.get(name) != 0:
+                self._intents[name] = note["tasks"]
 
     def _note(self, name: str, job: JobId, count: int) -> None:
         for index in range(count):
@@ -209,13 +170,13 @@ class Crew:
         """When `step` has something to do."""
         if not self.adopted or not self._book.open:
             return None
-        return max(self._hire_at, 0.0) if self._hiring is not None else self._check_at
+        return max(self._hire_at, self._pace.due_at) if self._hiring is not None else self._check_at
 
     def step(self) -> None:
         """Submit pilots, or see whether more are needed."""
         now = self._clock()
         if self._hiring is not None:
-            if now >= self._hire_at:
+            if now >= max(self._hire_at, self._pace.due_at):
                 self._hire(*self._hiring)
         elif now >= self._check_at:
             self._check(now)
@@ -236,6 +197,33 @@ class Crew:
         self._finish_seizures(outcomes)
         self._fill_gaps()
         self._check_at = min(self._check_at, self._clock())
+
+    def resize(self, count: int) -> None:
+        """So many pilots from now on: more are submitted while there is work for them, those that are too many end when
+        what they run has ended.
+
+        Raises:
+            OSError: the store cannot be written.
+        """
+        self._spec = replace(self._spec, pilots=replace(self._spec.pilots, count=count))
+        self.store.change(self._spec)
+        self._trim()
+        self._check_at, self._due = self._clock(), True
+
+    def _trim(self) -> None:
+        """Dismiss pilots that are too many, those that have not begun and those that have nothing first."""
+        there = [pilot for pilot in self._pilots if pilot not in self._dismissed]
+        surplus = len(there) - self._spec.pilots.count
+        if surplus <= 0:
+            return
+        waiting = [pilot for pilot in there if self.store.read_beat(pilot) is None]
+        hungry = set(self.store.hungry())
+        for pilot in sorted(there, key=lambda pilot: (pilot not in waiting, pilot not in hungry))[:surplus]:
+            self.store.dismiss(pilot)
+            self._dismissed.add(pilot)
+            if pilot in waiting:
+                self._book.doomed.append(self._pilots[pilot])
+                self._dismiss(pilot, None, barren=False)
 
     def end(self) -> list[JobRef]:
         """No more tasks will come. Returns the jobs of pilots that have not begun, as far as is known."""
@@ -269,6 +257,7 @@ class Crew:
                 self._dismiss(pilot, None, barren=False)
                 if beat.successor:
                     self.read_notes()
+        self._trim()
         alive = len(self._pilots)
         hungry = {pilot for pilot in self.store.hungry() if pilot in self._pilots} if waiting else set()
         starting = {pilot for pilot in self._pilots if waiting and self.store.read_beat(pilot) is None}
@@ -276,6 +265,12 @@ class Crew:
         self._due = False
         self._check_at = now + (_CHECK_S if waiting else _REST_S)
         if wanted > 0 and now >= self._hire_at:
+            try:
+                wanted = min(wanted, max(1, self._queue.max_array())) if wanted > 1 else 1
+            except SchedulerUnavailable as exc:
+                self._book.say(f"{exc}; submitting pilots again in {_AGAIN_S[1]:.0f} s")
+                self._check_at, self._due = now + _AGAIN_S[1], True
+                return
             try:
                 resources = self._spec.pilots.resources
                 name = reserve_name(self.store.session, self.store.client, resources, self._spec)
@@ -285,13 +280,16 @@ class Crew:
                 self._book.say(f"the store on the cluster cannot be written: {exc}")
                 return
             self._hiring, self._attempt = (name, wanted), 0
-            self._hire(name, wanted)
+            if now >= self._pace.due_at:
+                self._hire(name, wanted)
 
     def _hire(self, name: str, count: int) -> None:
         """Submit a job, or find it if an answer was lost."""
         try:
             job = self._queue.find(name) if self._attempt else None
-            job = job or submit_pilots(self.store, self._spec, self._queue, name, count)
+            if job is None:
+                self._pace.count()
+                job = submit_pilots(self.store, self._spec, self._queue, name, count)
         except SubmitRejected as exc:
             self._hiring = None
             self._lose_all(Loss("rejected", f"pilots cannot be submitted: {exc}"))
@@ -300,6 +298,8 @@ class Crew:
             pause = _AGAIN_S[min(self._attempt, len(_AGAIN_S) - 1)]
             self._attempt += 1
             self._hire_at = self._clock() + pause
+            if isinstance(exc, QuotaReached) and count > 1:
+                self._hire_fewer(name, count // 2)
             self._book.say(f"{exc}; submitting pilots again in {pause:.0f} s")
             return
         self._hiring = None
@@ -309,6 +309,15 @@ class Crew:
         except OSError as exc:
             self._book.say(f"the journal cannot be written: {exc}")
         self._note(name, job, count)
+
+    def _hire_fewer(self, name: str, count: int) -> None:
+        """There may be room for some, though not for all at once; the others are submitted when there is room."""
+        try:
+            self._journal.append(intent(name, count))
+        except OSError as exc:
+            self._book.say(f"the journal cannot be written: {exc}")
+        else:
+            self._hiring = (name, count)
 
     # ---- pilots that have ended ----
 
@@ -381,7 +390,9 @@ class Crew:
             (burst.submit.burst, position)
             for burst in self._bursts.values()
             for position, entry in enumerate(burst.submit.tasks)
-            if self._is_open(entry.key) and (burst.submit.burst, position) not in held
+            if self._is_open(entry.key)
+            and self._book.tasks[entry.key].follows is None
+            and (burst.submit.burst, position) not in held
         }
         again = missing & self._missing
         for burst in {burst for burst, _ in again}:
@@ -423,12 +434,11 @@ class Crews:
     Args:
         client: whose crew this service keeps; the others' only if their service is gone.
         owner: name of the service.
+        pace: of all that it submits.
     """
 
-    def __init__(
-        self, book: Book, queue: Queue, jobs: Jobs, client: str, owner: str, clock: Callable[[], float]
-    ) -> None:
-        self._book, self._queue, self._owner, self._clock = book, queue, owner, clock
+    def __init__(self, book: Book, queue: Queue, jobs: Jobs, client: str, owner: str, pace: Pace) -> None:
+        self._book, self._queue, self._client, self._owner, self._pace = book, queue, client, owner, pace
         self._session = book.session
         self._journal = Journal(self._session)
         self._crews: dict[str, Crew] = {}
@@ -467,6 +477,15 @@ class Crews:
         self._session.own(burst.submit.burst, self._owner)
         crew.add(burst)
 
+    def resize(self, count: int) -> None:
+        """So many pilots of our client's from now on; nothing where its tasks are jobs."""
+        crew = self._crews.get(self._client)
+        if crew is not None and crew.adopted:
+            try:
+                crew.resize(count)
+            except OSError as exc:
+                self._book.say(f"the store on the cluster cannot be written: {exc}")
+
     def learn(self, burst: Burst) -> None:
         """A burst of the store that pilots run; what is in no ticket is for us, if its service is gone."""
         crew = self.of(burst.submit.burst)
@@ -495,7 +514,7 @@ class Crews:
         self._sync()
         for crew in self._crews.values():
             at = crew.due_at()
-            if at is not None and at <= self._clock():
+            if at is not None and at <= self._pace.clock():
                 crew.step()
 
     def refs(self) -> list[JobRef]:
@@ -542,4 +561,4 @@ class Crews:
                 self._book.say(f"losses of tasks cannot be written: {exc}")
 
     def _made(self, store: CrewStore, spec: Spec) -> Crew:
-        return Crew(store, spec, self._book, self._queue, self._journal, self._clock)
+        return Crew(store, spec, self._book, self._queue, self._journal, self._pace)

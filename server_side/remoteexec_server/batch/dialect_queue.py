@@ -28,7 +28,7 @@ from .base import (
     least_advanced,
 )
 from .dialects.base import Dialect, Question
-from .pysqa_client import HelperSettings, PysqaHelper, Unnumbered, words
+from .pysqa_client import HelperSettings, PysqaHelper, Unnumbered, not_submitted, refused, words
 from .slurm_text import Line
 from .unheeded import by_template, notices
 from .variables import is_named
@@ -82,10 +82,7 @@ class DialectQueue:
 
     def script(self, spec: JobSpec) -> str:
         """See Queue.script."""
-        answer = self._helper.request({"do": "render", **self._described(spec)})
-        if "script" not in answer:
-            raise self._refusal(spec, answer)
-        return str(answer["script"])
+        return self._helper.script(self._dialect.submits, spec, self._described(spec))
 
     def find(self, name: str) -> JobId | None:
         """See Queue.find."""
@@ -148,27 +145,13 @@ class DialectQueue:
 
     def _refusal(self, spec: JobSpec, answer: Mapping[str, Any]) -> SubmitRejected | SchedulerUnavailable:
         """The error for an answer without a job."""
-        match answer["failed"]:
-            case "pysqa":
-                whose = "its submission_template" if spec.resources.submission_template else "pysqa"
-                return SubmitRejected(f"job {spec.name} was not submitted, {whose} failed: {answer['text']}")
-            case "missing":
-                return SubmitRejected(
-                    f"{self._dialect.submits} cannot be run on this machine: {answer['text']}; "
-                    f"PATH is {os.environ.get('PATH', '')}"
-                )
-            case "command" if answer["exit_code"] > 0 and (answer["errors"].strip() or answer["output"].strip()):
-                said = f"{answer['errors']}\n{answer['output']}"
-                if not self._dialect.busy.search(said):
-                    return SubmitRejected(
-                        f"{self._dialect.submits} refused job {spec.name}: {words(answer)}; "
-                        f"its script is {spec.directory / 'run_queue.sh'}",
-                        dependency=bool(spec.after) and ("depend" in said.lower() or self._is_unknown(said)),
-                    )
-        return SchedulerUnavailable(f"job {spec.name} may not be submitted: {words(answer)}")
-
-    def _is_unknown(self, said: str) -> bool:
-        return bool(self._dialect.unknown.search(said))
+        program = self._dialect.submits
+        if answer["failed"] == "command" and answer["exit_code"] > 0:
+            said = f"{answer['errors']}\n{answer['output']}"
+            if said.strip() and not self._dialect.busy.search(said):
+                on_others = "depend" in said.lower() or self._dialect.unknown.search(said) is not None
+                return refused(program, spec, words(answer), dependency=bool(spec.after) and on_others)
+        return not_submitted(program, spec, answer)
 
     def _ask(self, question: Question) -> list[Line]:
         """What it answers; a command that fails only because it does not know some of the jobs has answered, too."""

@@ -26,7 +26,7 @@ from typing import Any
 from ..wire.resources import ResourceError, Resources
 from . import commands, flux_script, flux_text
 from .base import JobFacts, JobId, JobRef, JobSpec, JobState, SchedulerUnavailable, SubmitRejected
-from .pysqa_client import HelperSettings, PysqaHelper, Unnumbered, words
+from .pysqa_client import HelperSettings, PysqaHelper, Unnumbered, not_submitted, refused, words
 
 __all__ = ["FluxQueue"]
 
@@ -124,10 +124,7 @@ class FluxQueue:
 
     def script(self, spec: JobSpec) -> str:
         """See Queue.script."""
-        answer = self._helper.request({"do": "render", **_described(spec)})
-        if "script" not in answer:
-            raise _refusal(spec, answer)
-        return str(answer["script"])
+        return self._helper.script("flux", spec, _described(spec))
 
     def find(self, name: str) -> JobId | None:
         """See Queue.find. An array of which only some elements are there is not found: `submit` adds the others."""
@@ -304,25 +301,14 @@ def _environment() -> dict[str, str]:
 
 def _refusal(spec: JobSpec, answer: Mapping[str, Any]) -> SubmitRejected | SchedulerUnavailable:
     """The error for an answer without a job."""
-    match answer["failed"]:
-        case "pysqa":
-            whose = "its submission_template" if spec.resources.submission_template else "pysqa"
-            return SubmitRejected(f"job {spec.name} was not submitted, {whose} failed: {answer['text']}")
-        case "missing":
-            return SubmitRejected(
-                f"flux cannot be run on this machine: {answer['text']}; PATH is {os.environ.get('PATH', '')}"
-            )
-        case "command" if answer["exit_code"] > 0 and answer["errors"].strip():
-            said = list(dict.fromkeys(_without_element(line) for line in flux_text.complaints(answer["errors"])))
-            if answer["output"].strip():  # some elements were submitted: the others are once more
-                return SchedulerUnavailable(f"job {spec.name} was submitted in part: {' / '.join(said[-8:])}")
-            if not any(_TRANSIENT.search(line) for line in said):
-                return SubmitRejected(
-                    f"flux refused job {spec.name}: {' / '.join(said[-8:])} (exit code {answer['exit_code']}); "
-                    f"its script is {spec.directory / 'run_queue.sh'}",
-                    dependency=any(_NO_UPSTREAM.search(line) for line in said),
-                )
-    return SchedulerUnavailable(f"job {spec.name} may not be submitted: {words(answer)}")
+    if answer["failed"] == "command" and answer["exit_code"] > 0 and answer["errors"].strip():
+        said = list(dict.fromkeys(_without_element(line) for line in flux_text.complaints(answer["errors"])))
+        if answer["output"].strip():  # some elements were submitted: the others are once more
+            return SchedulerUnavailable(f"job {spec.name} was submitted in part: {' / '.join(said[-8:])}")
+        if not any(_TRANSIENT.search(line) for line in said):
+            text = f"{' / '.join(said[-8:])} (exit code {answer['exit_code']})"
+            return refused("flux", spec, text, dependency=any(_NO_UPSTREAM.search(line) for line in said))
+    return not_submitted("flux", spec, answer)
 
 
 def _without_element(line: str) -> str:

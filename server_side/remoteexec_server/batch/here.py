@@ -5,6 +5,8 @@ As everywhere, a job's description is in the store before it is submitted, under
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..store.session import Job, Journal, Session
 from . import queues
 from .base import JobId, JobRef, JobSpec, Queue
@@ -34,6 +36,10 @@ def submit(session: Session, job: Job, after: tuple[JobRef, ...] = ()) -> JobId:
     queue = connect(session, job)
     journal = Journal(session)
     try:
+        if job.attempt > 1:
+            from . import limits
+
+            job = replace(job, resources=limits.within(queue, job.resources))
         directory = session.add_job(job)
         command = (*job.command, str(directory))
         number = queue.submit(JobSpec(job.name, directory, command, len(job.tasks), job.resources, after))

@@ -24,6 +24,7 @@ from ..wire.messages import (
     JobScript,
     Refused,
     Request,
+    Resize,
     Submit,
     Tell,
     Watch,
@@ -97,7 +98,7 @@ def _serve(service: Service, inbox: Inbox, emit: Emit) -> bool:
                     return request.discard
                 case JobScript():
                     emit(preview(service.queue, service.session, service.command, request), b"")
-                case Submit() | Cancel() | Watch() | Tell():
+                case Submit() | Cancel() | Watch() | Tell() | Resize():
                     for event in service.handle(request, data):
                         emit(event, b"")
                 case _:

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from .base import JobSpec, SchedulerUnavailable, SubmitRejected
 
-__all__ = ["HelperSettings", "PysqaHelper", "Unnumbered", "words"]
+__all__ = ["HelperSettings", "PysqaHelper", "Unnumbered", "not_submitted", "refused", "words"]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -84,6 +84,21 @@ class PysqaHelper:
         except SchedulerUnavailable:
             pass  # said when it is needed
 
+    def script(self, command: str, spec: JobSpec, described: Mapping[str, Any]) -> str:
+        """What would be submitted.
+
+        Args:
+            command: that would submit it.
+            described: the job, as for the request "submit".
+
+        Raises:
+            SubmitRejected, SchedulerUnavailable: it could not be rendered.
+        """
+        answer = self.request({"do": "render", **described})
+        if "script" not in answer:
+            raise not_submitted(command, spec, answer)
+        return str(answer["script"])
+
     def request(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Have the process do it; a second one, if the first ended before it took the request.
 
@@ -130,6 +145,29 @@ def words(answer: Mapping[str, Any]) -> str:
     lines = (answer["errors"].strip() or answer["output"].strip()).splitlines()[-8:]
     text = " / ".join(line.removeprefix(f"{command}: error: ") for line in lines if line.strip())
     return f"{text or 'no message'} (exit code {answer['exit_code']})"
+
+
+def refused(command: str, spec: JobSpec, said: str, dependency: bool) -> SubmitRejected:
+    """The error for a job that the scheduler does not take.
+
+    Args:
+        said: its own words.
+        dependency: see SubmitRejected.
+    """
+    script = spec.directory / "run_queue.sh"
+    return SubmitRejected(f"{command} refused job {spec.name}: {said}; its script is {script}", dependency=dependency)
+
+
+def not_submitted(command: str, spec: JobSpec, answer: Mapping[str, Any]) -> SubmitRejected | SchedulerUnavailable:
+    """The error for a command that was not run, or has not said that it refuses the job."""
+    match answer["failed"]:
+        case "pysqa":
+            whose = "its submission_template" if spec.resources.submission_template else "pysqa"
+            return SubmitRejected(f"job {spec.name} was not submitted, {whose} failed: {answer['text']}")
+        case "missing":
+            path = os.environ.get("PATH", "")
+            return SubmitRejected(f"{command} cannot be run on this machine: {answer['text']}; PATH is {path}")
+    return SchedulerUnavailable(f"job {spec.name} may not be submitted: {words(answer)}")
 
 
 class _NotTakenError(Exception):

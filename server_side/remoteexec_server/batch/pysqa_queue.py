@@ -32,7 +32,7 @@ from .base import (
     least_advanced,
 )
 from .pysqa_client import HelperSettings as SlurmSettings
-from .pysqa_client import PysqaHelper, Unnumbered, words
+from .pysqa_client import PysqaHelper, Unnumbered, not_submitted, refused, words
 from .unheeded import by_template
 
 __all__ = ["SlurmQueue", "SlurmSettings"]
@@ -121,10 +121,7 @@ class SlurmQueue:
 
     def script(self, spec: JobSpec) -> str:
         """See Queue.script."""
-        answer = self._request({"do": "render", **_described(spec)})
-        if "script" not in answer:
-            raise _refusal(spec, answer)
-        return str(answer["script"])
+        return self._helper.script("sbatch", spec, _described(spec))
 
     def find(self, name: str) -> JobId | None:
         """See Queue.find. SLURM itself forgets a job some minutes after its end (MinJobAge); sacct does not."""
@@ -290,28 +287,16 @@ def _environment() -> dict[str, str]:
 
 def _refusal(spec: JobSpec, answer: Mapping[str, Any]) -> SubmitRejected | QuotaReached | SchedulerUnavailable:
     """The error for an answer without a job."""
-    script = spec.directory / "run_queue.sh"
-    match answer["failed"]:
-        case "pysqa":
-            whose = "its submission_template" if spec.resources.submission_template else "pysqa"
-            return SubmitRejected(f"job {spec.name} was not submitted, {whose} failed: {answer['text']}")
-        case "missing":
-            return SubmitRejected(
-                f"sbatch cannot be run on this machine: {answer['text']}; PATH is {os.environ.get('PATH', '')}"
-            )
-        case "command" if answer["exit_code"] > 0 and answer["errors"].strip():
-            errors = answer["errors"]
-            limit = advice.full_for_now(errors)
-            if limit is not None:
-                return QuotaReached(f"sbatch does not take job {spec.name} now: {words(answer)}", limit)
-            if not _TRANSIENT.search(errors):
-                remedy = advice.remedy(errors)
-                said = f"{words(answer)}{'. See ' if remedy else ''}{remedy}"
-                return SubmitRejected(
-                    f"sbatch refused job {spec.name}: {said}; its script is {script}",
-                    dependency=bool(spec.after) and "dependency" in errors.lower(),
-                )
-    return SchedulerUnavailable(f"job {spec.name} may not be submitted: {words(answer)}")
+    if answer["failed"] == "command" and answer["exit_code"] > 0 and answer["errors"].strip():
+        errors = answer["errors"]
+        limit = advice.full_for_now(errors)
+        if limit is not None:
+            return QuotaReached(f"sbatch does not take job {spec.name} now: {words(answer)}", limit)
+        if not _TRANSIENT.search(errors):
+            remedy = advice.remedy(errors)
+            said = f"{words(answer)}{'. See ' if remedy else ''}{remedy}"
+            return refused("sbatch", spec, said, dependency=bool(spec.after) and "dependency" in errors.lower())
+    return not_submitted("sbatch", spec, answer)
 
 
 def _scancel_arguments(refs: Iterable[JobRef]) -> list[str]:

@@ -16,9 +16,10 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ..store.outcomes import Outcomes
-from ..store.session import Session, StoreError, client_of, log_tail
+from ..store.session import Session, StoreError, client_of, large_log, log_tail
 from ..wire import header
 from ..wire.messages import (
     Cancel,
@@ -30,6 +31,7 @@ from ..wire.messages import (
     OutcomeReady,
     Problem,
     Rejected,
+    Resize,
     Started,
     Submit,
     TaskKey,
@@ -52,6 +54,8 @@ _BEAT_S = 30.0
 _LEARN_S = 1.0
 _STRANGE_S = 30.0
 """For how long, and how often, a task is looked for that another client is said to have submitted."""
+_STRANGE_HERE_S = 5.0
+"""The same in a session without any: it was removed when its last task had ended, and made anew to look there."""
 _AGAIN_S = 5.0
 """Between attempts to end jobs."""
 
@@ -85,7 +89,7 @@ class Service:
         self._followers = Followers(session, self._book, self._outcomes)
         self._name = secrets.token_hex(8)
         self._submitter = Submitter(self._book, queue, jobs, self._name, clock)
-        self._crews = Crews(self._book, queue, jobs, client, self._name, clock)
+        self._crews = Crews(self._book, queue, jobs, client, self._name, self._submitter.pace)
         self._again = Again(self._book, clock)
         self._beat_at = clock()
         self._strangers: dict[TaskKey, float] = {}  # waited for and not known: until when
@@ -99,7 +103,7 @@ class Service:
 
     # ---- what the client asks ----
 
-    def handle(self, request: Submit | Cancel | Watch | Tell, bundle: bytes = b"") -> list[Event]:
+    def handle(self, request: Submit | Cancel | Watch | Tell | Resize, bundle: bytes = b"") -> list[Event]:
         """Take a request; what follows from it comes from here and from later `step`s."""
         match request:
             case Submit():
@@ -108,6 +112,8 @@ class Service:
                 self._cancel(request.keys)
             case Watch():
                 self._watch(request.keys)
+            case Resize():
+                self._crews.resize(request.pilots)
             case Tell():
                 self._learn()
                 tasks = self._book.tasks.values()
@@ -156,7 +162,7 @@ class Service:
             due.append(self._learn_at)
         if self._again.due_at is not None:
             due.append(self._again.due_at)
-        if self._book.open or self._submitter.busy:
+        if self._book.open or self._submitter.busy or self._strangers:
             due.append(self._beat_at)
         return max(0.0, min(due) - self.clock()) if due else None
 
@@ -190,9 +196,12 @@ class Service:
 
     def _beat(self, now: float) -> None:
         """Say that this service is alive, while it has something that another could take over, or waits for files."""
-        if now >= self._beat_at and (self._book.open or self._submitter.busy):
-            self.session.beat(self._name)
+        if now >= self._beat_at and (self._book.open or self._submitter.busy or self._strangers):
             self._beat_at = now + _BEAT_S
+            try:
+                self.session.beat(self._name)
+            except OSError as exc:
+                self._book.say(f"the store cannot be written: {exc}")
 
     def _take(self, submit: Submit, bundle: bytes) -> None:
         known = self._bursts.get(submit.burst)
@@ -252,7 +261,7 @@ class Service:
                 if task.ref is not None or task.waits_again or elsewhere:
                     self._book.open[key] = None
             else:  # whoever said that there is such a task may be about to submit it
-                self._strangers[key] = self.clock() + _STRANGE_S
+                self._strangers[key] = self.clock() + (_STRANGE_S if self._bursts else _STRANGE_HERE_S)
                 self._learn_at = self.clock() + _LEARN_S
         self._look_at_all()
         for key in keys:
@@ -296,14 +305,26 @@ class Service:
                 for entry in submit.tasks:
                     self._book.tasks[entry.key].wanted = False  # until the client says that it waits for it
                     self._outcomes.forget(_names_of(entry, submit.resources[entry.resources]))
-            if self._crews.of(submit.burst):
-                self._crews.learn(burst)
-                continue
-            if submit.burst in notes.most:  # else nothing of it was submitted
+            if submit.burst in notes.most and not self._crews.of(submit.burst):  # else nothing of it was submitted
                 self._learn_jobs(burst, notes)
-            if not burst.accepted and (not burst.followed or self._submitter.orphaned(burst)):
-                self._submitter.add(burst)
+            try:
+                self._take_over(burst)
+            except OSError as exc:
+                self._put_off(burst, exc)
         self._again.learn(notes.again)
+
+    def _take_over(self, burst: Burst) -> None:
+        """Submit what nobody else does of a burst of the store."""
+        if self._crews.of(burst.submit.burst):
+            self._crews.learn(burst)
+        elif not burst.accepted and (not burst.followed or self._submitter.orphaned(burst)):
+            self._submitter.add(burst)
+
+    def _put_off(self, burst: Burst, exc: OSError) -> None:
+        """A burst that cannot be taken over now, as the store cannot be written: it is looked at again."""
+        self._book.say(f"the store cannot be written: {exc}")
+        burst.followed = True
+        self._book.follow(entry.key for entry in burst.submit.tasks)
 
     def _learn_jobs(self, burst: Burst, notes: Notes) -> None:
         name = burst.submit.burst
@@ -323,10 +344,11 @@ class Service:
     def _look(self) -> None:
         """List the outcomes once, for all tasks."""
         try:
-            names = list(self._outcomes.look())
+            self._tell(list(self._outcomes.look()))
         except OSError as exc:
             self._book.say(f"the store cannot be listed: {exc}")
-            return
+
+    def _tell(self, names: list[str]) -> None:
         while names:
             self._read(names)
             names = self._followers.settle()
@@ -347,7 +369,10 @@ class Service:
             if suffix == "running":
                 self._note_start(task)
             elif suffix.startswith("died-") and suffix[5:].isdigit():
-                self._again.note(task, int(suffix[5:]))
+                if self._crews.of(task.burst) is not None:
+                    task.started = False  # whoever saw it has put it into a ticket again
+                else:
+                    self._again.note(task, int(suffix[5:]))
             elif suffix == "h5" and not task.over:
                 self._note_outcome(task)
             elif suffix == "link" and not task.over:
@@ -463,18 +488,28 @@ class Service:
         loss = diagnose.loss(facts, ref, log_tail(log), str(log), task.resources)
         if loss is None and now - task.ended_at >= self._terms.grace_s:
             loss = diagnose.unexplained(facts, ref, self._terms.grace_s, log_tail(log), str(log))
-        if loss is not None:
-            self._again.lose(task, loss)
+        if loss is not None and not self._has_hidden_end(task):
+            self._again.lose(task, replace(loss, message=loss.message + large_log(log)))
+
+    def _has_hidden_end(self, task: Task) -> bool:
+        """Whether there is an end that the listing does not show yet; it is told."""
+        found = self.session.ends(task.entry.key, task.attempt)
+        self._tell(found)
+        return bool(found)
 
     def _try_again(self) -> None:
         """Submit further attempts of this service's bursts, and of those that nobody has any more."""
         self._learn()  # a supervisor may have submitted them
         for name, group in list(self._again.groups()):
             burst = self._bursts[name]
-            if self._submitter.owns(burst):
-                self._submitter.add_group(burst, group)
-            else:
-                keys = [burst.submit.tasks[position].key for position in group.positions]
+            keys = [burst.submit.tasks[position].key for position in group.positions]
+            try:
+                if self._submitter.owns(burst):
+                    self._submitter.add_group(burst, group)
+                else:
+                    self._again.put_off(keys, self._terms.poll_s)
+            except OSError as exc:
+                self._book.say(f"the store cannot be written: {exc}")
                 self._again.put_off(keys, self._terms.poll_s)
 
     def _refuse_stuck(self, refs: Mapping[JobRef, Task], facts: Mapping[JobRef, JobFacts]) -> None:

@@ -202,7 +202,7 @@ def _sbatch_arguments(resources: Resources) -> str:
             raise ResourceError(
                 f"slurm_cmd_args={argument!r}: the jobs it makes would not be found again; leave it out"
             )
-    return shlex.join(resources.slurm_cmd_args)
+    return shlex.join(resources.slurm_cmd_args).replace("\\", "\\\\")  # sbatch takes one off, in quotes too
 
 
 def overruled(resources: Resources) -> list[str]:

@@ -60,19 +60,20 @@ class Pace:
 
     Args:
         interval_s: between two submissions, on average.
+        clock: seconds, monotonic.
 
     Attributes:
         due_at: when the next one is, or was, allowed.
     """
 
-    def __init__(self, interval_s: float) -> None:
-        self._interval_s = interval_s
+    def __init__(self, interval_s: float, clock: Callable[[], float]) -> None:
+        self._interval_s, self.clock = interval_s, clock
         self._paid_at = 0.0  # when all submissions until now will have had their time
         self.due_at = 0.0
 
-    def count(self, now: float) -> None:
+    def count(self) -> None:
         """One submission."""
-        self._paid_at = max(self._paid_at, now) + self._interval_s
+        self._paid_at = max(self._paid_at, self.clock()) + self._interval_s
         self.due_at = self._paid_at - (_AT_A_STRETCH - 1) * self._interval_s
 
 
@@ -82,6 +83,9 @@ class Submitter:
     Args:
         owner: name of the service.
         clock: seconds, monotonic.
+
+    Attributes:
+        pace: of all that the service submits.
     """
 
     def __init__(self, book: Book, queue: Queue, jobs: Jobs, owner: str, clock: Callable[[], float]) -> None:
@@ -89,7 +93,7 @@ class Submitter:
         self._session = book.session
         self._journal = Journal(self._session)
         self._waiting: dict[BurstId, Burst] = {}
-        self._pace = Pace(60.0 / jobs.terms.submits_per_minute)
+        self.pace = Pace(60.0 / jobs.terms.submits_per_minute, clock)
 
     @property
     def busy(self) -> bool:
@@ -100,7 +104,7 @@ class Submitter:
         """When there is something to do, by the clock; None: nothing waits."""
         if not self._waiting:
             return None
-        return max(min(burst.next_at for burst in self._waiting.values()), self._pace.due_at)
+        return max(min(burst.next_at for burst in self._waiting.values()), self.pace.due_at)
 
     def add(self, burst: Burst) -> None:
         """A burst that this service is to submit."""
@@ -126,7 +130,7 @@ class Submitter:
     def step(self) -> None:
         """Submit one job of the first burst that is due, if any; the burst is accepted when its last job is."""
         now = self._clock()
-        if self._pace.due_at > now:
+        if self.pace.due_at > now:
             return
         burst = next((burst for burst in self._waiting.values() if burst.next_at <= now), None)
         if burst is None:
@@ -209,6 +213,11 @@ class Submitter:
                 self._put_off(group, exc)
             return False
         except OSError as exc:
+            if group.number > 1 and group.attempt < len(
+                _RETRY_S
+            ):  # it may have died of that; the disk may soon be free
+                self._put_off(group, exc)
+                return False
             self._lose_unwritten(burst, self._left(entries), exc, group.number)
         return True
 
@@ -264,7 +273,7 @@ class Submitter:
             room = min(room, (terms.cores_at_once - taken) // resources.cpus)
         return max(room, 1 if self._jobs.alone else 0)
 
-    def _put_off(self, what: Burst | Group, exc: SchedulerUnavailable) -> None:
+    def _put_off(self, what: Burst | Group, exc: SchedulerUnavailable | OSError) -> None:
         pause = _RETRY_S[min(what.attempt, len(_RETRY_S) - 1)]
         what.attempt += 1
         what.due_at = self._clock() + pause
@@ -273,7 +282,10 @@ class Submitter:
     def _leave(self, burst: Burst, exc: Exception) -> None:
         """To a service on a host that may submit; this one tries again, too, as long as it is there."""
         self._follow(burst)
-        self._session.own(burst.submit.burst, _NOBODY)
+        try:
+            self._session.own(burst.submit.burst, _NOBODY)
+        except OSError as full:  # it stays this one's until this one is gone
+            self._book.say(f"the store cannot be written: {full}")
         left = len(self._left(burst.submit.tasks))
         self._book.say(f"{exc}; {left} tasks wait in the store until a service of the session can submit them")
 
@@ -330,7 +342,7 @@ class Submitter:
             after=self._book.whole_arrays(after),
             at_once=at_once,
         )
-        self._pace.count(self._clock())
+        self.pace.count()
         try:
             return self._queue.submit(spec)
         except SubmitRejected as exc:
@@ -341,12 +353,16 @@ class Submitter:
         return self._queue.submit(replace(spec, after=self._book.whole_arrays(alive)))
 
     def _description(self, burst: Burst, group: Group, upstream: dict[TaskKey, Task]) -> Job:
-        submit = burst.submit
+        submit, resources = burst.submit, _resources(burst, group)
+        if group.number > 1:
+            from . import limits  # few attempts follow another
+
+            resources = limits.within(self._queue, resources)
         return Job(
             name=group.name,
             burst=submit.burst,
             tasks=tuple(JobTask(p, submit.tasks[p].key) for p in group.positions),
-            resources=_resources(burst, group),
+            resources=resources,
             upstream={key: str(task.ref) for key, task in upstream.items() if task.ref is not None},
             scheduler=self._jobs.scheduler,
             grace_s=self._jobs.terms.grace_s,

@@ -139,7 +139,7 @@ def _submit(store: CrewStore, spec: Spec, name: str) -> None:
 
 
 def _see_to(store: CrewStore, spec: Spec, silent: list[str], pilot: str) -> None:
-    from ..batch import crews, diagnose, queues
+    from ..batch import crews, diagnose, queues, recovery
     from ..batch.base import JobRef
 
     queue = queues.connect(spec.scheduler, store.session.path.parent.parent)
@@ -155,7 +155,7 @@ def _see_to(store: CrewStore, spec: Spec, silent: list[str], pilot: str) -> None
         log[0].append(Kind.LOST, key, messages.to_json(loss).encode())
         log[0].sync()
 
-    outcomes = Outcomes(store.session)
+    outcomes, lost = Outcomes(store.session), 0
     for name, ref in refs.items():
         if facts[ref].state.ended:
             job_name, _, index = owner_of(name).rpartition("-")
@@ -164,4 +164,6 @@ def _see_to(store: CrewStore, spec: Spec, silent: list[str], pilot: str) -> None
             why = diagnose.loss(facts[ref], ref, tail, str(path), spec.pilots.resources)
             why = why or diagnose.unexplained(facts[ref], ref, _SILENT_S, tail, str(path))
             runner._print(f"pilot {name} is gone: {why.message}")
-            crews.recover(store, outcomes, name, why, lose)
+            lost += recovery.recover(store, outcomes, name, why, lose)
+    for _ in range(min(lost, len(store.tickets())) if not store.session.alive() else 0):  # a service does so itself
+        _submit(store, spec, crews.reserve_name(store.session, store.client, spec.pilots.resources, spec))

@@ -61,9 +61,19 @@ class Hand:
         """All that was taken has ended, or was given back."""
         return not self._left
 
-    def add(self, name: str, ticket: Ticket, ended: Callable[[TaskKey], bool]) -> None:
-        """A ticket was taken."""
-        left = {piece.key: piece for piece in ticket.pieces if not ended(piece.key)}
+    def add(
+        self,
+        name: str,
+        ticket: Ticket,
+        ended: Callable[[TaskKey], bool],
+        linked: Callable[[TaskKey], bool] = lambda key: False,
+    ) -> None:
+        """A ticket was taken.
+
+        Args:
+            linked: whether a task has run, and ends as another does.
+        """
+        left = {piece.key: piece for piece in ticket.pieces if not ended(piece.key) and not linked(piece.key)}
         self._left[name] = ticket, left
         for piece in left.values():
             item = Item(name, ticket, piece, {key for key in piece.needs if not ended(key)})
@@ -89,6 +99,11 @@ class Hand:
         if item.name in self._left:
             self._left[item.name][1].pop(item.key, None)
         self.input_ended(item.key)
+
+    def let_go(self, item: Item) -> None:
+        """A task is over here, and ends later or elsewhere: what waits for it goes on waiting."""
+        if item.name in self._left:
+            self._left[item.name][1].pop(item.key, None)
 
     def drop(self, ended: Callable[[TaskKey], bool]) -> None:
         """Forget tasks that were ended by others: cancelled, or lost with an input."""

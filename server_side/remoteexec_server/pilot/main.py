@@ -1,9 +1,10 @@
-"""A pilot: a job that hosts workers. `pilot JOBDIR CLIENT INDEX`, what its script starts.
+"""A pilot: a job that hosts workers; `start` makes one.
 
     pilot (one thread)
       ├─ takes tickets, gives orders to workers, gives back what it has not started
       ├─ fork ─ kept workers: tasks that ask for what the workers are made for, one after the other
       ├─ fork ─ a worker for each task that asks for something else, once there is room for it
+      ├─ fork ─ a kept worker more for each task that waits for its own children, whose place is free meanwhile
       └─ fork ─ now and then: submits a successor, asks the scheduler about pilots that have fallen silent (`aside`)
 
 It needs nobody: it takes tickets from the store as long as there are any, and what its workers write there is the
@@ -18,26 +19,28 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
-from .. import runner
-from ..store.crew import BadTicket, Beat, CrewStore, Spec
-from ..store.outcomes import Outcomes, log_path
-from ..store.segments import Kind, LogWriter
-from ..store.session import log_tail, read_job
+from .. import attempts, runner
+from ..store.crew import Beat, CrewStore, Spec
+from ..store.links import is_linked
+from ..store.outcomes import Outcomes
 from ..store.tickets import Ticket
-from ..wire import messages
+from ..tried_again import following, told
 from ..wire.messages import Loss, TaskKey
 from ..wire.pilots import gpus
 from ..wire.resources import Resources
 from . import aside, plan
+from .growth import REST, WAKE
 from .hand import Hand, Item
-from .staff import Hired, Staff
+from .linked import Linked
+from .losses import Losses
+from .shelf import Shelf
+from .staff import Hired, Staff, import_all
+from .worker import AGAIN, FAILED, LINKED
 
 _TICK_S = 1.0
 _BEAT_S = 20.0
@@ -56,20 +59,6 @@ _DEADLY = (-signal.SIGKILL, -signal.SIGTERM)
 
 class _Gone(Exception):
     """The session is not there any more, or somebody else has what was this pilot's."""
-
-
-def main(argv: list[str]) -> NoReturn:
-    """Be element INDEX of the pilots described in JOBDIR."""
-    os.umask(0o077)
-    session, job = read_job(Path(argv[0]).resolve())
-    store = CrewStore(session, argv[1])
-    index = int(argv[2]) if len(argv) > 2 and argv[2] else 0
-    spec = store.spec()
-    if spec is None:
-        runner.end_process(0)
-    for name in runner._THREADS:  # before numpy is imported, which then makes its threads
-        os.environ[name] = str(spec.pilots.resources.threads_per_core)
-    runner.end_process(Pilot(store, spec, f"{job.name}-{index}", session.log(job.name, index)).run())
 
 
 class Pilot:
@@ -97,16 +86,16 @@ class Pilot:
         self._outcomes = Outcomes(self._session, without=f"{name}-w")
         self._own: set[TaskKey] = set()  # ended here
         self._hand = Hand()
+        self._linked = Linked(self._session)
         self._staff = Staff(store, name)
         self._beat = Beat(runner.job_id(), socket.gethostname(), os.getpid(), time.time())
-        self._unwritten: list[tuple[TaskKey, Loss]] = []
-        self._losses: LogWriter | None = None
+        self._losses = Losses(self._session, name, log, self._beat)
         self._uncertain: list[tuple[float, Hired, set[TaskKey], int]] = []
-        self._seen: dict[str, Ticket | None] = {}  # tickets that were looked at; None: damaged
+        self._shelf = Shelf(store)
         self._mean_s: float | None = None
         self._signals: set[int] = set()
         self._ending: plan.Ending | None = None
-        self._winding_down = self._hungry = self._blocked = False
+        self._winding_down = self._hungry = self._blocked = self._dismissed = False
         self._hire_at = 0.0
         now = time.monotonic()
         self._idle_since = self._look_at = self._tick_at = self._lookout_at = self._sync_at = self._beat_at = now
@@ -116,7 +105,7 @@ class Pilot:
         wake = self._listen()
         try:
             self._store.join(self._name)
-            importlib_all()
+            import_all()
             self._store.beat(self._name, self._beat)
             self._beat_at = time.monotonic() + _BEAT_S
             self._staff_up()
@@ -146,7 +135,7 @@ class Pilot:
         def note(number: int, frame: FrameType | None) -> None:
             self._signals.add(number)
 
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM):
             signal.signal(number, note)
         signal.set_wakeup_fd(end)
         self._staff.poll.register(wake, 1)  # POLLIN
@@ -160,29 +149,25 @@ class Pilot:
             due.append(self._sync_at)
         if self._hand.waits or self._blocked:
             due.append(self._outcomes.due_at)
+        if (linked_at := self._linked.due_at) is not None:
+            due.append(linked_at)
         return max(0.0, min(due) - now)
 
     # ---- what runs ----
 
     def _staff_up(self) -> None:
-        """As many kept workers as there are to be."""
+        """As many kept workers as there are to be, and one more for each task whose place others have."""
         if time.monotonic() < self._hire_at:
             return
         there = {hired.number for hired in self._staff.hired.values() if hired.kept}
-        for number in range(self._kept):
+        resting = sum(hired.kept and hired.rests for hired in self._staff.hired.values())
+        for number in range(self._kept + resting):
             if number not in there:
-                self._staff.hire(self._worker, number, True, self._share_of_gpus(number))
-
-    def _share_of_gpus(self, number: int) -> tuple[str, ...] | None:
-        """What a kept worker sees; None: all."""
-        each = gpus(self._worker)
-        if not each or self._pilots.workers == 1:
-            return None
-        return tuple(self._devices[number * each : (number + 1) * each])
+                self._staff.hire(self._worker, number, True, plan.share_of_gpus(self._devices, self._pilots, number))
 
     def _feed(self) -> None:
-        """Give orders, and take tickets as long as somebody could do more."""
-        while True:
+        """Give orders, and take tickets as long as somebody could do more; what was begun goes on first."""
+        while self._staff.wake(self._ledger):
             while self._hand.ready and self._start(self._hand.ready[0]):
                 self._hand.ready.popleft()
             if not (self._wants_more() and time.monotonic() >= self._look_at and self._take()):
@@ -223,7 +208,7 @@ class Pilot:
         now, most = time.monotonic(), plan.ahead(self._mean_s)
         best: Hired | None = None
         for hired in self._staff.hired.values():
-            if not hired.kept or (best is not None and len(hired.sent) >= len(best.sent)):
+            if not hired.kept or hired.rests or (best is not None and len(hired.sent) >= len(best.sent)):
                 continue
             if not hired.sent:
                 if self._ledger.has_room(self._worker):
@@ -233,20 +218,45 @@ class Pilot:
         return best
 
     def _hear(self, hired: Hired) -> None:
-        began = hired.since
+        began, over = hired.since, 0
         said = list(hired.hear())
         if hired.silent:
             self._staff.overhear(hired)
-        for item, written in said:
-            self._ended(item)
-            if not written:
+        for item, mark in said:
+            if mark == WAKE:
+                hired.wakes = True
+                continue
+            if mark == REST:
+                self._make_room(hired)
+                continue
+            over += 1
+            if mark == LINKED:
+                self._linked.add(item.key)
+                self._let_go(item)
+            elif mark == AGAIN:
+                self._try_again(item, None)
+            else:
+                self._ended(item)
+            if mark == FAILED:
                 message = "its outcome could not be written to the store; is the disk full, or a quota reached?"
-                self._lose(item.key, self._loss("store", message))
-        if said:
-            each = (time.monotonic() - began) / len(said)
+                self._losses.lose(item.key, self._losses.described("store", message))
+        if over:
+            each = (time.monotonic() - began) / over
             self._mean_s = each if self._mean_s is None else 0.7 * self._mean_s + 0.3 * each
         if not hired.sent and hired.kept:
             self._free(hired)
+
+    def _make_room(self, hired: Hired) -> None:
+        """A task waits for its children: they are in tickets that come before all that was not started."""
+        hired.rests = True
+        self._free(hired)
+        if hired.kept:
+            self._hand.put_back(hired.take_back())
+        if len(self._hand):
+            self._give(None)
+        self._look_at = time.monotonic()
+        if not self._winding_down:
+            self._staff_up()
 
     def _free(self, hired: Hired) -> None:
         if hired.grant is not None:
@@ -258,6 +268,36 @@ class Pilot:
         self._hand.over(item)
         self._beat = replace(self._beat, ended=self._beat.ended + 1)
         self._idle_since = time.monotonic()
+
+    def _let_go(self, item: Item) -> None:
+        """A task is over here, and has not ended."""
+        self._hand.let_go(item)
+        self._beat = replace(self._beat, ended=self._beat.ended + 1)
+        self._idle_since = time.monotonic()
+
+    def _die(self, item: Item, loss: Loss) -> None:
+        """An attempt has ended without an outcome: another follows, or the task is lost."""
+        try:
+            if self._try_again(item, loss):
+                return
+        except OSError as exc:
+            runner._print(f"task {item.key} is not tried again, as the store cannot be written: {exc}")
+        self._losses.lose(item.key, told(self._session, item.key, loss))
+        self._ended(item)
+
+    def _try_again(self, item: Item, loss: Loss | None) -> bool:
+        """Have another attempt made of a task, by whatever pilot has room for it; False: none is left.
+
+        Args:
+            loss: why this one has ended; None: the store says it already.
+        """
+        ticket = following(self._store, self._pilots, item.piece, item.ticket, loss)
+        if ticket is None:
+            return False
+        self._store.add([ticket], 0)
+        self._look_at = time.monotonic()
+        self._let_go(item)
+        return True
 
     def _is_over(self, key: TaskKey) -> bool:
         return key in self._own or self._outcomes.ended(key)
@@ -276,7 +316,7 @@ class Pilot:
                 self._mourn(hired, code)
             self._free(hired)
             self._staff.dismiss(hired, clean=code == 0)
-        if signal.SIGTERM not in self._signals and not self._winding_down:
+        if not self._is_ended and not self._winding_down:
             self._staff_up()
 
     def _mourn(self, hired: Hired, code: int) -> None:
@@ -299,65 +339,23 @@ class Pilot:
             _, hired, started, code = verdict
             for key in started:
                 item = hired.sent.pop(key)
-                if not self._is_over(key):
-                    self._lose(key, self._why(hired, code))
-                self._ended(item)
-
-    def _why(self, hired: Hired, code: int) -> Loss:
-        from ..batch import diagnose
-
-        tail = log_tail(self._log)
-        if hired.limit_at is not None and time.monotonic() >= hired.limit_at:
-            return self._loss("timeout", "it reached its time limit (run_time_max)", code)
-        if code == -signal.SIGKILL and diagnose.names_memory(tail):
-            return self._loss("out_of_memory", "its worker ran out of memory. Ask for more with memory_max", code)
-        if code < 0:
-            name = signal.Signals(-code).name
-            return self._loss("killed", f"its worker was ended by signal {-code} ({name})", code)
-        return self._loss("killed", f"it ended its worker with exit code {code} (os._exit, or compiled code)", code)
-
-    def _loss(self, reason: str, what: str, code: int | None = None) -> Loss:
-        return Loss(
-            reason,
-            f"{what}; the log of its pilot is {self._log}",
-            job=self._beat.job,
-            node=self._beat.host,
-            exit_code=code if code is not None and code >= 0 else None,
-            signal=-code if code is not None and code < 0 else None,
-            log_tail=log_tail(self._log),
-            log_path=str(self._log),
-        )
-
-    def _lose(self, key: TaskKey, loss: Loss) -> None:
-        """Say that a task is lost, now or when the disk takes it."""
-        self._unwritten.append((key, loss))
-
-    def _write_losses(self) -> None:
-        try:
-            if self._unwritten and self._losses is None:
-                self._losses = LogWriter(Path(log_path(self._session, self._name)))
-            while self._unwritten and self._losses is not None:
-                key, loss = self._unwritten[0]
-                self._losses.append(Kind.LOST, key, messages.to_json(loss).encode())
-                self._losses.sync()
-                self._unwritten.pop(0)
-        except FileNotFoundError as exc:
-            raise _Gone("its session is gone") from exc
-        except OSError as exc:
-            runner._print(f"cannot write to the store: {exc}")
+                if self._is_over(key):
+                    self._ended(item)
+                elif is_linked(self._session, key):  # it had said so to all but this pilot
+                    self._linked.add(key)
+                    self._let_go(item)
+                else:
+                    self._die(item, self._losses.why(hired, code))
 
     # ---- tickets ----
 
     def _take(self) -> bool:
         """Take one ticket; False: there is none for this pilot now."""
         now = time.monotonic()
-        names = self._store.tickets()
-        self._seen = {name: self._seen[name] for name in names if name in self._seen}
         self._blocked = False
-        for name in names:
-            ticket = self._look_into(name)
-            if ticket is not None and self._suits(ticket) and self._store.take(self._name, name):
-                self._hand.add(name, ticket, self._is_over)
+        for name, ticket in self._shelf.tickets():
+            if self._suits(ticket) and self._store.take(self._name, name):
+                self._hand.add(name, ticket, self._is_over, lambda key: self._outcomes.has(key, "link"))
                 self._set_hunger(False)
                 self._idle_since = now
                 return True
@@ -366,19 +364,6 @@ class Pilot:
         if self._hand.empty:
             self._set_hunger(True)
         return False
-
-    def _look_into(self, name: str) -> Ticket | None:
-        if name not in self._seen:
-            try:
-                found = self._store.read(name)
-            except BadTicket as exc:
-                runner._print(f"{exc}")
-                self._seen[name] = None
-                return None
-            if found is None:
-                return None
-            self._seen[name] = found
-        return self._seen[name]
 
     def _suits(self, ticket: Ticket) -> bool:
         if any(not self._is_over(key) for key in ticket.outside):
@@ -406,7 +391,10 @@ class Pilot:
         """Put what was written onto the disk, and let go of tickets of which nothing is left."""
         now = time.monotonic()
         self._judge()
-        self._write_losses()
+        try:
+            self._losses.write()
+        except FileNotFoundError as exc:
+            raise _Gone("its session is gone") from exc
         idle = not any(hired.sent for hired in self._staff.hired.values())
         if self._staff.dirty and (idle or now >= self._sync_at):
             try:
@@ -418,9 +406,11 @@ class Pilot:
             self._finish_tickets()
         if (self._hand.waits or self._blocked) and now >= self._outcomes.due_at:
             self._look()
+        if (linked_at := self._linked.due_at) is not None and now >= linked_at:
+            self._linked.settle()
 
     def _finish_tickets(self) -> None:
-        names = self._hand.finished() if not self._unwritten else []
+        names = self._hand.finished() if not self._losses.waiting else []
         if names and self._staff.dirty:
             self._staff.sync()
         for name in names:
@@ -445,12 +435,15 @@ class Pilot:
         self._look()
         self._hand.drop(self._is_over)
         self._end_cancelled(now)
-        if signal.SIGTERM not in self._signals:
+        if not self._is_ended:
             self._staff_up()
         self._share(now)
         if now >= self._beat_at:
             self._beat_at = now + _BEAT_S
             self._store.beat(self._name, self._beat)
+        if not self._winding_down and self._store.dismissed(self._name):
+            self._dismissed = True
+            self._wind_down()
         if now >= self._lookout_at + _LOOKOUT_S:
             self._lookout_at = now
             aside.look_out(self._store, self._name)
@@ -460,6 +453,8 @@ class Pilot:
         """See what others have ended."""
         for name in self._outcomes.look():
             stem, _, suffix = name.rpartition(".")
+            if suffix == "link":
+                self._linked.add(TaskKey(stem))
             if suffix in ("h5", "lost"):
                 self._hand.input_ended(TaskKey(stem))
                 self._look_at = min(self._look_at, time.monotonic()) if self._blocked else self._look_at
@@ -495,31 +490,50 @@ class Pilot:
             self._wind_down()
         elif left_s > 0:
             self._tick_at = min(self._tick_at, time.monotonic() + left_s)
+        if self._winding_down:
+            self._succeed()  # what still runs may have submitted more
 
     def _wind_down(self) -> None:
-        """Time is nearly up: what is not started is for others, one of which is to take this one's place."""
+        """Time is nearly up, or it is one too many: what is not started is for others, what is saves its state."""
         self._winding_down = True
         for hired in self._staff.hired.values():
             if hired.kept:
                 self._hand.put_back(hired.take_back())
         self._give(None)
-        if self._store.tickets() and not self._beat.successor:
-            name = aside.submit_successor(self._store)
-            self._beat = replace(self._beat, successor=name)
-            self._store.beat(self._name, self._beat)
+        self._staff.signal(signal.SIGUSR1)
+        self._succeed()
+
+    def _succeed(self) -> None:
+        """Have another pilot take this one's place, if there is anything left for it to do."""
+        if self._dismissed or self._beat.successor or not self._store.tickets():
+            return
+        self._beat = replace(self._beat, successor=aside.submit_successor(self._store))
+        self._store.beat(self._name, self._beat)
 
     def _may_end(self) -> int | None:
         """The exit code, if it is time to end."""
-        if signal.SIGTERM in self._signals:
+        if self._is_ended:
             self._terminate()
             return 128 + signal.SIGTERM
-        if any(hired.sent for hired in self._staff.hired.values()) or self._uncertain or self._unwritten:
+        if any(hired.sent for hired in self._staff.hired.values()) or self._uncertain or self._losses.waiting:
             return None
         idle_s = time.monotonic() - self._idle_since
-        left = "walltime" if self._winding_down else "stopped" if self._store_stopped(idle_s) else ""
+        left = "stopped" if self._store_stopped(idle_s) else ""
+        if self._winding_down:
+            left = "dismissed" if self._dismissed else "walltime"
         if not left and self._hand.empty and idle_s >= self._pilots.idle_time_s:
             left = "idle"
         return self._depart(left) if left else None
+
+    @property
+    def _timed_out(self) -> bool:
+        """Flux says that the time is up."""
+        return signal.SIGALRM in self._signals
+
+    @property
+    def _is_ended(self) -> bool:
+        """The scheduler ends the job."""
+        return self._timed_out or signal.SIGTERM in self._signals
 
     def _store_stopped(self, idle_s: float) -> bool:
         return idle_s > _LEAST_S and self._hand.empty and self._store.stopped()
@@ -537,24 +551,47 @@ class Pilot:
         return 0
 
     def _terminate(self) -> None:
-        """The job is being ended: what was not started is for others, and the scheduler says why of the rest."""
-        near = self._ending is not None and time.time() >= self._ending.takes_until
+        """The job is being ended: what was not started is for others, what may be tried again saves its state."""
+        near = self._timed_out or (self._ending is not None and time.time() >= self._ending.takes_until)
         self._winding_down = True
         for hired in self._staff.hired.values():
             self._hand.put_back(hired.take_back())
         with contextlib.suppress(OSError):
             self._give(None)
             self._finish_tickets()
-            if near and not self._beat.successor and self._store.tickets():
-                aside.submit_successor(self._store)
+            self._save_states()
+            self._finish_tickets()
+            if near:
+                self._succeed()
         self._staff.kill()
         aside.wait_for_children()
 
+    def _save_states(self) -> None:
+        """Give tasks that may be tried again the time to save their states; what the scheduler says in the log that it
+        has ended is for another pilot, which nobody else may be there to see to."""
+        busy = [hired for hired in self._staff.hired.values() if hired.sent and hired.resources.retry is not None]
+        if not busy:
+            return
+        for hired in busy:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(hired.pid, signal.SIGTERM)
+        deadline = time.monotonic() + (attempts.FLUX_LAST_S if self._timed_out else attempts.LAST_S)
+        while time.monotonic() < deadline and any(hired.sent for hired in busy):
+            self._staff.poll.poll(200)
+            for hired in busy:
+                self._hear(hired)
+            ended = [hired for hired, _ in self._staff.reap() if hired is not None]
+            busy = [hired for hired in busy if hired not in ended or not self._end_attempts(hired)]
+        self._staff.kill()
+        for hired in busy:
+            self._end_attempts(hired)
 
-def importlib_all() -> None:
-    """What every worker needs, imported once for all."""
-    import importlib
-
-    for name in ("cloudpickle", "remoteexec_server.store.hdf5", "remoteexec_server.failure"):
-        importlib.import_module(name)
-    sys.stdout.flush()
+    def _end_attempts(self, hired: Hired) -> bool:
+        """Say how the tasks of a worker have ended with the job, if that is clear. Returns True."""
+        timed_out, log = self._timed_out, self._log
+        loss = attempts.time_is_up(log) if timed_out else attempts.ended_by_scheduler(log, self._worker)
+        for key in hired.begun()[0] if loss is not None else ():
+            assert loss is not None
+            self._die(hired.sent.pop(key), loss)
+        hired.sent.clear()
+        return True

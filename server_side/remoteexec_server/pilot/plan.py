@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..wire.pilots import gpus
+from ..wire.pilots import Pilots, gpus
 from ..wire.resources import Resources
 
 _QUICK_S = 0.02
@@ -116,3 +116,12 @@ def parts(count: int, wanted: int) -> Sequence[tuple[int, int]]:
     """Where to cut `count` things into at most `wanted` parts of about the same size."""
     wanted = min(count, wanted)
     return [(count * k // wanted, count * (k + 1) // wanted) for k in range(wanted)]
+
+
+def share_of_gpus(devices: Sequence[str], pilots: Pilots, number: int) -> tuple[str, ...] | None:
+    """What the kept worker of that number sees of a pilot's devices; None: all."""
+    each = gpus(pilots.resources)
+    if not each or pilots.workers == 1:
+        return None
+    first = number % pilots.workers * each
+    return tuple(devices[first : first + each])

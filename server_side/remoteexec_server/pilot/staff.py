@@ -6,19 +6,22 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..runner import spare_from_alarms
 from ..store.crew import CrewStore
 from ..store.outcomes import log_path
 from ..store.segments import Kind, LogReader, LogWriter
 from ..wire.messages import TaskKey
 from ..wire.resources import Resources
+from .growth import REST, WAKE
 from .hand import Item
-from .plan import Grant
-from .worker import END, FAILED, ORDER, PilotWorker, run, unpacked
+from .plan import Grant, Ledger
+from .worker import AGAIN, DONE, END, FAILED, LINKED, ORDER, PilotWorker, Pipes, run, unpacked
 
 
 @dataclass(eq=False)
@@ -33,6 +36,10 @@ class Hired:
         sent: what it was told and has not said to be done, in order.
         grant: what it uses of the pilot while it has something to run.
         since: when the first of `sent` began, at the earliest; seconds, monotonic.
+        resources: of all it runs.
+        go: both ends of the pipe by which it is told that its task may go on.
+        rests: its task waits for others that it has submitted; what it uses of the pilot is free meanwhile.
+        wakes: that one would go on, and waits until something is free.
         silent: it has closed its end, and has ended or will.
         limit_at: when that is to be ended, if it has a limit of its own.
     """
@@ -44,11 +51,15 @@ class Hired:
     path: Path
     orders: tuple[int, int]
     done: int
+    resources: Resources
+    go: tuple[int, int]
     sent: dict[TaskKey, Item] = field(default_factory=dict)
     grant: Grant | None = None
     since: float = 0.0
     limit_at: float | None = None
     unread: bytes = b""
+    rests: bool = False
+    wakes: bool = False
     silent: bool = False
     dirty: bool = False
 
@@ -76,18 +87,30 @@ class Hired:
             if order is not None and order.key in self.sent:
                 items.append(self.sent.pop(order.key))
 
-    def hear(self) -> Iterator[tuple[Item, bool]]:
-        """Tasks that it says are done, and whether their outcomes are written."""
+    def let_go_on(self, grant: Grant) -> None:
+        """There is room for its task again."""
+        self.grant, self.rests, self.wakes = grant, False, False
+        self.since = time.monotonic()
+        os.write(self.go[1], b".")
+
+    def hear(self) -> Iterator[tuple[Item, bytes]]:
+        """Tasks that it says something of, and what: see `worker.DONE` and `growth.REST`."""
         with contextlib.suppress(BlockingIOError):
             said = os.read(self.done, 1 << 16)
             self.silent = not said
             self.unread += said
         *lines, self.unread = self.unread.split(b"\n")
         for line in lines:
-            item = self.sent.pop(TaskKey(line.removeprefix(FAILED).decode()), None)
-            if item is not None:
-                self.since, self.dirty = time.monotonic(), True
-                yield item, not line.startswith(FAILED)
+            mark = line[:1] if line[:1] in _MARKS else DONE
+            key = TaskKey(line[len(mark) :].decode())
+            item = self.sent.get(key)
+            if item is None:
+                continue
+            if mark not in (REST, WAKE):
+                del self.sent[key]
+                self.since = time.monotonic()
+            self.dirty = True
+            yield item, mark
 
     def begun(self) -> tuple[set[TaskKey], set[TaskKey]]:
         """What a worker that has died had started and not ended, and what it had ended, of all it was told."""
@@ -97,6 +120,9 @@ class Hired:
         ended = {record.key for record in records if record.kind is not Kind.STARTED}
         started = {record.key for record in records if record.kind is Kind.STARTED}
         return (started - ended) & self.sent.keys(), ended & self.sent.keys()
+
+
+_MARKS = (FAILED, LINKED, AGAIN, REST, WAKE)
 
 
 class Staff:
@@ -124,7 +150,7 @@ class Staff:
             OSError: there is no memory for it, or its log cannot be made.
         """
         log, path = self._spare.pop() if self._spare else self._new_log()
-        orders, done = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+        orders, done, go = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -132,21 +158,33 @@ class Staff:
             for number_ in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
                 signal.signal(number_, signal.SIG_DFL)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            spare_from_alarms()
             for other in self.hired.values():
-                for handle in (*other.orders, other.done, other.log.handle):
+                for handle in (*other.orders, *other.go, other.done, other.log.handle):
                     os.close(handle)
             if gpus is not None:
                 os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-            run(parent, PilotWorker(self._store, self._pilot, log, orders[0], done[1], resources, number))
+            run(parent, PilotWorker(self._store, self._pilot, log, Pipes(orders[0], done[1], go[0]), resources, number))
         os.close(done[1])
         os.set_blocking(done[0], False)
-        hired = self.hired[pid] = Hired(pid, number, kept, log, path, orders, done[0])
+        hired = self.hired[pid] = Hired(pid, number, kept, log, path, orders, done[0], resources, go)
         self.poll.register(hired.done, select.POLLIN)
         return hired
 
     def by_handle(self, handle: int) -> Hired | None:
         """The worker that says something there."""
         return next((hired for hired in self.hired.values() if hired.done == handle), None)
+
+    def wake(self, ledger: Ledger) -> bool:
+        """Let tasks go on whose children have ended; False: there is no room for one of them yet."""
+        for hired in self.hired.values():
+            if hired.wakes:
+                grant = ledger.take(hired.resources)
+                if grant is None:
+                    return False
+                hired.let_go_on(grant)
+        return True
 
     def overhear(self, hired: Hired) -> None:
         """It will say nothing more."""
@@ -168,7 +206,7 @@ class Staff:
         """A worker that was reaped is forgotten; its log is for another if it has ended well."""
         del self.hired[hired.pid]
         self.overhear(hired)
-        for handle in (*hired.orders, hired.done):
+        for handle in (*hired.orders, *hired.go, hired.done):
             os.close(handle)
         self._sync(hired)
         if clean:
@@ -191,6 +229,13 @@ class Staff:
         """Something may have been written that is not on the disk."""
         return any(hired.dirty for hired in self.hired.values())
 
+    def signal(self, number: int) -> None:
+        """Tell all workers that have something to run and may be tried again: they may save a state."""
+        for hired in self.hired.values():
+            if hired.sent and hired.resources.retry is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(hired.pid, number)
+
     def kill(self) -> None:
         """End all workers now, whatever they do."""
         for pid in self.hired:
@@ -206,3 +251,12 @@ class Staff:
         path = Path(log_path(self._store.session, f"{self._pilot}-w{self._logs}"))
         self._logs += 1
         return LogWriter(path), path
+
+
+def import_all() -> None:
+    """What every worker needs, imported once for all."""
+    import importlib
+
+    for name in ("cloudpickle", "remoteexec_server.store.hdf5", "remoteexec_server.failure"):
+        importlib.import_module(name)
+    sys.stdout.flush()  # or each worker would write it, too

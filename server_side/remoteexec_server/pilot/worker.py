@@ -1,7 +1,8 @@
 """A worker of a pilot: runs tasks one after the other; forked by the pilot.
 
     pilot ─ orders (pipe) ─▶ worker ─ started, outcome ─▶ outcomes/<writer>.log
-          ◀─ keys of tasks that are done (pipe) ─┘
+          ◀─ keys of tasks, with what there is to say of each (pipe) ─┘
+          ─ go (pipe) ─▶ a task that waited for its children may go on
 
 An order is a record of fixed length, so that the pilot can take back what the worker has not read, from the same pipe.
 The pilot also sees to it that the log gets onto the disk: this process may be in the user's function for long.
@@ -20,17 +21,17 @@ import sys
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .. import runner
+from .. import checkpoint, retrying, runner, running
+from ..store import links
 from ..store.crew import CrewStore
 from ..store.outcomes import Outcomes
 from ..store.segments import Kind, LogWriter
 from ..store.session import Claim, Job, JobTask, Session
 from ..wire import messages, payload
-from ..wire.header import HeaderError
 from ..wire.messages import BurstId, Loss, TaskKey
 from ..wire.resources import Resources
 from ..worker import Function, take_number
@@ -46,8 +47,9 @@ _STORE_S = 60.0
 """How long a result waits for a full disk to be free."""
 _INPUT_S = 90.0
 """How long an input that has ended may be hidden by NFS."""
-FAILED = b"!"
-"""Before the key of a task whose outcome could not be written."""
+DONE, FAILED, LINKED, AGAIN = b"", b"!", b">", b"~"
+"""Before the key of a task that is over here: its outcome is written; it could not be; it is that of another task;
+another attempt follows. Not what task keys begin with, as little as `growth.REST` and `growth.WAKE`."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,21 @@ def unpacked(record: bytes) -> Order | None:
     return None if plain is None else Order(BurstId(plain[0]), int(plain[1]), TaskKey(plain[2]))
 
 
+@dataclass(frozen=True)
+class Pipes:
+    """A worker's ends of what it talks to its pilot through.
+
+    Attributes:
+        orders: read end, not blocking.
+        done: write end.
+        go: read end.
+    """
+
+    orders: int
+    done: int
+    go: int
+
+
 class PilotWorker:
     """State of one worker process.
 
@@ -80,17 +97,16 @@ class PilotWorker:
         crew: whose tasks it runs.
         name: of the pilot.
         log: of its own.
-        orders: read end, not blocking.
-        done: write end.
+        pipes: the ends that are the worker's.
         resources: of all tasks it runs.
         number: which worker of its pilot it is.
     """
 
     def __init__(
-        self, crew: CrewStore, name: str, log: LogWriter, orders: int, done: int, resources: Resources, number: int
+        self, crew: CrewStore, name: str, log: LogWriter, pipes: Pipes, resources: Resources, number: int
     ) -> None:
         self._session, self._crew, self._name, self._log = crew.session, crew, name, log
-        self._orders, self._done = orders, done
+        self._orders, self._done, self._go = pipes.orders, pipes.done, pipes.go
         self._resources, self._number = resources, number
         self._key = self._session.key
         self._calls = _Calls(self._session, self._key)
@@ -98,19 +114,22 @@ class PilotWorker:
         self._broken: Outcome | None = None  # what setting up raised: every task's outcome
         self._pid = os.getpid()
         self._poll = select.poll()
-        self._poll.register(orders, select.POLLIN)
+        self._poll.register(self._orders, select.POLLIN)
 
     def serve(self) -> None:
         """Run tasks until told to end."""
         self._set_up()
         while (order := self._next()) is not None:
             try:
-                self._run(order)
-                said = order.key.encode()
+                mark = self._run(order)
             except OSError as exc:
                 _print(f"task {order.key}: cannot write to the store: {exc}")
-                said = FAILED + order.key.encode()
-            os.write(self._done, said + b"\n")
+                mark = FAILED
+            running.task = None
+            self._say(order.key, mark)
+
+    def _say(self, key: TaskKey, mark: bytes) -> None:
+        os.write(self._done, mark + key.encode() + b"\n")
 
     def _next(self) -> Order | None:
         while True:
@@ -131,26 +150,67 @@ class PilotWorker:
         except BaseException as exc:  # the process edge: told to every task
             self._broken = runner._failed(exc, "raised")
 
-    def _run(self, order: Order) -> None:
-        started = time.time()
+    def _run(self, order: Order) -> bytes:
+        """Run a task; returns what is to be said of it."""
+        started, key = time.time(), order.key
         claim = Claim(runner.job_id(), socket.gethostname(), self._pid, started)
-        self._append(Kind.STARTED, order.key, messages.to_json(claim).encode())
+        self._append(Kind.STARTED, key, messages.to_json(claim).encode())
         if self._resources.cores > 1:
             self._run_on_ranks(order, claim)
-            return
+            return DONE
+        attempt = self._begin(order)
+        becomes = None
         try:
-            outcome = self._broken or self._compute(order)
+            outcome = self._broken or runner.computed(lambda: self._load(order), self._resources.error_log_file)
         except runner.InputLostError as lost:
             loss = Loss("upstream", str(lost), job=runner.job_id(), upstream=lost.key)
-            self._append(Kind.LOST, order.key, messages.to_json(loss).encode())
-            return
+            self._append(Kind.LOST, key, messages.to_json(loss).encode())
+            return DONE
+        except runner.BecomesError as exc:
+            becomes = exc.key
         if os.getpid() != self._pid:
             os._exit(0)  # the user's function has forked, and this is its child
+        if running.task is not None and running.task.growth is not None:
+            running.task.growth.finish()  # first: who hears of the outcome may discard what is not in the store
+        _flush()
+        if becomes is not None:
+            links.publish_link(self._session, key, becomes)
+            return LINKED
+        if self._is_tried_again(key, outcome, attempt):
+            return AGAIN
         from ..store import hdf5
 
-        outcome = hdf5.Outcome(outcome.ok, outcome.value, {**outcome.facts, **runner.facts(started)})
-        self._append(Kind.OUTCOME, order.key, hdf5.write_record(order.key, outcome, self._key))
-        _flush()
+        facts = {**outcome.facts, **runner.facts(started), "attempts": attempt}
+        self._append(Kind.OUTCOME, key, hdf5.write_outcome(key, replace(outcome, facts=facts), self._key))
+        if self._resources.retry is not None:
+            checkpoint.forget(self._session, key)
+        return DONE
+
+    def _begin(self, order: Order) -> int:
+        """Let the task submit others, and find its state where there may be one. Returns the attempt's number."""
+        from .growth import grown_by
+
+        tasks = (JobTask(order.position, order.key),)
+        job = Job(self._name, order.burst, tasks, self._resources)
+        grow = grown_by(self._crew, self._say, self._go)
+        running.task = running.Running(self._session, job, os.environ, self._pid, grow=grow)
+        if self._resources.retry is None:
+            return 1
+        attempt = 1 + len(self._session.deaths(order.key))
+        checkpoint.begin(self._session, order.key, attempt)
+        return attempt
+
+    def _is_tried_again(self, key: TaskKey, outcome: Outcome, attempt: int) -> bool:
+        """Whether another attempt follows because the function raised; then this one's end was told."""
+        raised = runner.raised(outcome)
+        if raised is None or retrying.next_attempt(self._resources, raised, attempt) is None:
+            return False
+        self._session.publish_death(key, attempt, raised)
+        return True
+
+    def _load(self, order: Order) -> tuple[Callable[..., Any], Any, Any]:
+        function, (args, kwargs) = self._calls.load(order, self._inputs)
+        return function.call, args, function.filled(args, kwargs)
 
     def _run_on_ranks(self, order: Order, claim: Claim) -> None:
         """Start MPI ranks beside this process; they publish the outcome as a file."""
@@ -167,35 +227,6 @@ class PilotWorker:
                 job_ranks.run(self._session, job, job.tasks[0])
         finally:
             shutil.rmtree(directory, ignore_errors=True)
-
-    def _compute(self, order: Order) -> Outcome:
-        """Load the call, call it, and say how that went."""
-        from ..store import hdf5
-
-        try:
-            function, (args, kwargs) = self._calls.load(order, self._inputs)
-            kwargs = function.filled(args, kwargs)
-        except runner.InputLostError:
-            raise
-        except HeaderError as exc:
-            return runner._failed(exc, "refused")
-        except payload.SelectionError as exc:
-            return runner._failed(exc.__cause__ or exc, "raised")
-        except BaseException as exc:  # whatever the user's objects raise while they are loaded
-            return runner._failed(exc, "call_not_loadable")
-        try:
-            result = function.call(*args, **kwargs)
-        except runner.InputLostError:
-            raise
-        except BaseException as exc:  # SystemExit and KeyboardInterrupt are the user's, too
-            from .. import failure
-
-            failure.log(self._resources.error_log_file, function.call, args, kwargs, exc)
-            return runner._failed(exc, "raised")
-        try:
-            return hdf5.Outcome(True, payload.dumps(result), {})
-        except BaseException as exc:
-            return runner._failed(exc, "result_not_picklable", f"{type(result).__module__}.{type(result).__qualname__}")
 
     def _append(self, kind: Kind, key: TaskKey, body: bytes) -> None:
         """Write to the log; a disk that is full may be free again soon."""

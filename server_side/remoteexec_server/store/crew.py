@@ -2,11 +2,12 @@
 
     sessions/<session>/crews/<client>/
         spec.json                 `Spec`
-        init                      the function each worker calls first: see `compact`
+        init                      the function each worker calls first, in a file as of an outcome
         tickets/<name>            what nobody has taken
         taken/<pilot>/<name>      what a pilot has in hand, or had when it died
         pilots/<pilot>            `Beat`: written again and again
         hungry/<pilot>            it has found nothing to take
+        dismissed/<pilot>         it is one too many, and is to go when what it runs has ended
         stop                      nothing more will come: idle pilots are to go
 
 A ticket is taken by renaming it, which one of several pilots does. Whatever is given back is at first written beside
@@ -26,7 +27,8 @@ from pathlib import Path
 
 from ..wire import messages
 from ..wire.messages import BurstId, Pilots, TaskKey
-from . import compact
+from ..wire.payload import Pickled
+from . import hdf5
 from .session import Session, checked, publish
 from .tickets import Piece, Ticket
 
@@ -86,17 +88,18 @@ class CrewStore:
         self.session, self.client = session, client
         self.path = session.path / "crews" / checked(client)
         self._tickets, self._taken = self.path / "tickets", self.path / "taken"
-        self._beats, self._hungry = self.path / "pilots", self.path / "hungry"
+        self._beats, self._hungry, self._dismissed = (self.path / name for name in ("pilots", "hungry", "dismissed"))
         self._init_key = TaskKey(f"{client}-init")
 
     def create(self, spec: Spec, init: bytes) -> None:
         """Make the crew, or change what it is to be."""
-        for part in (self._tickets, self._taken, self._beats, self._hungry):
+        for part in (self._tickets, self._taken, self._beats, self._hungry, self._dismissed):
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             (self.path / "stop").unlink()
         if init:
-            publish(self.path / "init", compact.write(self._init_key, "ok", init, {}, self.session.key))
+            given = hdf5.Outcome(True, Pickled(init), {})
+            publish(self.path / "init", hdf5.write_outcome(self._init_key, given, self.session.key))
         publish(self.path / "spec.json", messages.to_json(spec).encode())
 
     def spec(self) -> Spec | None:
@@ -116,7 +119,8 @@ class CrewStore:
             data = (self.path / "init").read_bytes()
         except FileNotFoundError:
             return b""
-        return compact.read(data, self._init_key, self.session.key)[1]
+        value = hdf5.read_outcome(data, self._init_key, self.session.key).value
+        return b"" if value is None else value.data
 
     def stop(self) -> None:
         """Nothing more will come."""
@@ -287,6 +291,18 @@ class CrewStore:
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
             else:
                 path.unlink()
+
+    def dismiss(self, pilot: str) -> None:
+        """A pilot is one too many."""
+        publish(self._dismissed / checked(pilot), b"")
+
+    def dismissed(self, pilot: str) -> bool:
+        """Whether a pilot is one too many."""
+        return pilot in os.listdir(self._dismissed)
+
+    def change(self, spec: Spec) -> None:
+        """From now on the crew is to be like this."""
+        publish(self.path / "spec.json", messages.to_json(spec).encode())
 
     def hungry(self) -> list[str]:
         """Pilots that have found nothing to take."""

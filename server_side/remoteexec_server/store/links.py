@@ -9,11 +9,13 @@ the end on, sealed anew under the first one's name.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Container
 from pathlib import Path
 
 from ..wire import header
-from ..wire.messages import Loss, TaskKey
+from ..wire.names import TaskKey
+from ..wire.records import Loss
 from .outcomes import Outcomes
 from .session import Session, StoreError, checked, publish
 
@@ -29,6 +31,11 @@ def link_file(session: Session, key: TaskKey) -> Path:
 def publish_link(session: Session, key: TaskKey, to: TaskKey) -> None:
     """From now on the task ends as that other one does."""
     publish(link_file(session, key), json.dumps({"to": to}).encode())
+
+
+def is_linked(session: Session, key: TaskKey) -> bool:
+    """Whether the task ends as another does."""
+    return link_file(session, key).name in os.listdir(session.outcomes)
 
 
 def read_link(session: Session, key: TaskKey) -> TaskKey:

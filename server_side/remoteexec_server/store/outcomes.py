@@ -12,8 +12,9 @@ import os
 import time
 from collections.abc import Callable, Iterable
 
-from ..wire import messages
-from ..wire.messages import Loss, TaskKey
+from ..wire import plain
+from ..wire.names import TaskKey
+from ..wire.records import Loss
 from .segments import SUFFIX, DamagedLog, Kind, LogReader, Record
 from .session import Claim, Session
 from .watching import Watcher
@@ -39,6 +40,7 @@ class Outcomes:
         self._watcher = Watcher(session.outcomes, clock)
         self._logs: dict[str, LogReader] = {}
         self._records: dict[str, tuple[LogReader, Record]] = {}
+        self._starts: dict[TaskKey, set[str]] = {}  # logs that say so: of several attempts, several
         self._files: set[str] = set()
         self._again: set[str] = set()
         self.damaged: dict[str, DamagedLog] = {}
@@ -122,7 +124,7 @@ class Outcomes:
         found = self._records.get(f"{key}.lost")
         if found is None:
             return self._session.read_loss(key)
-        return messages.build(Loss, json.loads(found[0].read(found[1])))
+        return plain.build(Loss, json.loads(found[0].read(found[1])))
 
     def claim(self, key: TaskKey) -> Claim | None:
         """Who has the task; None while the claim is being written or after it was given up."""
@@ -130,16 +132,16 @@ class Outcomes:
         if found is None:
             return self._session.read_claim(key)
         try:
-            return messages.build(Claim, json.loads(found[0].read(found[1])))
+            return plain.build(Claim, json.loads(found[0].read(found[1])))
         except (OSError, ValueError):
             return None
 
     def started_in(self, prefix: str) -> set[TaskKey]:
         """Tasks that the logs of writers whose names begin so say were started, and that have not ended."""
         return {
-            record.key
-            for log, record in self._records.values()
-            if record.kind is Kind.STARTED and log.name.startswith(prefix) and not self.ended(record.key)
+            key
+            for key, writers in self._starts.items()
+            if any(name.startswith(prefix) for name in writers) and not self.ended(key)
         }
 
     def has_writer(self, prefix: str) -> bool:
@@ -151,6 +153,9 @@ class Outcomes:
         try:
             for record in log.look():
                 told = f"{record.key}.{_NAMES[record.kind]}"
+                if record.kind is Kind.STARTED:
+                    self._starts.setdefault(record.key, set()).add(log.name)
+                    self._records[told] = log, record
                 self._records.setdefault(told, (log, record))
                 yield told
         except OSError:

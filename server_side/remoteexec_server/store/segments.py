@@ -39,7 +39,7 @@ class Kind(enum.IntEnum):
     STARTED = 1
     """A worker has it: JSON `Claim`."""
     OUTCOME = 2
-    """How it ended: what an outcome file would hold, or the same without HDF5, see `compact`."""
+    """How it ended: what an outcome file would hold."""
     LOST = 3
     """Why there will be no outcome: JSON `Loss`."""
 

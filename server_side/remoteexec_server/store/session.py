@@ -24,21 +24,24 @@ import contextlib
 import json
 import os
 import re
-import secrets
-import shutil
 import socket
 import time
 from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..wire import messages
-from ..wire.messages import BurstId, Loss, Submit, TaskKey, Terms
+from ..wire import plain
+from ..wire.names import TaskKey
+from ..wire.records import BurstId, Loss, Terms
 from ..wire.resources import Resources
+
+if TYPE_CHECKING:
+    from ..wire.messages import Submit
 
 SILENT_S = 120.0
 """A service that has not been heard of for so long is gone; NFS may hide a change for 60."""
+_LARGE_LOG = 10**8
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 """What sessions, bursts and tasks may be called: they become file names."""
 
@@ -88,7 +91,7 @@ class Job:
     Attributes:
         upstream: the scheduler's names of the jobs that compute the inputs, by task key.
         scheduler: name of the queue to ask about them.
-        grace_s: see `messages.Terms`.
+        grace_s: see `records.Terms`.
         attempt: which attempt of its tasks it is, from 1.
         move: how often it went behind another job before it could begin; see `late_inputs`.
         command: starts a runner, without its arguments: for what the task submits, and for further attempts.
@@ -170,8 +173,14 @@ class Session:
 
     def add_burst(self, submit: Submit, bundle: bytes) -> None:
         """Keep a burst: the bundle first, then its manifest, whose name makes the burst known."""
+        from ..wire import messages  # late: runners need none of them
+
         publish(self.bundle(submit.burst), bundle)
-        publish(self.bundle(submit.burst).with_suffix(".json"), messages.to_json(submit).encode())
+        try:
+            publish(self.bundle(submit.burst).with_suffix(".json"), messages.to_json(submit).encode())
+        except OSError:
+            self.bundle(submit.burst).unlink(missing_ok=True)  # nobody will ever read it, and the disk may be full
+            raise
 
     def manifests(self, clients: Collection[str] | None = None) -> list[Path]:
         """Of every burst that was kept, or of those of some clients."""
@@ -180,16 +189,18 @@ class Session:
 
     def bursts(self, clients: Collection[str] | None = None) -> Iterator[Submit]:
         """Every burst that was kept, or those of some clients, oldest first."""
+        from ..wire import messages
+
         for path in sorted(self.manifests(clients), key=lambda path: (path.stat().st_mtime_ns, path.name)):
             manifest = messages.from_json(path.read_bytes())
-            if isinstance(manifest, Submit):
+            if isinstance(manifest, messages.Submit):
                 yield manifest
 
     def add_job(self, job: Job) -> Path:
         """Describe a job before it is submitted: the intent that makes a submission findable. Returns its directory."""
         directory = self.job_directory(job.name)
         directory.mkdir(mode=0o700, exist_ok=True)
-        publish(directory / "job.json", messages.to_json(job).encode())
+        publish(directory / "job.json", plain.to_json(job).encode())
         return directory
 
     def find_task(self, key: TaskKey, named: str = "", among: Container[str] | None = None) -> tuple[Job, int] | None:
@@ -219,7 +230,7 @@ class Session:
 
     def publish_loss(self, key: TaskKey, loss: Loss) -> None:
         """Why the task did not end, for all to see."""
-        publish(self.lost(key), messages.to_json(loss).encode())
+        publish(self.lost(key), plain.to_json(loss).encode())
 
     def publish_death(self, key: TaskKey, attempt: int, loss: Loss) -> None:
         """Why an attempt did not end, for all to see; the task can be claimed by the next from then on.
@@ -227,15 +238,24 @@ class Session:
         The claim goes first: whoever sees the death finds no claim but that of a later attempt.
         """
         self.running(key).unlink(missing_ok=True)
-        publish(self.died(key, attempt), messages.to_json(loss).encode())
+        publish(self.died(key, attempt), plain.to_json(loss).encode())
 
     def deaths(self, key: TaskKey) -> list[Loss]:
         """Why attempts of a task died, the first first."""
         found: list[Loss] = []
         with contextlib.suppress(OSError, ValueError):
             while True:
-                found.append(messages.build(Loss, json.loads(self.died(key, len(found) + 1).read_bytes())))
+                found.append(plain.build(Loss, json.loads(self.died(key, len(found) + 1).read_bytes())))
         return found
+
+    def ends(self, key: TaskKey, attempt: int) -> list[str]:
+        """Names of the files that say how a task, or that attempt of it, has ended; each opened, not listed.
+
+        For whoever is about to say that there is none: a listing may be late. Asked once, since NFS remembers for a
+        while which names it was asked for in vain.
+        """
+        names = [f"{checked(key)}.{suffix}" for suffix in ("h5", "link", "lost", f"died-{attempt}")]
+        return [name for name in names if os.path.exists(self.outcomes / name)]
 
     def claim(self, key: TaskKey, claim: Claim, attempt: int = 1) -> bool:
         """Take a task for this runner: False if another has it, it has ended, or this attempt has died before.
@@ -247,7 +267,7 @@ class Session:
         except FileExistsError:
             return False
         with os.fdopen(handle, "w") as file:
-            file.write(messages.to_json(claim))
+            file.write(plain.to_json(claim))
         names = os.listdir(self.outcomes)
         if any(f"{key}.{suffix}" in names for suffix in ("h5", "lost", "link", f"died-{attempt}")):
             self.running(key).unlink(missing_ok=True)
@@ -256,12 +276,12 @@ class Session:
 
     def read_loss(self, key: TaskKey) -> Loss:
         """The content of a `.lost` file."""
-        return messages.build(Loss, json.loads(self.lost(key).read_bytes()))
+        return plain.build(Loss, json.loads(self.lost(key).read_bytes()))
 
     def read_claim(self, key: TaskKey) -> Claim | None:
         """Who has the task; None while the claim is being written or after it was given up."""
         try:
-            return messages.build(Claim, json.loads(self.running(key).read_bytes()))
+            return plain.build(Claim, json.loads(self.running(key).read_bytes()))
         except (OSError, ValueError):
             return None
 
@@ -277,8 +297,19 @@ class Session:
             return ""
 
     def beat(self, service: str) -> None:
-        """A service is alive, and has something to submit or to wait for."""
-        publish(self.path / "services" / checked(service), b"")
+        """A service is alive, and has something to submit or to wait for.
+
+        Raises:
+            OSError: it can neither write its file nor touch it.
+        """
+        path = self.path / "services" / checked(service)
+        try:
+            publish(path, b"")
+        except OSError as exc:
+            try:
+                os.utime(path)  # a full disk has room for that
+            except OSError:
+                raise exc from None
 
     def end_beat(self, service: str) -> None:
         """A service ends."""
@@ -286,12 +317,14 @@ class Session:
 
     def alive(self, service: str | None = None) -> bool:
         """Whether a service, or any, has said so in the last `SILENT_S`. By the clock of the file system, the only one
-        that all hosts share, so something is written for it."""
+        that all hosts share, so something is written for it; where that cannot be, nobody is taken for gone."""
         beats = self.path / "services"
         clock = beats / f".now.{socket.gethostname()}.{os.getpid()}"
         try:
             publish(clock, b"")
             now = clock.stat().st_mtime
+        except OSError:
+            return True
         finally:
             clock.unlink(missing_ok=True)
         names = [service] if service is not None else [name for name in os.listdir(beats) if not name.startswith(".")]
@@ -299,6 +332,8 @@ class Session:
 
     def remove(self) -> None:
         """Remove all files of the session. Whoever still works for it finds nothing under its name from then on."""
+        import shutil  # late, as few need it
+
         gone = self.path.with_name(f".{self.path.name}.{time.time_ns()}")
         with contextlib.suppress(OSError):
             self.path.rename(gone)
@@ -307,7 +342,7 @@ class Session:
 
 def read_job(directory: Path) -> tuple[Session, Job]:
     """The session a job belongs to, and its description."""
-    job = messages.build(Job, json.loads((directory / "job.json").read_bytes()))
+    job = plain.build(Job, json.loads((directory / "job.json").read_bytes()))
     return Session(directory.parent.parent), job
 
 
@@ -343,6 +378,8 @@ def _changed_at(path: Path) -> float:
 
 def _publish_once(path: Path, data: bytes) -> None:
     """The same, unless somebody else was first."""
+    import secrets  # late, as few need it
+
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     publish(partial, data)
     try:
@@ -359,15 +396,26 @@ class Journal:
     def __init__(self, session: Session) -> None:
         self._directory = session.path / "journal"
         self._path = self._directory / f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}.jsonl"
-        self._file: Any = None
+        self._handle: int | None = None
 
     def append(self, note: dict[str, Any]) -> None:
-        """Write one note through to the disk."""
-        if self._file is None:
-            self._file = open(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a")  # noqa: SIM115
-        self._file.write(json.dumps(note, separators=(",", ":")) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Write one note through to the disk.
+
+        Raises:
+            OSError: nothing of the note is left, or half a line that no reader takes for a note.
+        """
+        if self._handle is None:
+            self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        whole = os.lseek(self._handle, 0, os.SEEK_END)
+        data = memoryview(json.dumps(note, separators=(",", ":")).encode() + b"\n")
+        try:
+            while data:
+                data = data[os.write(self._handle, data) :]
+            os.fsync(self._handle)
+        except OSError:
+            with contextlib.suppress(OSError):  # the next note would become part of half a line
+                os.ftruncate(self._handle, whole)
+            raise
 
     def notes(self) -> Iterator[dict[str, Any]]:
         """All notes of all writers, each writer's in order; a line cut off by a crash is passed over."""
@@ -378,8 +426,9 @@ class Journal:
 
     def close(self) -> None:
         """Close the file, if one was opened."""
-        if self._file is not None:
-            self._file.close()
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
 
 def log_tail(path: Path, lines: int = 20, most: int = 8192) -> str:
@@ -392,3 +441,12 @@ def log_tail(path: Path, lines: int = 20, most: int = 8192) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
+
+
+def large_log(path: Path) -> str:
+    """What to say of the size of a log beside its name: " (1.1 GB)"; "" of one that an editor opens."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        return ""
+    return f" ({size / 1e9:.1f} GB)" if size >= _LARGE_LOG else ""

@@ -109,6 +109,18 @@ def is_users_own(module: types.ModuleType) -> bool:
     if file is None:
         return False
     path = Path(file).resolve()
-    return not any(path.is_relative_to(place) for place in _installed()) and not (
-        {"site-packages", "dist-packages"} & set(path.parts)
-    )
+    if any(path.is_relative_to(place) for place in _installed()) or {"site-packages", "dist-packages"} & set(
+        path.parts
+    ):
+        return False
+    depth = module.__name__.count(".") + (path.stem == "__init__")
+    return len(path.parents) <= depth or module.__name__.partition(".")[0] not in _installed_in(path.parents[depth])
+
+
+@functools.cache
+def _installed_in(directory: Path) -> frozenset[str]:
+    """What `pip install --target` has put beside modules of the user's own: nobody's own, and cloudpickle, which may be
+    among it, cannot send itself."""
+    records = [path.read_text("utf-8", "replace") for path in directory.glob("*.dist-info/RECORD")]
+    files = (line.partition(",")[0] for record in records for line in record.splitlines())
+    return frozenset(file.partition("/")[0].removesuffix(".py") for file in files)

@@ -8,7 +8,7 @@ from .resources import ResourceError, Resources
 
 _WARN_S = 60
 """Before its time limit SLURM tells a pilot, which takes up to so long again."""
-_SHARED = ("cwd", "environment", "error_log_file", "run_time_max_s", "openmpi_oversubscribe")
+_SHARED = ("cwd", "environment", "error_log_file", "run_time_max_s", "openmpi_oversubscribe", "retry")
 """Resources that a task in a pilot may have of its own, beside those that are counted."""
 _COUNTED = ("cores", "threads_per_core", "gpus_per_core", "memory_max_gb")
 
@@ -36,16 +36,18 @@ def pilot_resources(pilots: Pilots, scheduler: str) -> Resources:
     """What the job of a pilot asks for: one node that has room for all its workers, and with SLURM a warning."""
     worker = pilots.resources
     memory = None if worker.memory_max_gb is None else worker.memory_max_gb * pilots.workers
-    arguments = worker.slurm_cmd_args
-    long = worker.run_time_max_s is None or worker.run_time_max_s >= 10 * _WARN_S
+    arguments, warn_s = worker.slurm_cmd_args, worker.warn_time_s or _WARN_S
+    long = worker.run_time_max_s is None or worker.run_time_max_s >= 10 * warn_s
     if scheduler == "slurm" and long and not any(argument.startswith("--signal") for argument in arguments):
-        arguments = (*arguments, f"--signal=B:USR1@{_WARN_S}")
+        arguments = (*arguments, f"--signal=B:USR1@{warn_s}")
     return replace(
         worker,
         cores=worker.cores * pilots.workers,
         memory_max_gb=memory,
         num_nodes=worker.num_nodes or 1,
         slurm_cmd_args=arguments,
+        retry=None,
+        warn_time_s=None,
     )
 
 
@@ -79,6 +81,17 @@ def check_fits(resources: Resources, pilots: Pilots) -> None:
     for what, (asked, most) in room.items():
         if asked > most:
             raise ResourceError(f"a task asks for {asked:g} {what}, and a pilot of this executor has {most:g}")
+
+
+def within(resources: Resources, pilots: Pilots) -> Resources:
+    """The same, memory and time no more than a pilot has."""
+    worker = pilots.resources
+    memory, time_s = resources.memory_max_gb, resources.run_time_max_s
+    if memory is not None and worker.memory_max_gb is not None:
+        memory = min(memory, worker.memory_max_gb * pilots.workers)
+    if time_s is not None and worker.run_time_max_s is not None:
+        time_s = min(time_s, worker.run_time_max_s)
+    return replace(resources, memory_max_gb=memory, run_time_max_s=time_s)
 
 
 def gpus(resources: Resources) -> int:

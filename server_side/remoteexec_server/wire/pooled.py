@@ -4,7 +4,8 @@
     body    = marshal of (sizes of the buffers, what is said)
     calls   = (setup or None, [Function], [Call])
     results = [Result]; the first of a kept worker is empty: it is set up
-    ask     = (SUBMIT, *SubmitAsk), (CANCEL, task, child), (REST, task) or (RESUME, task): see `growing`;
+    ask     = (SUBMIT, *SubmitAsk), (CANCEL, task, child), (REST, task), (RESUME, task) or (WATCH, task): see
+              `growing`;
               (HALTED, task, rank, pid): an MPI rank was stopped by a signal;
               (ALTERED, task, modules), before its result: it was run by other code than the client has
     news    = [News]
@@ -32,7 +33,11 @@ TOKEN = struct.Struct("<q")
 TOKENS = [struct.Struct(f"<{count}q") for count in range(65)]
 """For as many tokens as a worker is ever given at once."""
 Input = tuple["bytes | None", int]
-"""A result of another task: pickled, and the number of its buffers."""
+"""A result of another task: pickled, and the number of its buffers; or the token of the task that the worker runs
+before, and INHERITED."""
+INHERITED = -1
+_INHERITABLE = 1 << 14
+"""Bytes. Picked, not measured: a worker keeps as much of its last result."""
 Call = tuple[int, int, "bytes | None", int, "tuple[Input, ...] | None"]
 """Task, function, pickled arguments, the number of the call's buffers, inputs. The buffers are the arguments', then
 each input's."""
@@ -41,17 +46,23 @@ Function = tuple[int, "bytes | None", int]
 FORGET = -1
 LARGE_FUNCTION = 1 << 16
 """Bytes. Picked, not measured: reading as much takes less time than loading it."""
-Result = tuple[int, "bool | None", "bytes | None", int, float, float, int]
+Result = tuple[int, "bool | None", "bytes | None", int, float, float, int, int]
 """Task, whether it has a result, that or a `failure`, the number of its buffers, when it started and ended (Unix
-time), and the most bytes its process has had in memory. None for the second: it has returned the future of a child,
-whose token comes instead of a result.
+time), the most bytes its process has had in memory, and that process. None for the second: it has returned the future
+of a child, whose token comes instead of a result; or, without a token, it was not run, since it was to inherit and
+could not.
 
 Pickled bytes too large for a body are None, here and above, and come first among the buffers: see `split`."""
 
 
-SUBMIT, CANCEL, REST, RESUME, HALTED, ALTERED = 0, 1, 2, 3, 4, 5
+SUBMIT, CANCEL, REST, RESUME, HALTED, ALTERED, WATCH = 0, 1, 2, 3, 4, 5, 6
 Ask = tuple[Any, ...]
 """What a task wants of the pool: one of these numbers, the task, and what more it takes."""
+
+
+def inheritable(result: Result) -> bool:
+    """Whether the worker still has this result, until it has the next, for a call that inherits it."""
+    return bool(result[1]) and not result[3] and result[2] is not None and len(result[2]) <= _INHERITABLE
 
 
 class SubmitAsk(NamedTuple):

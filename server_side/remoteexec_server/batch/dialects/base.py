@@ -21,7 +21,7 @@ from ..base import JobId, JobRef, JobSpec
 from ..slurm_text import Line
 from ..variables import common, full_name
 
-__all__ = ["Dialect", "Question", "command", "job_name", "refuse_arguments", "variables", "whole_jobs"]
+__all__ = ["Dialect", "Question", "by_signal", "command", "job_name", "refuse_arguments", "variables", "whole_jobs"]
 
 
 @dataclass(frozen=True)
@@ -138,3 +138,13 @@ def refuse_arguments(resources: Resources, refused: Iterable[str], program: str)
 def whole_jobs(refs: Iterable[JobRef]) -> list[JobId]:
     """Each job once, for schedulers in which nothing can wait for a single element of an array."""
     return list(dict.fromkeys(ref.job for ref in refs))
+
+
+def by_signal(code: int | None) -> tuple[int | None, int | None]:
+    """Exit code and signal of a number that stands for both: from 256 on the signal is added to it, and shells add it
+    to 128; a negative one is the scheduler's own."""
+    if code is None or code < 0:
+        return None, None
+    if code >= 256:
+        return None, code - 256
+    return (None, code - 128) if 128 < code < 160 else (code, None)

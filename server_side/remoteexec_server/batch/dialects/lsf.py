@@ -194,8 +194,7 @@ def _facts(stat: str, code: str, host: str, ended_by: str, pending_for: str) -> 
         return JobFacts(*_TERMINATIONS[term[0]], node)
     if number is None and node is None:
         return JobFacts(JobState.CANCELLED, "ended before it started")
-    signal = number - 128 if number is not None and 128 < number < 160 else None
-    return JobFacts(state, "" if ended_by == "-" else ended_by, node, None if signal else number, signal)
+    return JobFacts(state, "" if ended_by == "-" else ended_by, node, *base.by_signal(number))
 
 
 def _array_name(spec: JobSpec) -> str:

@@ -175,5 +175,4 @@ def _facts(job: Mapping[str, str]) -> JobFacts:
         return JobFacts(JobState.COMPLETED, "", node, 0)
     if code is None:
         return JobFacts(state, told, node)
-    signal = code - 256 if code >= 256 else code - 128 if 128 < code < 160 else None
-    return JobFacts(JobState.FAILED, "", node, code if signal is None and code > 0 else None, signal)
+    return JobFacts(JobState.FAILED, "", node, *base.by_signal(code))

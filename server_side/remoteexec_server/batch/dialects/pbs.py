@@ -324,20 +324,11 @@ def _facts(fields: Mapping[str, str], exits: _Exits) -> JobFacts:
         return JobFacts(*exits[code], node)
     for words, end, reason in _REASONS:
         if words.search(comment):
-            return JobFacts(end, reason, node, *_exit(code))
+            return JobFacts(end, reason, node, *base.by_signal(code))
     if code is None:
         # ended without ever having run: nobody but a person, or a dependency, does that
         return JobFacts(JobState.CANCELLED if node is None else JobState.FAILED, comment, node)
-    return JobFacts(JobState.FAILED, comment, node, *_exit(code))
-
-
-def _exit(code: int | None) -> tuple[int | None, int | None]:
-    """Exit code and signal: from 256 on the signal is added to it, and shells add it to 128."""
-    if code is None or code < 0:
-        return None, None
-    if code >= 256:
-        return None, code - 256
-    return (None, code - 128) if 128 < code < 160 else (code, None)
+    return JobFacts(JobState.FAILED, comment, node, *base.by_signal(code))
 
 
 def _array(spec: JobSpec) -> str:

@@ -237,8 +237,7 @@ def _ended(fields: Mapping[str, str]) -> JobFacts:
         return JobFacts(JobState.CANCELLED, f"deleted by {fields['deleted_by']}", node)
     if failed.strip() == "0" and code == 0:
         return JobFacts(JobState.COMPLETED, "", node, 0)
-    signal = code - 128 if code is not None and 128 < code < 160 else None
-    return JobFacts(JobState.FAILED, words.strip(), node, None if signal else code, signal)
+    return JobFacts(JobState.FAILED, words.strip(), node, *base.by_signal(code))
 
 
 def _elements(tasks: str) -> Iterator[int]:
