@@ -12,8 +12,8 @@ import random
 import time
 from typing import NamedTuple
 
+from remoteexec.allocation.base import Node
 from remoteexec.allocation.nodes import ManyNodes
-from remoteexec.allocation.slurm import Node
 from remoteexec.pool.ledger import Ledger, Need
 
 CORES = 64

@@ -18,8 +18,8 @@ from remoteexec_server import relay, zygote
 from remoteexec_server.wire import pooled
 
 from ..pool.zygote_client import _START, BUFFER, Ended, Endpoint, NodeLost, Report, path, report_of
+from .base import Allocation
 from .nodes import Place
-from .slurm import Allocation
 
 
 class FarEndpoint(Endpoint):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..pool.ledger import Need, TooLarge
-from .slurm import Node
+from .base import Node
 
 
 class Place(tuple[str, ...]):

@@ -8,7 +8,8 @@ import re
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from .base import Allocation, NoAllocation, Node
 
 _ASK_S = 30.0
 _MIB = 2**20
@@ -18,46 +19,6 @@ _GPUS = re.compile(r"gpu(?::[^:(,]+)?:\d+\(IDX:([^)]*)\)")
 _DETAIL = re.compile(r"^\s+Nodes=(\S+) CPU_IDs=(\S+) Mem=(\d+)(?: GRES=(\S*))?", re.MULTILINE)
 _END = re.compile(r"\bEndTime=(\S+)")
 _TIME = "%Y-%m-%dT%H:%M:%S"
-
-
-class NoAllocation(ValueError):
-    """This process runs in no allocation, or SLURM does not say what that has."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """What one node gives to the allocation.
-
-    Attributes:
-        cores: CPUs, as SLURM counts them: hardware threads on most clusters.
-        memory_bytes: None where SLURM gives no share of the memory.
-        gpus: their numbers on the node.
-    """
-
-    name: str
-    cores: int
-    memory_bytes: int | None = None
-    gpus: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """A job of SLURM.
-
-    Attributes:
-        job: its id.
-        nodes: one or more.
-        ends_at: Unix time of its time limit; None: it has none.
-    """
-
-    job: str
-    nodes: tuple[Node, ...]
-    ends_at: float | None = None
-
-    @property
-    def cores(self) -> int:
-        """Of all nodes."""
-        return sum(node.cores for node in self.nodes)
 
 
 def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:

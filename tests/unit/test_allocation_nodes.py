@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from remoteexec.allocation.base import Node
 from remoteexec.allocation.nodes import ManyNodes, Place
-from remoteexec.allocation.slurm import Node
 from remoteexec.pool.ledger import Ledger, Need, TooLarge
 
 CORE = Need()

@@ -1,0 +1,128 @@
+"""What executors of an allocation share, whoever gave it: many nodes behind one pool."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from remoteexec_server.wire.resources import Resources
+
+from ..allocation.base import Allocation
+from ..allocation.launcher import AllocationLauncher
+from ..allocation.nodes import ManyNodes
+from ..pool.fresh import FreshWorkers
+from ..pool.kept import KeptWorkers
+from ..pool.ledger import Ledger, Need, TooLarge
+from ..pool.tasks import GpuVariables, PoolTask
+from .single_node import SingleNodeExecutor
+
+__all__ = ["AllocatedExecutor", "Pmi"]
+
+_GIB = 2**30
+_CUDA = "CUDA_VISIBLE_DEVICES"
+Pmi = Literal["pmi1", "pmi2", "pmix"]
+
+
+class AllocatedExecutor(SingleNodeExecutor):
+    """Runs calls on all nodes of an allocation, where an agent on each starts the workers.
+
+    A subclass says what the allocation has, `_find_allocation`, and what starts the agents, `_step`.
+
+    Args:
+        max_workers: see SingleNodeExecutor.
+        pmi_mode: checked here; what it does, the scheduler's executor says.
+        hostname_localhost: agents connect to 127.0.0.1, and nobody else can: for an allocation of this one machine.
+        resource_dict: see SingleNodeExecutor.
+        options: all that SingleNodeExecutor takes.
+
+    Raises:
+        NoAllocation: (a ValueError) this process is in no allocation.
+        ValueError: see SingleNodeExecutor.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        pmi_mode: Pmi | None = None,
+        hostname_localhost: bool | None = None,
+        resource_dict: Mapping[str, Any] | Resources | None = None,
+        **options: Any,
+    ) -> None:
+        if pmi_mode not in (None, "pmi1", "pmi2", "pmix"):
+            raise ValueError(f"pmi_mode must be 'pmi1', 'pmi2' or 'pmix', not {pmi_mode!r}")
+        self._allocation = self._find_allocation()
+        self._localhost = bool(hostname_localhost)
+        super().__init__(max_workers, hostname_localhost=hostname_localhost, resource_dict=resource_dict, **options)
+
+    @property
+    def allocation(self) -> Allocation:
+        """What the scheduler gave this job."""
+        return self._allocation
+
+    # ---- of each scheduler ----
+
+    @abstractmethod
+    def _find_allocation(self) -> Allocation:
+        """What there is.
+
+        Raises:
+            NoAllocation: nothing.
+        """
+
+    @abstractmethod
+    def _step(self) -> tuple[list[str], Mapping[str, str | None]]:
+        """The command that runs another one once on each node, and the environment it is given besides.
+
+        See AllocationLauncher.
+        """
+
+    # ---- of all ----
+
+    def _all_cores(self) -> int:
+        return self._allocation.cores
+
+    def _find_gpus(self) -> tuple[list[str], GpuVariables]:
+        names = {gpu: gpu for node in self._allocation.nodes for gpu in node.gpus}
+        return list(names), {_CUDA: names} if names else {}
+
+    def _new_ledger(self) -> Ledger[PoolTask]:
+        return Ledger(None, tasks=self._max_workers, room=ManyNodes(self._allocation.nodes, self._max_cores))
+
+    def _takes(self, resources: Resources) -> Need:
+        cores, gpus, _ = super()._takes(resources)
+        return Need(cores, gpus, int((resources.memory_max_gb or 0) * _GIB))
+
+    def _check(self, need: Need, resources: Resources) -> None:
+        super()._check(need, resources)
+        if self._kept:
+            self._ledger.check(need)
+
+    def _workers(self, most: int | None) -> int:
+        """Kept workers: as many as the nodes have room for, each on one node."""
+        each = self._need.cores
+        room = sum(node.cores // each for node in self._allocation.nodes)
+        if self._max_cores is not None:
+            room = min(room, self._max_cores // each)
+        if room < 1:
+            raise TooLarge(f"a worker takes {each} cores, and no node of the allocation has them: none could start")
+        return min(room, most or room)
+
+    def _worker_gpus(self, workers: int) -> list[tuple[str, ...]]:
+        if self._need.gpus:
+            raise ValueError(
+                "gpus_per_core with block_allocation=True is not possible on many nodes: leave out block_allocation, "
+                "each call then gets GPUs of its own"
+            )
+        return []
+
+    def _start(self) -> FreshWorkers | KeptWorkers:
+        pool = super()._start()
+        pool.ends_at = self._allocation.ends_at
+        return pool
+
+    def _launcher(self, preload: Sequence[str]) -> AllocationLauncher:
+        return AllocationLauncher(
+            self._allocation, *self._step(), localhost=self._localhost, preload=preload, cores=self._need.cores
+        )
