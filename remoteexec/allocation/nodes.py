@@ -133,7 +133,13 @@ class ManyNodes:
             if state.fits(held[0]):
                 self._full.discard(held[0])
         elif self._full:
-            self._full = {full for full in self._full if not state.fits(full)}
+            cores, gpus, memory = state.cores, len(state.gpus), state.memory_bytes
+            again = [
+                need
+                for need in self._full
+                if need[0] <= cores and need[1] <= gpus and (memory is None or need[2] <= memory)
+            ]
+            self._full.difference_update(again)
 
     def hold(self, need: Need) -> bool:
         """See Room: one node is held for it, that with the most free cores where it can ever fit."""

@@ -2,8 +2,8 @@
 
 First come, first served; tasks that fit go past one that does not, but only until they have taken `PATIENCE` times the
 whole capacity: then what is free is left free for it, on one node if there are many. Tasks that need the same wait in
-one line, so the choice takes as long as there are different needs, however many tasks wait, and however many nodes
-there are.
+one line, and the lines are kept in the order of their first tasks: the choice looks at as many lines as there are
+before the first that fits, however many tasks wait, and however many nodes there are.
 """
 
 from __future__ import annotations
@@ -161,6 +161,7 @@ class Ledger(Generic[T]):
         self.tasks = tasks
         self._used_tasks = 0
         self._lines: dict[Need, deque[tuple[int, T]]] = {}  # none of them empty
+        self._heads: list[tuple[int, Need]] = []  # the place of the first of each line, sorted
         self._places = itertools.count()
         self._length = 0
         self._passed_by = 0  # cores, or tasks without, that went past the first in line
@@ -179,17 +180,24 @@ class Ledger(Generic[T]):
     def add(self, task: T) -> None:
         """A task joins the line; before all that are less deep."""
         waiting = next(self._places) - task.depth * _DEEPER, task
-        line = self._lines.setdefault(task.need, deque())
-        if task.depth:
-            bisect.insort(line, waiting, key=_place)
-        else:
+        need = task.need
+        line = self._lines.get(need)
+        if line is None:
+            self._lines[need] = deque((waiting,))
+            bisect.insort(self._heads, (waiting[0], need))
+        elif not task.depth:
             line.append(waiting)
+        else:
+            before = line[0][0]
+            bisect.insort(line, waiting, key=_place)
+            self._move_head(need, before, line[0][0])
         self._length += 1
 
     def clear(self) -> list[T]:
         """Take everything out of the line."""
         gone = list(self)
         self._lines.clear()
+        self._heads.clear()
         self._length = self._passed_by = 0
         return gone
 
@@ -201,6 +209,7 @@ class Ledger(Generic[T]):
                 self.room.check(need)
             except TooLarge:
                 gone += [task for _, task in self._lines.pop(need)]
+        self._heads = [head for head in self._heads if head[1] in self._lines]
         self._length -= len(gone)
         return gone
 
@@ -208,19 +217,17 @@ class Ledger(Generic[T]):
         """The task that starts now and its place, counted as running from here on; None if none may."""
         if not self._lines or (self.tasks is not None and self._used_tasks >= self.tasks):
             return None
-        fits = self.room.fits
-        first = min(self._lines, key=self._first_place)
-        if fits(first):
+        fits, heads = self.room.fits, self._heads
+        if fits(heads[0][1]):
             self._passed_by = 0
-            return self._start(first)
-        if self._passed_by >= self._patience and not self.room.hold(first):
+            return self._start(0)
+        if self._passed_by >= self._patience and not self.room.hold(heads[0][1]):
             return None
-        fitting = [need for need in self._lines if fits(need)]
-        if not fitting:
-            return None
-        chosen = min(fitting, key=self._first_place)
-        self._passed_by += max(1, chosen.cores)
-        return self._start(chosen)
+        for at, (_, need) in enumerate(heads):  # the first once more: what was held for it may have room
+            if fits(need):
+                self._passed_by += max(1, need.cores)
+                return self._start(at)
+        return None
 
     def end(self, need: Need, place: tuple[str, ...]) -> None:
         """A running task has ended."""
@@ -239,16 +246,29 @@ class Ledger(Generic[T]):
     def put_back(self, task: T, place: tuple[str, ...]) -> None:
         """A task that `next` gave could not be started: it is the first of its line again."""
         self.end(task.need, place)
-        self._lines.setdefault(task.need, deque()).appendleft((-next(self._places), task))
+        first, need = -next(self._places), task.need
+        line = self._lines.setdefault(need, deque())
+        if line:
+            self._move_head(need, line[0][0], first)
+        else:
+            bisect.insort(self._heads, (first, need))
+        line.appendleft((first, task))
         self._length += 1
 
-    def _first_place(self, need: Need) -> int:
-        return self._lines[need][0][0]
+    def _move_head(self, need: Need, before: int, now: int) -> None:
+        if now != before:
+            del self._heads[bisect.bisect_left(self._heads, (before, need))]
+            bisect.insort(self._heads, (now, need))
 
-    def _start(self, need: Need) -> tuple[T, tuple[str, ...]]:
+    def _start(self, at: int) -> tuple[T, tuple[str, ...]]:
+        """Start the first of a line, which fits."""
+        heads = self._heads
+        need = heads.pop(at)[1]
         line = self._lines[need]
         _, task = line.popleft()
-        if not line:
+        if line:
+            bisect.insort(heads, (line[0][0], need))
+        else:
             del self._lines[need]
         self._length -= 1
         self._used_tasks += 1

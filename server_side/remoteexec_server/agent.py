@@ -93,11 +93,13 @@ class _Lane:
 
     Attributes:
         out: what its socket is to take.
+        taken: bytes that it has taken since the relay was told how many.
     """
 
     def __init__(self, number: int, sock: socket.socket, tokens: tuple[int, int] | None, printed: int | None) -> None:
         self.number, self.sock, self.tokens, self.printed = number, sock, tokens, printed
         self.out = bytearray()
+        self.taken = 0
 
 
 class _Agent:
@@ -110,6 +112,7 @@ class _Agent:
         self._link, self._control = link, control
         self._lanes: dict[int, _Lane] = {}
         self._reports = b""
+        self._chunk = memoryview(bytearray(_CHUNK))  # read into again and again: new memory would cost as much more
         self._poll = select.epoll()
         self._of: dict[int, Any] = {}  # by file: a lane, a lane's number for what it prints, the link or the zygote
         self._paused = False
@@ -158,7 +161,7 @@ class _Agent:
         events = (0 if self._paused else select.EPOLLIN) | (select.EPOLLOUT if lane.out else 0)
         self._poll.modify(lane.sock.fileno(), events)
 
-    def _obey(self, kind: bytes, number: int, data: bytes) -> None:
+    def _obey(self, kind: bytes, number: int, data: bytes | memoryview) -> None:
         kinds = self._kinds
         if kind == kinds.START:
             self._start(number, data[0])
@@ -174,10 +177,9 @@ class _Agent:
         elif kind == kinds.TOKENS and lane.tokens is not None:
             os.write(lane.tokens[1], data)
         elif kind == kinds.DATA:
-            if lane.out:
-                lane.out += data
-            else:
-                lane.out += data
+            waits = bool(lane.out)
+            lane.out += data
+            if not waits:
                 self._write(lane)
         elif kind == kinds.CLOSE:
             self._drop(lane)
@@ -208,7 +210,7 @@ class _Agent:
             return b""
 
     def _write(self, lane: _Lane) -> None:
-        before = bool(lane.out)
+        before = len(lane.out)
         try:
             while lane.out:
                 del lane.out[: lane.sock.send(memoryview(lane.out)[:_CHUNK])]
@@ -216,18 +218,22 @@ class _Agent:
             pass
         except OSError:  # it is gone: the zygote says so
             lane.out.clear()
+        lane.taken += before - len(lane.out)
+        if lane.taken >= self._kinds.TAKEN_AT_ONCE:
+            self._link.put(self._kinds.TAKEN, lane.number, self._kinds.COUNT.pack(lane.taken))
+            lane.taken = 0
         if before and lane.sock.fileno() in self._of:
             self._want(lane)
 
     def _hear(self, lane: _Lane) -> None:
         try:
-            data = lane.sock.recv(_CHUNK)
+            length = lane.sock.recv_into(self._chunk)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if data:
-            self._link.put(self._kinds.DATA, lane.number, data)
+            length = 0
+        if length:
+            self._link.put(self._kinds.DATA, lane.number, self._chunk[:length])
         else:
             self._forget(lane.sock.fileno())
 

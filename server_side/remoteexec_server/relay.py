@@ -143,6 +143,7 @@ class _Lane:
         outs: what each of its files is to take.
         report: of its end: told when all of that is taken.
         left: tokens that it had not taken when it ended.
+        ahead: bytes on their way to the worker, as far as is known.
     """
 
     def __init__(self, number: int, node: _Node, files: Sequence[int], kept: bool) -> None:
@@ -153,6 +154,7 @@ class _Lane:
         self.outs = {file: bytearray() for file in (self.sock, self.printed) if file is not None}
         self.report: bytes | None = None
         self.left = b""
+        self.ahead = 0
 
 
 class _Relay:
@@ -168,6 +170,7 @@ class _Relay:
         self._of: dict[int, Callable[[int, int], None]] = {}
         self._events: dict[int, int] = {}
         self._reports = bytearray()
+        self._chunk = memoryview(bytearray(_CHUNK))  # read into again and again: new memory would cost as much more
         self._asked: tuple[int, float] | None = None  # worker whose tokens were recalled, until when
         self._strangers: dict[int, tuple[ssl.SSLSocket, float]] = {}  # have not said who they are, until when
         self._start_by = time.monotonic() + _START_S
@@ -304,26 +307,31 @@ class _Relay:
         except (OSError, EOFError):
             self._lose(node)
 
-    def _take(self, kind: bytes, number: int, data: bytes) -> None:
+    def _take(self, kind: bytes, number: int, data: lanes.Data) -> None:
         lane = self._lanes.get(number)
         if kind == lanes.RECALL and self._asked is not None and self._asked[0] == number:
-            self._answer(data)
+            self._answer(bytes(data))
         elif lane is None:
             pass
         elif kind == lanes.DATA:
             self._give(lane, lane.sock, data)
+        elif kind == lanes.TAKEN:
+            held_up = lane.ahead > lanes.AHEAD
+            lane.ahead -= lanes.COUNT.unpack(data)[0]
+            if held_up and lane.ahead <= lanes.AHEAD and lane.sock in self._of:
+                self._give(lane, lane.sock, b"")
         elif kind == lanes.PRINTED and lane.printed is not None:
             self._give(lane, lane.printed, data)
         elif kind == lanes.RECALL:
-            lane.left = data
+            lane.left = bytes(data)
         elif kind == lanes.REPORT:
             if zygote.REPORT.unpack(data)[2] in (zygote.STARTED, zygote.HALTED, zygote.CONTINUED):
-                self._report(data)
+                self._report(bytes(data))
             else:
-                lane.report = data
+                lane.report = bytes(data)
                 self._close_if_over(lane)
 
-    def _put(self, node: _Node, kind: bytes, worker: int, data: bytes = b"") -> None:
+    def _put(self, node: _Node, kind: bytes, worker: int, data: lanes.Data = b"") -> None:
         if node.link is not None:
             node.link.put(kind, worker, data)
         elif not node.gone:
@@ -397,21 +405,24 @@ class _Relay:
     def _on_lane(self, lane: _Lane, events: int) -> None:
         if events & select.EPOLLOUT:
             self._give(lane, lane.sock, b"")
-        if lane.node.link is not None and lane.node.link.waiting > lanes.MUCH:
-            lane.node.paused.append(lane)
-            self._want(lane.sock, select.EPOLLOUT if lane.outs[lane.sock] else 0)
-            return
         if not events & ~select.EPOLLOUT:
             return
+        much = lane.node.link is not None and lane.node.link.waiting > lanes.MUCH
+        if (much or lane.ahead > lanes.AHEAD) and not events & (select.EPOLLHUP | select.EPOLLERR):
+            if much:
+                lane.node.paused.append(lane)
+            self._want(lane.sock, select.EPOLLOUT if lane.outs[lane.sock] else 0)
+            return
         try:
-            data = os.read(lane.sock, _CHUNK)
+            data = self._chunk[: os.readv(lane.sock, [self._chunk])]
         except BlockingIOError:
             return
         except OSError:
-            data = b""
+            data = self._chunk[:0]
         if data:
             if lane.tokens is not None and lane.node.link is not None:
                 self._on_tokens(lane)
+            lane.ahead += len(data)
             self._put(lane.node, lanes.DATA, lane.number, data)
             return
         self._put(lane.node, lanes.CLOSE, lane.number)
@@ -464,7 +475,7 @@ class _Relay:
         self._asked = None
         self._recall.sendall(RECALLED.pack(len(tokens)) + tokens)
 
-    def _give(self, lane: _Lane, file: int, data: bytes) -> None:
+    def _give(self, lane: _Lane, file: int, data: lanes.Data) -> None:
         """Write to one of the pool's files; what it does not take now is kept."""
         out = lane.outs[file]
         out += data

@@ -166,3 +166,24 @@ except ValueError as exc:
     print(str(exc).partition(",")[0])
 """
     assert inside(slurm_cluster, script) == "TooLarge\n" * 3 + "SLURM_JOB_ID is not set\n"
+
+
+def test_a_large_argument_does_not_fill_the_memory_of_what_carries_it(slurm_cluster: SlurmCluster) -> None:
+    script = """
+def size_mb(pid):
+    return int(open(f"/proc/{pid}/status").read().partition("VmHWM:")[2].split()[0]) >> 10  # the most it ever had
+
+def carriers():
+    agent = agent_of(os.getppid())
+    return agent, size_mb(agent)
+
+def slow():
+    time.sleep(2)
+    return {}
+
+with SlurmJobExecutor(1, block_allocation=True, init_function=slow) as exe:
+    large = exe.submit(len, b"x" * 200_000_000)
+    agent, size = exe.submit(carriers).result()
+    print(large.result(), size < 80, size_mb(exe._pool._zygote._process.pid) < 80)
+"""
+    assert inside(slurm_cluster, script) == "200000000 True True\n"

@@ -62,7 +62,7 @@ def test_messages_of_any_size_arrive_in_order(certificate: str, pair: tuple[sock
     got: list[tuple[bytes, int, bytes]] = []
     while len(got) < len(sent):
         one.flush()
-        got += list(other.read())
+        got += [(kind, worker, bytes(data)) for kind, worker, data in other.read()]
     assert (got, one.waiting) == (sent, 0)
     one.sock.close()
     other.sock.close()

@@ -21,6 +21,8 @@ START = b"s"
 KILL = b"k"
 DATA = b"d"
 """Of the worker's socket, either way."""
+TAKEN = b"a"
+"""How many more bytes of DATA the worker has taken, as a number: see `AHEAD`."""
 TOKENS = b"t"
 """For the worker's pipe."""
 RECALL = b"r"
@@ -33,9 +35,15 @@ REPORT = b"e"
 
 KEPT, OUTPUT = 1, 2
 _HEAD = struct.Struct(">cqI")
+Data = bytes | memoryview
 _CHUNK = 1 << 16
+_READ_AT_ONCE = 1 << 18
 MUCH = 8 << 20
 """Bytes that wait for a connection, from which on nothing more is read for it. Picked, not measured."""
+AHEAD = 4 << 20
+"""Bytes that may be on their way to one worker: more would fill its node's memory while it does not read. Picked."""
+TAKEN_AT_ONCE = AHEAD // 8
+COUNT = struct.Struct(">q")
 _IDLE_S, _PROBE_S, _PROBES = 4, 2, 2
 """A machine that is gone without a word is noticed after `_IDLE_S + _PROBE_S * _PROBES` seconds."""
 
@@ -58,7 +66,7 @@ class Link:
         """Bytes that are to be sent."""
         return len(self._out) + len(self._sending)
 
-    def put(self, kind: bytes, worker: int, data: bytes | bytearray = b"") -> None:
+    def put(self, kind: bytes, worker: int, data: Data | bytearray = b"") -> None:
         """Send this with the next `flush`."""
         self._out += _HEAD.pack(kind, worker, len(data))
         self._out += data
@@ -71,7 +79,7 @@ class Link:
         """Send as much as is taken; whether that is all."""
         while self._sending or self._out:
             if not self._sending:
-                self._sending = bytes(self._out[:_CHUNK])
+                self._sending = bytes(memoryview(self._out)[:_CHUNK])
                 del self._out[:_CHUNK]
             try:
                 self.sock.send(self._sending)
@@ -80,14 +88,15 @@ class Link:
             self._sending = b""
         return True
 
-    def read(self) -> Iterator[tuple[bytes, int, bytes]]:
-        """All whole messages that are here.
+    def read(self) -> Iterator[tuple[bytes, int, Data]]:
+        """Whole messages that are here, a few at once; DATA as a view, which ends when the next is asked for.
 
         Raises:
             EOFError: the other end has closed; what came before was given.
         """
         ended = False
-        while True:
+        until = len(self._kept) + _READ_AT_ONCE  # a record of TLS is read whole: what is left, a poll tells
+        while len(self._kept) < until:
             try:
                 data = self.sock.recv(_CHUNK)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -97,19 +106,24 @@ class Link:
                 break
             self._kept += data
         used, end = 0, len(self._kept)
-        while end - used >= _HEAD.size:
-            kind, worker, length = _HEAD.unpack_from(self._kept, used)
-            start = used + _HEAD.size
-            if end - start < length:
-                break
-            used = start + length
-            yield kind, worker, bytes(self._kept[start:used])
+        with memoryview(self._kept) as view:
+            while end - used >= _HEAD.size:
+                kind, worker, length = _HEAD.unpack_from(view, used)
+                start = used + _HEAD.size
+                if end - start < length:
+                    break
+                used = start + length
+                if kind == DATA:
+                    with view[start:used] as part:
+                        yield kind, worker, part
+                else:
+                    yield kind, worker, bytes(view[start:used])
         del self._kept[:used]
         if ended:
             raise EOFError
 
 
-def put(waiting: bytearray, kind: bytes, worker: int, data: bytes | bytearray = b"") -> None:
+def put(waiting: bytearray, kind: bytes, worker: int, data: Data | bytearray = b"") -> None:
     """What `Link.take_over` takes."""
     waiting += _HEAD.pack(kind, worker, len(data))
     waiting += data
