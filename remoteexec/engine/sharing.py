@@ -164,8 +164,14 @@ class Sharing:
             _lending.reset(token)
 
     def take(self, stored: _Stored) -> None:
-        """One user more."""
+        """One user more.
+
+        Raises:
+            RuntimeError: the last one is gone, by now.
+        """
         with self._lock:
+            if stored is not self._by_digest.get(stored.digest):
+                raise RuntimeError("this shared object was released: share it again")
             stored.users += 1
 
     def drop(self, stored: _Stored) -> None:
@@ -178,8 +184,10 @@ class Sharing:
 
     def close(self) -> None:
         """No handle is good any more; tasks that have not ended keep what they were given."""
-        self.closed = True
-        for handle in list(self._handles):
+        with self._lock:
+            self.closed = True
+            handles = list(self._handles)
+        for handle in handles:
             handle.release()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from remoteexec import SingleNodeExecutor, errors
+from remoteexec import SingleNodeExecutor, TestClusterExecutor, errors
 from tests.integration.pool_tools import both_modes, eventually, executor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="share needs Linux")
@@ -237,3 +237,11 @@ def test_all_ranks_of_a_call_receive_it() -> None:
         shared = exe.share(np.ones(LENGTH))
         said: Any = exe.submit(total, shared, resource_dict={"cores": 2}).result()
     assert said == [LENGTH] * 2
+
+
+def test_an_executor_of_a_cluster_says_what_to_do_instead(tmp_path: Path) -> None:
+    with (
+        TestClusterExecutor(cache_directory=tmp_path / "cache") as exe,
+        pytest.raises(NotImplementedError, match="TestClusterExecutor cannot share objects: pass the object itself"),
+    ):
+        exe.share(1)
