@@ -19,6 +19,7 @@ from .selections import get_item_from_future, split_future
 if TYPE_CHECKING:
     from .engine.cache import get_cache_data, get_future_from_cache
     from .engine.left_tasks import get_cache_data_queue, terminate_task_in_cache, terminate_tasks_in_cache
+    from .engine.sharing import Shared
     from .executors.cluster import FluxClusterExecutor, SlurmClusterExecutor, TestClusterExecutor
     from .executors.remote import RemoteExecutor
     from .executors.slurm_job import SlurmJobExecutor
@@ -30,6 +31,7 @@ __all__ = [
     "ResourceError",
     "Resources",
     "Retry",
+    "Shared",
     "SingleNodeExecutor",
     "SlurmClusterExecutor",
     "SlurmJobExecutor",
@@ -52,6 +54,7 @@ __all__ = [
 _LATE = {
     "FluxClusterExecutor": "executors.cluster",
     "RemoteExecutor": "executors.remote",
+    "Shared": "engine.sharing",
     "SlurmClusterExecutor": "executors.cluster",
     "SlurmJobExecutor": "executors.slurm_job",
     "TestClusterExecutor": "executors.cluster",

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from remoteexec_server.wire.resources import Resources
 
 from ..allocation.base import Allocation
 from ..allocation.launcher import AllocationLauncher
 from ..allocation.nodes import ManyNodes
+from ..engine.sharing import Shared
 from ..pool.fresh import FreshWorkers
 from ..pool.kept import KeptWorkers
 from ..pool.ledger import Ledger, Need, TooLarge
 from ..pool.tasks import GpuVariables, PoolTask
+from .base import BaseExecutor
 from .single_node import SingleNodeExecutor
 
 __all__ = ["AllocatedExecutor", "Pmi"]
 
+T = TypeVar("T")
 _GIB = 2**30
 _CUDA = "CUDA_VISIBLE_DEVICES"
 Pmi = Literal["pmi1", "pmi2", "pmix"]
@@ -79,6 +82,10 @@ class AllocatedExecutor(SingleNodeExecutor):
         """
 
     # ---- of all ----
+
+    def share(self, obj: T) -> Shared[T]:
+        """See BaseExecutor: not possible on many nodes."""
+        return BaseExecutor.share(self, obj)
 
     def _all_cores(self) -> int:
         return self._allocation.cores

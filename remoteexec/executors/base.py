@@ -14,10 +14,12 @@ from typing import Any, NoReturn, Protocol, TypeVar
 from remoteexec_server.wire.resources import Resources
 
 from .. import selections
+from ..engine.sharing import Shared
 from ..futures import AwaitableFuture, TaskFuture
 from ..resources import resource_names
 
 R = TypeVar("R")
+T = TypeVar("T")
 Self = TypeVar("Self", bound="BaseExecutor")
 
 
@@ -119,6 +121,23 @@ class BaseExecutor(concurrent.futures.Executor):
     def batched(self, futures: Sequence[concurrent.futures.Future[R]], n: int) -> list[AwaitableFuture[list[R]]]:
         """See selections.batched; the futures may be of any executor."""
         return selections.batched(futures, n)
+
+    def share(self, obj: T) -> Shared[T]:
+        """Share an object with many calls: it is pickled once, and is in memory once for all of them.
+
+        Returns:
+            A handle; calls of this executor receive the object where it stands in their arguments, at any depth.
+            numpy arrays in it are read-only and lie in the shared memory; all else each call has for itself.
+
+        Raises:
+            NotImplementedError: this executor cannot; says what to do instead.
+            RuntimeError: after `shutdown`.
+            Whatever the object's own pickling raises.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot share objects: pass the object itself to submit, or, if it is large, write "
+            "it to a file that the nodes can read, and pass its path"
+        )
 
     @property
     def info(self) -> dict[str, Any]:

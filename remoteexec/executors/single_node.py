@@ -19,6 +19,7 @@ from remoteexec_server.wire.resources import Resources
 from ..engine.caching import Before, CachedCall, Caching, Wish
 from ..engine.graph import Functions, Held, pickle_call
 from ..engine.growing import ChildTask, Growth
+from ..engine.sharing import Shared, Sharing
 from ..futures import TaskFuture, function_name
 from ..pool import machine, mpi
 from ..pool.fresh import FreshWorkers
@@ -45,6 +46,7 @@ __all__ = ["SingleNodeExecutor"]
 
 log = logging.getLogger("remoteexec")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class SingleNodeExecutor(PooledExecutor):
@@ -134,6 +136,7 @@ class SingleNodeExecutor(PooledExecutor):
         self._functions = Functions()
         self._output = Output(show_output) if show_output is not None else None
         self._numbered = 0
+        self._sharing: Sharing | None = None
         finish_at_exit(self)
         self._gpus, self._gpu_variables = self._find_gpus()
         self._ledger = self._new_ledger()
@@ -188,10 +191,17 @@ class SingleNodeExecutor(PooledExecutor):
         need, resources = self._need, self._defaults
         if resource_dict is not None:
             need, resources = self._needs(resource_dict)
+        if self._sharing is not None and self._closed:  # before a handle says that it is of no use any more
+            raise RuntimeError("cannot schedule new futures after shutdown")
         function = self._functions.get(fn)
         if check is not None:
             function = self._functions.checked(function, check)
-        arguments, futures = pickle_call(fn, args, kwargs)
+        lent = None
+        if self._sharing is None:
+            arguments, futures = pickle_call(fn, args, kwargs)
+        else:
+            with self._sharing.lend() as lent:
+                arguments, futures = pickle_call(fn, args, kwargs)
         if futures and self._no_futures:
             raise ValueError("an argument is a future, and disable_dependencies=True: pass its result()")
         if self._views.log_obj_size:
@@ -210,6 +220,8 @@ class SingleNodeExecutor(PooledExecutor):
                 pool = self._pool or self._start()
                 future.number = number
                 task = self._open[number] = future
+        if lent is not None:
+            lent.until_done(future)
         if self._recorder is not None:
             self._recorder.add(future, fn, args, kwargs, futures)
         if pool is None:
@@ -231,6 +243,16 @@ class SingleNodeExecutor(PooledExecutor):
             task.fill(function, arguments.data, arguments.buffers)
             pool.submit(task)
         return future
+
+    def share(self, obj: T) -> Shared[T]:
+        """See BaseExecutor: in memory that workers map, without a name; it is gone with the last of these processes."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("cannot share after shutdown")
+            if self._sharing is None:
+                self._sharing = Sharing()
+                weakref.finalize(self, self._sharing.close).atexit = False
+        return self._sharing.share(obj)
 
     def _run_here(
         self,
@@ -305,6 +327,8 @@ class SingleNodeExecutor(PooledExecutor):
             self._closed = True
             pool = self._pool
             tasks = list(self._open.values()) if cancel_futures else []
+        if self._sharing is not None:
+            self._sharing.close()
         for task in reversed(tasks):  # those that wait for others before these
             task.future.cancel_waiting()
         if pool is not None:
@@ -328,6 +352,8 @@ class SingleNodeExecutor(PooledExecutor):
         with self._lock:
             self._closed = True
             pool, tasks = self._pool, list(self._open.values())
+        if self._sharing is not None:
+            self._sharing.close()
         if pool is not None:
             pool.stop()
         for task in reversed(tasks):

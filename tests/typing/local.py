@@ -9,6 +9,7 @@ from typing import Any
 from typing_extensions import assert_type
 
 from remoteexec import (
+    Shared,
     SingleNodeExecutor,
     TaskFuture,
     TaskInfo,
@@ -64,3 +65,14 @@ def mistakes_are_found(exe: SingleNodeExecutor) -> None:
     exe.batched([1], 2)  # type: ignore[arg-type]
     SingleNodeExecutor(show_output="all")  # type: ignore[arg-type]
     SingleNodeExecutor(plot_dependency_graph="before")  # type: ignore[arg-type]
+
+
+def energies(strains: list[float], metal: str) -> float:
+    return sum(strains) * len(metal)
+
+
+def what_is_shared_is_submitted_by_its_handle(exe: SingleNodeExecutor) -> None:
+    shared = exe.share([0.1, 0.2])
+    assert_type(shared, Shared[list[float]])
+    assert_type(shared.value, list[float])
+    assert_type(exe.submit(energies, shared, "Ag"), TaskFuture[float])

@@ -97,6 +97,7 @@ SERVER = {
     "batch": {"exits", "retrying", "store", "tried_again", "wire"},
     "tried_again": {"retrying", "store", "wire"},
     "store": {"wire"},
+    "shared_objects": {"wire"},
     "contents": {"wire", "worker"},  # asks the worker when its process began
     "wire": set(),
 }

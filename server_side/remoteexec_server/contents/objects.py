@@ -136,6 +136,8 @@ class Contents:
             return "", (self._definition(obj),)
         if isinstance(obj, concurrent.futures.Future):
             return "", (self._future(obj),)
+        if hasattr(kind, "__remoteexec_contents__"):  # a handle of what is shared
+            return "", (self.encode(obj.__remoteexec_contents__()),)
         special = _SPECIAL.get(kind)
         if special is not None:
             return special(self, obj)

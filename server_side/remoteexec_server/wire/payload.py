@@ -117,7 +117,12 @@ class Filled:
 
 
 def dumps(
-    value: object, reference: Reference | None = None, *, in_band: bool = False, by_value: bool = True
+    value: object,
+    reference: Reference | None = None,
+    *,
+    in_band: bool = False,
+    by_value: bool = True,
+    out_of_band: int = OUT_OF_BAND,
 ) -> Pickled:
     """Pickle by cloudpickle.
 
@@ -125,6 +130,7 @@ def dumps(
         reference: see Reference.
         in_band: all in one, no buffers beside it.
         by_value: send what is in modules of the user's own by value, for an end that cannot import them.
+        out_of_band: bytes from which a buffer is beside it.
 
     Raises:
         Whatever the object's own pickling raises, TypeError and PicklingError mostly.
@@ -133,16 +139,16 @@ def dumps(
 
     buffers: list[memoryview] = []
     stream = io.BytesIO()
-    Pickler(stream, None if in_band else _keeper(buffers), reference, by_value).dump(value)
+    Pickler(stream, None if in_band else _keeper(buffers, out_of_band), reference, by_value).dump(value)
     return Pickled(stream.getvalue(), tuple(buffers))
 
 
-def _keeper(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
-    """Takes buffers out of band from `OUT_OF_BAND` bytes on."""
+def _keeper(buffers: list[memoryview], least: int = OUT_OF_BAND) -> Callable[[pickle.PickleBuffer], bool]:
+    """Takes buffers out of band from so many bytes on."""
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
         view = memoryview(buffer)
-        if view.nbytes < OUT_OF_BAND:
+        if view.nbytes < least:
             return True
         buffers.append(view if view.c_contiguous else buffer.raw())
         return False
