@@ -53,4 +53,13 @@ def check_names(given: Mapping[str, Any]) -> None:
     """
     for key in given:
         if RENAMED.get(key, key) not in FIELDS:
-            raise ResourceError(f"resource_dict[{key!r}] is no resource remoteexec knows")
+            raise ResourceError(f"resource_dict[{key!r}] is no resource remoteexec knows: {_remedy(key)}")
+
+
+def _remedy(key: object) -> str:
+    from difflib import get_close_matches  # late: for mistakes only
+
+    fields_renamed = {new for old, new in RENAMED.items() if old != "queue"}
+    known = sorted({*FIELDS, *RENAMED} - fields_renamed - {"retries", "warn_time"})
+    near = get_close_matches(str(key), known, 1)
+    return f"is {near[0]!r} meant?" if near else f"leave it out; there are {', '.join(known)}"
