@@ -12,6 +12,19 @@ from remoteexec_server.wire.resources import ResourceError, Resources, Retry
 __all__ = ["ResourceError", "Resources", "Retry", "read_resources"]
 
 _BESIDE = ("extra", "retry", "warn_time_s")
+_OF_JOBS = (
+    "num_nodes",
+    "exclusive",
+    "priority",
+    "partition",
+    "account",
+    "qos",
+    "reservation",
+    "constraint",
+    "slurm_cmd_args",
+    "submission_template",
+)
+"""What a scheduler is asked for, and a process cannot be."""
 
 
 def resource_names(resources: Resources) -> dict[str, Any]:
@@ -43,6 +56,13 @@ def says_threads(given: Mapping[str, Any] | Resources | None) -> bool:
     if isinstance(given, Resources):
         return given.threads_per_core != 1
     return given is not None and "threads_per_core" in given
+
+
+def asked_of_scheduler(resources: Resources) -> dict[str, Any]:
+    """What is asked for that only a job can have; a single node is what every process has."""
+    plain = Resources(num_nodes=1 if resources.num_nodes == 1 else None)
+    asked = {name: getattr(resources, name) for name in _OF_JOBS}
+    return {name: value for name, value in asked.items() if value != getattr(plain, name)}
 
 
 def check_names(given: Mapping[str, Any]) -> None:
