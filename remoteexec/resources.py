@@ -12,6 +12,19 @@ from remoteexec_server.wire.resources import ResourceError, Resources, Retry
 __all__ = ["ResourceError", "Resources", "Retry", "read_resources"]
 
 _BESIDE = ("extra", "retry", "warn_time_s")
+_OF_JOBS = (
+    "num_nodes",
+    "exclusive",
+    "priority",
+    "partition",
+    "account",
+    "qos",
+    "reservation",
+    "constraint",
+    "slurm_cmd_args",
+    "submission_template",
+)
+"""What a scheduler is asked for, and a process cannot be."""
 
 
 def resource_names(resources: Resources) -> dict[str, Any]:
@@ -45,6 +58,13 @@ def says_threads(given: Mapping[str, Any] | Resources | None) -> bool:
     return given is not None and "threads_per_core" in given
 
 
+def asked_of_scheduler(resources: Resources) -> dict[str, Any]:
+    """What is asked for that only a job can have; a single node is what every process has."""
+    plain = Resources(num_nodes=1 if resources.num_nodes == 1 else None)
+    asked = {name: getattr(resources, name) for name in _OF_JOBS}
+    return {name: value for name, value in asked.items() if value != getattr(plain, name)}
+
+
 def check_names(given: Mapping[str, Any]) -> None:
     """Refuse keys that only a submission template could use.
 
@@ -53,4 +73,13 @@ def check_names(given: Mapping[str, Any]) -> None:
     """
     for key in given:
         if RENAMED.get(key, key) not in FIELDS:
-            raise ResourceError(f"resource_dict[{key!r}] is no resource remoteexec knows")
+            raise ResourceError(f"resource_dict[{key!r}] is no resource remoteexec knows: {_remedy(key)}")
+
+
+def _remedy(key: object) -> str:
+    from difflib import get_close_matches  # late: for mistakes only
+
+    fields_renamed = {new for old, new in RENAMED.items() if old != "queue"}
+    known = sorted({*FIELDS, *RENAMED} - fields_renamed - {"retries", "warn_time"})
+    near = get_close_matches(str(key), known, 1)
+    return f"is {near[0]!r} meant?" if near else f"leave it out; there are {', '.join(known)}"

@@ -28,7 +28,7 @@ from ..pool.ledger import Ledger, Need, TooLarge
 from ..pool.output import Output
 from ..pool.tasks import Broken, GpuVariables, PoolFuture, PoolTask
 from ..pool.zygote_client import Launcher
-from ..resources import ResourceError, check_names, read_resources, resource_names, says_threads
+from ..resources import ResourceError, asked_of_scheduler, check_names, read_resources, resource_names, says_threads
 from ..views.views import Views
 from .base import came_of_interrupt, finish_at_exit, refuse_own_parameter
 from .checks import check_count, check_function, check_rate, check_resources, check_shown
@@ -81,6 +81,8 @@ class SingleNodeExecutor(PooledExecutor):
     Raises:
         ValueError: parameters that exclude each other, or numbers that cannot be; names parameter and rule.
     """
+
+    _heeded: tuple[str, ...] = ()  # of what else only jobs can have
 
     def __init__(
         self,
@@ -137,6 +139,7 @@ class SingleNodeExecutor(PooledExecutor):
         self._output = Output(show_output) if show_output is not None else None
         self._numbered = 0
         self._sharing: Sharing | None = None
+        self._told = set(self._heeded)
         finish_at_exit(self)
         self._gpus, self._gpu_variables = self._find_gpus()
         self._ledger = self._new_ledger()
@@ -407,7 +410,8 @@ class SingleNodeExecutor(PooledExecutor):
         return Need(cores, resources.cores * resources.gpus_per_core)
 
     def _check(self, need: Need, resources: Resources) -> None:
-        """Refuse what could never start, or only by having ranks wait for each other's cores."""
+        """Refuse what could never start, or only by having ranks wait for each other's cores; tell what is in vain."""
+        self._tell_in_vain(resources)
         cores = self._all_cores()
         if self._max_cores is None and resources.cores > cores and not resources.openmpi_oversubscribe:
             raise TooLarge(
@@ -416,6 +420,13 @@ class SingleNodeExecutor(PooledExecutor):
             )
         if not self._kept:
             self._ledger.check(need)
+
+    def _tell_in_vain(self, resources: Resources) -> None:
+        """Each key once: a script that also runs on clusters says what it needs there in every call."""
+        for name, value in asked_of_scheduler(resources).items():
+            if name not in self._told:
+                self._told.add(name)
+                log.warning("%s=%r has no effect: %s starts processes, and no jobs", name, value, type(self).__name__)
 
     def _refuse_ranks_here(self, resources: Resources) -> None:
         if self._debug and resources.cores > 1 and not self._views.nothing_runs:

@@ -34,6 +34,8 @@ class SlurmJobExecutor(AllocatedExecutor):
         ValueError: see SingleNodeExecutor.
     """
 
+    _heeded = ("slurm_cmd_args",)
+
     def _find_allocation(self) -> Allocation:
         return allocation()
 

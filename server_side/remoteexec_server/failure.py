@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import marshal
+import os
 import reprlib
 import sys
 import traceback
@@ -68,6 +69,7 @@ def log(path: str | None, function: object, args: object, kwargs: object, exc: B
         return
     try:
         text = f"function: {function!r}\nargs: {args!r}\nkwargs: {kwargs!r}\n{_traceback(exc)}\n\n"
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "a") as file:
             file.write(text)
     except BaseException as why:  # a __repr__ of the user's, or a file that cannot be written

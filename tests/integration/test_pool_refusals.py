@@ -74,3 +74,15 @@ def test_an_init_function_that_returns_no_dictionary_is_named_with_what_it_retur
     rule = r"init_function returned \['a', 'b'\], of type list: it must return a dictionary"
     with pytest.raises(TypeError, match=rule):
         SingleNodeExecutor(1, block_allocation=True, init_function=a_list, debug=debug).submit(add_one, 1).result()
+
+
+def test_what_only_a_job_can_have_is_named_once_and_the_call_runs(caplog: pytest.LogCaptureFixture) -> None:
+    asked = {"num_nodes": 2, "partition": "long", "cores": 1}
+    with SingleNodeExecutor(1, resource_dict={"num_nodes": 1, "priority": 3}) as exe:
+        results = [exe.submit(add_one, n, resource_dict=asked).result() for n in range(2)]
+    assert results == [1, 2]
+    assert [record.getMessage() for record in caplog.records] == [
+        "priority=3 has no effect: SingleNodeExecutor starts processes, and no jobs",
+        "num_nodes=2 has no effect: SingleNodeExecutor starts processes, and no jobs",
+        "partition='long' has no effect: SingleNodeExecutor starts processes, and no jobs",
+    ]

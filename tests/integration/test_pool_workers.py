@@ -400,7 +400,7 @@ def test_a_failing_call_is_written_to_its_error_log(kept: bool, tmp_path: Path) 
         def __repr__(self) -> str:
             raise RuntimeError("no text")
 
-    log = tmp_path / "error.log"
+    log = tmp_path / "made if missing" / "error.log"
     with executor(kept, workers=1, resource_dict={"error_log_file": str(log)}) as exe:
         exe.submit(add_one, 1).result(timeout=20)
         assert not log.exists()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from remoteexec.resources import ResourceError, Resources, read_resources
+from remoteexec.resources import ResourceError, Resources, check_names, read_resources
 
 
 @pytest.mark.parametrize(
@@ -134,3 +134,23 @@ def test_equal_resources_are_one_key_of_a_dict() -> None:
     one, other = Resources(extra={"a": 1, "b": 2}), Resources(extra={"b": 2, "a": 1})
 
     assert ({one: "x"}[other], one == other) == ("x", True)
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [
+        ("coers", "is 'cores' meant?"),
+        ("memory", "is 'memory_max' meant?"),
+        ("runtime_max", "is 'run_time_max' meant?"),
+        ("partitions", "is 'partition' meant?"),
+    ],
+)
+def test_a_key_that_nothing_here_can_use_is_refused_with_the_one_that_was_meant(key: str, remedy: str) -> None:
+    with pytest.raises(ResourceError) as caught:
+        check_names({"cores": 1, key: 1})
+    assert str(caught.value) == f"resource_dict[{key!r}] is no resource remoteexec knows: {remedy}"
+
+
+def test_a_key_that_resembles_none_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ResourceError, match=r"'zzz'\] is no resource .*: leave it out; there are .*cores, .*queue"):
+        check_names({"zzz": 1})
