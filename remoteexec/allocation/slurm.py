@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import re
 import subprocess
-import time
 from collections.abc import Mapping
+
+from remoteexec_server import slurm_clock
 
 from .base import Allocation, NoAllocation, Node
 
@@ -17,8 +19,6 @@ _PART = re.compile(r"[^,\[]*(?:\[[^\]]*\][^,\[]*)*")
 _BRACKETS = re.compile(r"\[([^\]]*)\]")
 _GPUS = re.compile(r"gpu(?::[^:(,]+)?:\d+\(IDX:([^)]*)\)")
 _DETAIL = re.compile(r"^\s+Nodes=(\S+) CPU_IDs=(\S+) Mem=(\d+)(?: GRES=(\S*))?", re.MULTILINE)
-_END = re.compile(r"\bEndTime=(\S+)")
-_TIME = "%Y-%m-%dT%H:%M:%S"
 
 
 def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
@@ -37,16 +37,27 @@ def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
         )
     argv = ["scontrol", "show", "job", "--details", job]
     try:
-        asked = subprocess.run(argv, capture_output=True, text=True, timeout=_ASK_S, stdin=subprocess.DEVNULL)
+        asked = subprocess.run(
+            argv,
+            env={**environment, **slurm_clock.PLAIN},
+            capture_output=True,
+            text=True,
+            timeout=_ASK_S,
+            stdin=subprocess.DEVNULL,
+        )
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise NoAllocation(f"`{' '.join(argv)}` cannot be run: {exc}") from exc
     if asked.returncode:
         raise NoAllocation(f"`{' '.join(argv)}` ended with exit code {asked.returncode}: {asked.stderr.strip()}")
-    return parse_allocation(job, asked.stdout)
+    found = parse_allocation(job, asked.stdout)
+    ahead_s = slurm_clock.ahead_s(environment)
+    if found.ends_at is None or ahead_s is None:
+        return found
+    return dataclasses.replace(found, ends_at=found.ends_at + ahead_s)
 
 
 def parse_allocation(job: str, output: str) -> Allocation:
-    """What `scontrol show job --details` says of one running job.
+    """What `scontrol show job --details` says of one running job; its end is one of the controller's clock.
 
     Raises:
         NoAllocation: it names no nodes.
@@ -58,8 +69,8 @@ def parse_allocation(job: str, output: str) -> Allocation:
     ]
     if not nodes:
         raise NoAllocation(f"job {job} has no nodes: it has ended, or not begun")
-    found = _END.search(output)
-    return Allocation(job, tuple(nodes), _unix_time(found[1]) if found else None)
+    times = slurm_clock.job_times(output)
+    return Allocation(job, tuple(nodes), times[1] if times else None)
 
 
 def hostnames(expression: str) -> list[str]:
@@ -89,11 +100,3 @@ def _numbers(expression: str) -> list[str]:
 
 def _gpus(gres: str) -> tuple[str, ...]:
     return tuple(str(index) for listed in _GPUS.findall(gres) for index in indices(listed) if listed != "N/A")
-
-
-def _unix_time(text: str) -> float | None:
-    """In this machine's time zone, as SLURM's commands write it."""
-    try:
-        return time.mktime(time.strptime(text, _TIME))
-    except ValueError:  # Unknown
-        return None

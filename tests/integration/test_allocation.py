@@ -140,6 +140,45 @@ with SlurmJobExecutor() as exe:
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
+def test_a_caller_that_is_killed_leaves_no_ranks(slurm_cluster: SlurmCluster, kept: bool) -> None:
+    pytest.importorskip("mpi4py")
+    script = f"""
+import subprocess, tempfile
+
+def stay(path):
+    from mpi4py import MPI
+    started = subprocess.Popen(["sleep", "300"])
+    open(f"{{path}}/{{os.getpid()}}", "w").close()
+    open(f"{{path}}/{{started.pid}}", "w").close()
+    MPI.COMM_WORLD.recv(source=1 - MPI.COMM_WORLD.rank)
+
+def living(pids):
+    return [pid for pid in pids if os.path.exists(f"/proc/{{pid}}/exe")]  # a zombie has none
+
+def within(condition):
+    until = time.monotonic() + 30
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.1)
+    return condition()
+
+here = tempfile.mkdtemp()
+caller = os.fork()
+if caller == 0:
+    exe = SlurmJobExecutor(block_allocation={kept}, resource_dict={{"cores": 2}})
+    futures = [exe.submit(stay, here) for _ in range(2)]
+    wait(futures)
+    os._exit(0)
+print(within(lambda: len(os.listdir(here)) == 8))
+pids = os.listdir(here)
+print(len(living(pids)))
+os.kill(caller, signal.SIGKILL)
+os.waitpid(caller, 0)
+print(within(lambda: not living(pids)))
+"""
+    assert inside(slurm_cluster, script) == "True\n8\nTrue\n"
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
 def test_a_call_that_may_outlive_the_allocation_is_not_started(slurm_cluster: SlurmCluster, kept: bool) -> None:
     script = f"""
 with SlurmJobExecutor(block_allocation={kept}, resource_dict={{"run_time_max": 3600}}) as exe:

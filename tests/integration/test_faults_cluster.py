@@ -282,6 +282,13 @@ def now_after(earlier: object, seconds: float = 0.0) -> float:
     return time.time()
 
 
+def has_at_most(seconds: float) -> bool:
+    from remoteexec_server import slurm_clock
+
+    left_s = slurm_clock.left_s(0.0)
+    return left_s is not None and 0 < left_s <= seconds
+
+
 def test_nodes_whose_clocks_are_two_minutes_wrong_lose_nothing(
     slurm_cluster: SlurmCluster, slurm_config: ClusterConfig, skewed: Path
 ) -> None:
@@ -289,15 +296,17 @@ def test_nodes_whose_clocks_are_two_minutes_wrong_lose_nothing(
 
     def on(skew_s: int) -> dict[str, str]:
         environment = f"export LD_PRELOAD={skewed} CLOCK_SKEW_S={skew_s}"
-        return {"submission_template": f"#!/bin/bash\n{environment}\nexec {{{{ command }}}}\n"}
+        return {"submission_template": f"#!/bin/bash\n#SBATCH --time=2\n{environment}\nexec {{{{ command }}}}\n"}
 
     with running(slurm_config) as exe:
-        pairs = []
+        pairs, left = [], []
         for skew_s in (120, -120):
             given = {**on(skew_s), "retries": Retry(1, on={"killed"})}
             first = exe.submit(crash_once, str(here / f"crashed{skew_s}"), resource_dict=given)
+            left.append(exe.submit(has_at_most, 120, resource_dict=on(skew_s)))
             pairs += [(skew_s, first), (-skew_s, exe.submit(now_after, first, resource_dict=on(-skew_s)))]
         assert [round((future.result(60) - time.time()) / 120) * 120 for _, future in pairs] == [s for s, _ in pairs]
+        assert [future.result(60) for future in left] == [True, True]
     pilots = {"block_allocation": True, "max_workers": 1}
     with running(slurm_config, **pilots, resource_dict={**on(120), "run_time_max": 100}) as exe:
         ends = [future.result(60) for future in [exe.submit(now_after, n, 0.6) for n in range(4)]]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from remoteexec_server.pilot import aside, plan
+from remoteexec_server.pilot import plan
 from remoteexec_server.pilot.hand import Hand
 from remoteexec_server.pilot.plan import Grant, Ledger
 from remoteexec_server.pilot.worker import END, ORDER, Order, unpacked
@@ -134,17 +134,6 @@ def test_an_order_has_one_length_and_is_read_as_it_was_written() -> None:
     order = Order(BurstId("b" * 100), 10**6, TaskKey("k" * 100))
 
     assert (len(order.packed()), unpacked(order.packed()), unpacked(END)) == (ORDER, order, None)
-
-
-def test_scontrol_says_when_a_job_ends() -> None:
-    found = aside.end_time(
-        "JobId=7 RunTime=00:00:01 StartTime=2026-11-23T10:00:00 EndTime=2026-11-23T11:00:30 Deadline=N/A"
-    )
-
-    assert found is not None
-    assert found % 60 == 30
-    assert aside.end_time("JobId=7 EndTime=Unknown") is None
-    assert aside.end_time("") is None
 
 
 # ---- the hand ----

@@ -6,16 +6,13 @@ Questions that may take long are asked by a forked child, so that the pilot's wo
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
-import re
 import signal
-import subprocess
 import time
 import traceback
 from collections.abc import Callable
 
-from .. import runner
+from .. import runner, slurm_clock
 from ..store.crew import CrewStore, Spec, owner_of
 from ..store.outcomes import Outcomes, log_path
 from ..store.segments import Kind, LogWriter
@@ -25,40 +22,23 @@ from ..wire.messages import Loss, TaskKey
 
 _SILENT_S = 120.0
 """A pilot that has said nothing for so long may be dead; NFS may hide what it says for 60."""
-_ASK_S = 20.0
 _PAUSES_S = (1.0, 5.0, 10.0)
 """Between attempts to submit a successor."""
 
 _children: list[int] = []
 
 
-def ends_at(run_time_s: float | None, began: float) -> float:
-    """When the scheduler will end this job, in seconds since the epoch.
+def left_s(run_time_s: float | None, ran_s: float) -> float:
+    """Seconds until the scheduler will end this job.
 
     Args:
         run_time_s: what it was asked for, which counts where the scheduler does not say.
-        began: when the job did.
+        ran_s: since when the job runs.
     """
-    asked = float("inf") if run_time_s is None else began + run_time_s
-    if "SLURM_JOB_END_TIME" in os.environ:  # from SLURM 23.02 on
-        with contextlib.suppress(ValueError):
-            return float(os.environ["SLURM_JOB_END_TIME"])
-    if "SLURM_JOB_ID" not in os.environ:
-        return asked
-    argv = ["scontrol", "show", "job", "-o", os.environ["SLURM_JOB_ID"]]
-    try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=_ASK_S, stdin=subprocess.DEVNULL, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return asked
-    return end_time(done.stdout) or asked
-
-
-def end_time(text: str) -> float | None:
-    """The end of a job as `scontrol show job` prints it, in seconds since the epoch; None: it has none."""
-    found = re.search(r"\bEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", text)
-    return datetime.datetime.fromisoformat(found.group(1)).timestamp() if found else None
+    told = slurm_clock.left_s(ran_s)
+    if told is not None:
+        return told
+    return float("inf") if run_time_s is None else run_time_s - ran_s
 
 
 def submit_successor(store: CrewStore) -> str:

@@ -97,7 +97,7 @@ class Pilot:
         self._ending: plan.Ending | None = None
         self._winding_down = self._hungry = self._blocked = self._dismissed = False
         self._hire_at = 0.0
-        now = time.monotonic()
+        self._began = now = time.monotonic()
         self._idle_since = self._look_at = self._tick_at = self._lookout_at = self._sync_at = self._beat_at = now
 
     def run(self) -> int:
@@ -371,7 +371,7 @@ class Pilot:
             return False
         wanted = ticket.resources
         limit_s = self._own_limit_s(wanted)
-        now = time.time()
+        now = time.monotonic()
         if self._ending is not None and (now > self._ending.takes_until or not self._ending.allows(now, limit_s)):
             return False
         return wanted is None or self._ledger.has_room(wanted) or not any(h.sent for h in self._staff.hired.values())
@@ -483,9 +483,9 @@ class Pilot:
 
     def _mind_the_time(self) -> None:
         if self._ending is None:
-            ends_at = aside.ends_at(self._worker.run_time_max_s, self._beat.started)
-            self._ending = plan.ending(self._beat.started, ends_at)
-        left_s = self._ending.left_s(time.time(), self._mean_s)
+            left_s = aside.left_s(self._worker.run_time_max_s, time.monotonic() - self._began)
+            self._ending = plan.ending(self._began, time.monotonic() + left_s)
+        left_s = self._ending.left_s(time.monotonic(), self._mean_s)
         if (left_s <= 0 or signal.SIGUSR1 in self._signals) and not self._winding_down:
             self._wind_down()
         elif left_s > 0:
@@ -552,7 +552,7 @@ class Pilot:
 
     def _terminate(self) -> None:
         """The job is being ended: what was not started is for others, what may be tried again saves its state."""
-        near = self._timed_out or (self._ending is not None and time.time() >= self._ending.takes_until)
+        near = self._timed_out or (self._ending is not None and time.monotonic() >= self._ending.takes_until)
         self._winding_down = True
         for hired in self._staff.hired.values():
             self._hand.put_back(hired.take_back())

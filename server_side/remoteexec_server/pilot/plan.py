@@ -67,7 +67,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Ending:
-    """When a pilot winds down, in seconds of the clock that its walltime is counted by.
+    """When a pilot winds down, in seconds of a clock that nobody sets.
 
     Attributes:
         takes_until: later it takes no ticket.
