@@ -30,6 +30,7 @@ from remoteexec import (
     SlurmClusterExecutor,
     TestClusterExecutor,
     errors,
+    split_future,
 )
 from remoteexec.executors.batch import BatchExecutor
 from tests.clusters.rootless import SlurmCluster
@@ -323,6 +324,25 @@ def test_as_completed_gives_each_future_when_it_is_done(
     assert next(done) is quick
     path.write_text("go")
     assert [next(done), slow.result()] == [slow, "go"]
+
+
+def test_items_of_a_result_come_with_as_completed_and_wait_and_a_callback_gets_the_item(
+    executor: BatchExecutor, place: Place
+) -> None:
+    path = place.path()
+    slow = split_future(executor.submit(lambda x: (x, -1), executor.submit(wait_for, path)), 2)
+    quick, failing = split_future(executor.submit(divmod, 7, 2), 2), split_future(executor.submit(fail, "no"), 1)
+    seen: list[Any] = []
+    quick[0].add_done_callback(seen.append)
+    total = executor.submit(sum, [*quick, slow[1]])
+    ended = concurrent.futures.wait([*quick, *failing, slow[0]], WAIT_S, concurrent.futures.FIRST_EXCEPTION)
+
+    assert (failing[0] in ended.done, slow[0] in ended.not_done) == (True, True)
+    assert {item.result(0) for item in concurrent.futures.as_completed(quick, WAIT_S)} == {3, 1}
+    assert seen == [quick[0]]
+    path.write_text("go")
+    assert concurrent.futures.wait([*slow, total], WAIT_S).not_done == set()
+    assert ([item.result(0) for item in slow], total.result(0)) == (["go", -1], 3)
 
 
 def test_wait_returns_with_the_first_or_the_first_that_failed(executor: BatchExecutor, never: Future[Any]) -> None:

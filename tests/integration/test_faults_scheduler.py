@@ -114,6 +114,46 @@ def test_a_controller_that_is_away_for_a_while_delays_submits_and_openings_and_l
     assert executions(path) == Counter(range(5))
 
 
+def test_a_controller_that_is_away_for_a_minute_delays_what_is_submitted_and_what_waits(
+    slurm_cluster: SlurmCluster, slurm_config: ClusterConfig
+) -> None:
+    path = slurm_cluster.make_directory(f"minute-{time.time_ns()}") / "lines"
+    with running(slurm_config) as exe, running(slurm_config, block_allocation=True, max_workers=1) as pilots:
+        assert pilots.submit(record, str(path), 0).result(30) == 0  # there is a pilot that needs no controller
+        held = exe.submit(record, str(path), 1, 65.0)
+        waiting = exe.submit(follow, held)  # its job waits for the other's end, which the controller alone tells
+        while not held.running():
+            time.sleep(0.05)
+        assert exe._driver.wait_sent(20)
+        slurm_cluster.stop_controller()
+        began = time.monotonic()
+        late = [exe.submit(record, str(path), n, 0.1) for n in range(2, 5)]
+        total = exe.submit(sum, [*late, held])
+        in_pilot = pilots.submit(record, str(path), 5)
+        assert in_pilot.result(30) == 5
+        time.sleep(60 - (time.monotonic() - began))
+        assert not any(future.done() for future in (held, waiting, total, *late))
+        slurm_cluster.start_controller()
+        assert (total.result(90), waiting.result(30)) == (10, 1)
+    assert executions(path) == Counter(range(6))
+
+
+def test_a_call_that_sbatch_has_refused_runs_when_it_is_submitted_again(
+    slurm_cluster: SlurmCluster, slurm_config: ClusterConfig, tmp_path: Path
+) -> None:
+    path = slurm_cluster.make_directory(f"refused-{time.time_ns()}") / "lines"
+    kept: dict[str, Any] = {"cache_directory": tmp_path}
+    with running(slurm_config) as exe:
+        refused = exe.submit(record, str(path), 0, resource_dict={**kept, "partition": "nowhere"})
+        after = exe.submit(follow, refused, resource_dict=kept)
+        assert type(refused.exception(30)) is errors.SubmitRejected
+        assert after.exception(30) is refused.exception()
+        again = exe.submit(record, str(path), 0, resource_dict=kept)
+        assert exe.submit(follow, again, resource_dict=kept).result(30) == 0
+        assert again.cache_key == refused.cache_key
+    assert executions(path) == Counter([0])
+
+
 # ---- cancelling and leaving ----
 
 

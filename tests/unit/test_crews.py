@@ -210,6 +210,25 @@ def test_a_pilot_that_left_is_replaced_when_there_is_more_to_do(world: World, st
     assert shapes(world) == [("rx-b-p0", 1), ("rx-b-p1", 1)]
 
 
+def test_no_pilot_is_submitted_for_a_ticket_whose_inputs_are_being_computed(world: World, store: CrewStore) -> None:
+    service = world.service()
+    submit = burst(
+        ONE, Entry(KEYS[0]), Entry(KEYS[1], 1, KEYS[:1]), resources=(Resources(), Resources(threads_per_core=2))
+    )
+    submitted(world, service, submit)
+    assert shapes(world) == [("rx-b-p0", 1)]
+    assert keys_of(take(store, FIRST, "100")) == [KEYS[0]]
+    world.run(service, 20.0)
+    assert (shapes(world), len(store.tickets())) == ([("rx-b-p0", 1)], 1)
+
+    worker = Worker(world, FIRST)
+    worker.start(KEYS[0])
+    worker.end(KEYS[0])
+    store.beat(FIRST, Beat("100", "n1", 7, 1.0, ended=1, left="idle"))
+    world.run(service, 20.0)
+    assert shapes(world) == [("rx-b-p0", 1), ("rx-b-p1", 1)]
+
+
 def test_a_successor_counts(world: World, store: CrewStore) -> None:
     service = world.service()
     submitted(world, service, burst(ONE, KEYS[0]), burst(TWO, KEYS[1]))

@@ -125,6 +125,10 @@ def test_a_pilot_shares_what_it_has_not_started_if_that_takes_long(
     assert plan.share(waiting, hungry, mean_s, 1) == expected
 
 
+def test_a_pilot_shares_quick_tasks_that_wait_behind_a_long_one() -> None:
+    assert [plan.share(waiting, 1, 0.001, 2, busy_s=60.0) for waiting in (1, 10)] == [1, 5]
+
+
 def test_things_are_cut_into_parts_of_about_the_same_size() -> None:
     assert list(plan.parts(7, 3)) == [(0, 2), (2, 4), (4, 7)]
     assert list(plan.parts(2, 5)) == [(0, 1), (1, 2)]

@@ -116,6 +116,7 @@ class Crew:
         self._barren: dict[str, Loss | None] = {}
         self._missing: set[tuple[BurstId, int]] = set()
         self._seizures: set[str] = set()
+        self._needs: dict[str, frozenset[TaskKey]] = {}  # what tickets take from tasks that are not in them
         self._due = True  # there may be work for more pilots
         self.adopted = False
 
@@ -261,7 +262,8 @@ class Crew:
         alive = len(self._pilots)
         hungry = {pilot for pilot in self.store.hungry() if pilot in self._pilots} if waiting else set()
         starting = {pilot for pilot in self._pilots if waiting and self.store.read_beat(pilot) is None}
-        wanted = min(self._spec.pilots.count - alive, waiting - len(hungry | starting))
+        room = self._spec.pilots.count - alive
+        wanted = min(room, self._count_runnable(room + len(hungry | starting)) - len(hungry | starting))
         self._due = False
         self._check_at = now + (_CHECK_S if waiting else _REST_S)
         if wanted > 0 and now >= self._hire_at:
@@ -282,6 +284,22 @@ class Crew:
             self._hiring, self._attempt = (name, wanted), 0
             if now >= self._pace.due_at:
                 self._hire(name, wanted)
+
+    def _count_runnable(self, most: int) -> int:
+        """Tickets, up to so many, that a pilot could take now: one whose inputs others compute would leave it idle."""
+        names = self.store.tickets()
+        self._needs = {name: self._needs[name] for name in names if name in self._needs}
+        count = 0
+        for name in names:
+            if count >= most:
+                break
+            if name not in self._needs:
+                with contextlib.suppress(BadTicket):  # which is put into another: see _held
+                    ticket = self.store.read(name)
+                    self._needs[name] = ticket.outside if ticket is not None else frozenset()
+            needs = self._needs.get(name, frozenset())
+            count += not any(self._is_open(key) for key in needs)
+        return count
 
     def _hire(self, name: str, count: int) -> None:
         """Submit a job, or find it if an answer was lost."""

@@ -476,8 +476,11 @@ class Pilot:
         for hired in self._staff.hired.values():
             if hired.kept and len(hired.sent) > 1 and now - hired.since > _LONG_S:
                 self._hand.put_back(hired.take_back())
-        if self._hand.ready and not self._store.tickets():
-            count = plan.share(len(self._hand.ready), len(self._store.hungry()), self._mean_s, self._pilots.workers)
+        if self._hand.ready and not self._shelf.has_any(self._is_over):
+            hungry, busy_s = len(self._store.hungry()), self._staff.busy_s(now)
+            if not hungry and busy_s > plan.STUCK_S:
+                hungry = max(0, self._pilots.count - len(self._store.members()))
+            count = plan.share(len(self._hand.ready), hungry, self._mean_s, self._pilots.workers, busy_s)
             if count:
                 self._give(count)
 

@@ -14,6 +14,10 @@ _AHEAD = 16
 _LONGER = 1.5
 """How much longer than the others a task may take that is started last. Picked, not measured."""
 
+STUCK_S = 2.0
+"""Behind tasks that run for so long others wait in vain: they are also for pilots that are not there, and that the
+service submits when it sees their tickets. Picked, not measured."""
+
 
 @dataclass(frozen=True)
 class Grant:
@@ -101,13 +105,16 @@ def ahead(mean_s: float | None) -> int:
     return _AHEAD if mean_s < _QUICK_S else 2
 
 
-def share(waiting: int, hungry: int, mean_s: float | None, workers: int) -> int:
+def share(waiting: int, hungry: int, mean_s: float | None, workers: int, busy_s: float = 0.0) -> int:
     """How many of the tasks that a pilot has not started are for those that have nothing.
 
     Args:
         mean_s: how long a task takes; None: none has ended yet.
+        busy_s: for how long all its workers have been at the tasks they have: these may take as long once more,
+            however short the others were.
     """
-    if not hungry or waiting * (mean_s if mean_s is not None else 1.0) / workers < 0.5:
+    each_s = max(mean_s if mean_s is not None else 1.0, busy_s)
+    if not hungry or waiting * each_s / workers < 0.5:
         return 0
     return waiting * hungry // (hungry + 1) if waiting > 1 else waiting
 

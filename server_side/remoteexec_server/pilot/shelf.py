@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from .. import runner
 from ..store.crew import BadTicket, CrewStore
 from ..store.tickets import Ticket
+from ..wire.messages import TaskKey
 
 
 class Shelf:
@@ -24,6 +25,10 @@ class Shelf:
             ticket = self._look_into(name)
             if ticket is not None:
                 yield name, ticket
+
+    def has_any(self, ended: Callable[[TaskKey], bool]) -> bool:
+        """Whether there is one whose inputs are there, so that whoever has nothing to do may take it."""
+        return any(all(ended(key) for key in ticket.outside) for _, ticket in self.tickets())
 
     def _look_into(self, name: str) -> Ticket | None:
         if name not in self._seen:

@@ -229,6 +229,11 @@ class Staff:
         """Something may have been written that is not on the disk."""
         return any(hired.dirty for hired in self.hired.values())
 
+    def busy_s(self, now: float) -> float:
+        """For how long all who have a place have been at what they run, in seconds; 0.0 if one has nothing."""
+        since = [hired.since if hired.sent else now for hired in self.hired.values() if not hired.rests]
+        return now - max(since, default=now)
+
     def signal(self, number: int) -> None:
         """Tell all workers that have something to run and may be tried again: they may save a state."""
         for hired in self.hired.values():
