@@ -27,6 +27,7 @@ from remoteexec import (
     FluxClusterExecutor,
     RemoteExecutor,
     ResourceError,
+    SingleNodeExecutor,
     SlurmClusterExecutor,
     TestClusterExecutor,
     errors,
@@ -74,6 +75,8 @@ KINDS = (
     if LOGIN_NODE in os.environ
     else [
         "threads",
+        "SingleNodeExecutor, fresh",
+        "SingleNodeExecutor, kept",
         "TestClusterExecutor",
         "TestClusterExecutor, pilots",
         "RemoteExecutor, local scheduler",
@@ -89,6 +92,10 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     match request.param:
         case "threads":
             place = Place(lambda: BatchExecutor(ThreadService), shared)
+        case "SingleNodeExecutor, fresh":
+            place = Place(SingleNodeExecutor, shared)
+        case "SingleNodeExecutor, kept":
+            place = Place(lambda: SingleNodeExecutor(block_allocation=True), shared)
         case "TestClusterExecutor":
             root = tmp_path_factory.mktemp("a'; echo b ü", numbered=False) / "root"
             place = Place(lambda: TestClusterExecutor(cache_directory=str(root)), shared)
