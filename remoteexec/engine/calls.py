@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from remoteexec_server.wire.resources import Resources
 from .. import errors
 from ..futures import TaskFuture, function_name
 from ..selections import Selection
+from .unpicklable import blame_argument, blame_function
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Pickler:
         except ForeignFailed:
             raise
         except Exception as exc:  # whatever the user's own pickling raises
-            raise self._blame(fn, args, kwargs, exc) from exc
+            raise blame_argument(fn, args, kwargs, exc, self._try) from exc
         slots = tuple(references.foreign)
         return Call(function, arguments, function_name(fn), resources, references.inputs, slots, slots)
 
@@ -124,33 +126,15 @@ class Pickler:
         try:
             pickled = _detached(payload.dumps(fn))
         except Exception as exc:
-            raise errors.CallNotPicklable(
-                f"function {_name(fn)} cannot be pickled: {exc}; does it use a lock, an open file or a connection "
-                "from outside? Make that inside the function"
-            ) from exc
+            raise blame_function(fn, exc) from exc
         if pickled.buffers:
             return pickled
         with self._lock:
             return self._known.setdefault(pickled.data, pickled)
 
-    def _blame(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], exc: BaseException
-    ) -> errors.CallNotPicklable:
-        """Which argument it was: each is pickled by itself until one fails."""
-        named = {f"argument {n}": arg for n, arg in enumerate(args, 1)} | {
-            f"argument {k!r}": v for k, v in kwargs.items()
-        }
-        for name, value in named.items():
-            try:
-                payload.dumps(value, _References(self._owner))
-            except ForeignFailed:
-                continue
-            except Exception as why:
-                return errors.CallNotPicklable(
-                    f"{name} of {_name(fn)}, a {type(value).__module__}.{type(value).__qualname__}, "
-                    f"cannot be pickled: {why}"
-                )
-        return errors.CallNotPicklable(f"the arguments of {_name(fn)} cannot be pickled: {exc}")
+    def _try(self, value: Any) -> None:
+        with contextlib.suppress(ForeignFailed):
+            payload.dumps(value, _References(self._owner))
 
 
 def bundle(burst: BurstId, keys: Sequence[TaskKey], calls: Sequence[Call], key: bytes) -> tuple[Submit, bytes]:
@@ -220,7 +204,3 @@ def _own(view: memoryview) -> memoryview:
         return np.array(view).data
     except (TypeError, ValueError):  # a format numpy does not know
         return memoryview(bytes(view))
-
-
-def _name(fn: object) -> str:
-    return repr(getattr(fn, "__qualname__", None) or fn)

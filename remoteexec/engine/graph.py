@@ -23,9 +23,9 @@ from remoteexec_server.wire import payload, pooled
 from remoteexec_server.wire.names import MAINS
 from remoteexec_server.wire.payload import Pickled
 
-from .. import errors
 from ..futures import referred_by
 from ..pool.tasks import Function
+from .unpicklable import blame_argument, blame_function
 
 if TYPE_CHECKING:
     from remoteexec_server.contents.checked import Check
@@ -100,7 +100,7 @@ class Functions:
         try:
             pickled = payload.dumps_here(fn)
         except BaseException as exc:  # whatever the objects that it uses raise
-            raise errors.CallNotPicklable(f"function {fn!r} cannot be pickled: {exc}") from exc
+            raise blame_function(fn, exc) from exc
         uses = _Uses(fn, by_name=_CLOUDPICKLE not in pickled.data)
         # copied: they are sent when the call's turn comes, and the caller may change his arrays before that
         return uses, self.of_bytes(pickled.data, [memoryview(bytes(view)) for view in pickled.buffers])
@@ -236,7 +236,9 @@ def pickle_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
         with referred_by(refer):
             return payload.dumps_here((args, kwargs), refer), futures
     except BaseException as exc:  # whatever the arguments raise
-        raise errors.CallNotPicklable(f"the arguments of {fn!r} cannot be pickled: {exc}") from exc
+        with referred_by(refer):
+            blamed = blame_argument(fn, args, kwargs, exc, lambda value: payload.dumps_here(value, refer))
+        raise blamed from exc
 
 
 class Held:

@@ -395,7 +395,8 @@ class SingleNodeExecutor(PooledExecutor):
     def _needs(self, given: Mapping[str, Any] | Resources) -> tuple[Need, Resources]:
         if self._kept and given:
             raise ValueError(
-                "resource_dict of a call: with block_allocation=True all calls use the executor's resources"
+                f"resource_dict={given!r} of a call: with block_allocation=True all calls run with the executor's "
+                "resources: give it to the executor, or leave block_allocation out"
             )
         resources = _read(given, self._defaults)
         self._refuse_ranks_here(resources)

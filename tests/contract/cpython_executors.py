@@ -9,20 +9,18 @@ import tempfile
 from typing import Any
 
 import remoteexec
-from tests.contract.in_allocation import IN_ALLOCATION
+from tests.contract import in_allocation  # noqa: F401  # which may say what SingleNodeExecutor means
 from tests.contract.login_node import LOGIN_NODE
 
-_OfPool = remoteexec.SlurmJobExecutor if IN_ALLOCATION in os.environ else remoteexec.SingleNodeExecutor
 
-
-class Fresh(_OfPool):
+class Fresh(remoteexec.SingleNodeExecutor):
     """A process for each call."""
 
     def __init__(self, max_workers: int | None = None, mp_context: Any = None) -> None:
         super().__init__(max_workers)
 
 
-class Kept(_OfPool):
+class Kept(remoteexec.SingleNodeExecutor):
     """Workers that are kept."""
 
     def __init__(self, max_workers: int | None = None, mp_context: Any = None) -> None:

@@ -114,6 +114,7 @@ def test_a_controller_that_is_away_for_a_while_delays_submits_and_openings_and_l
     assert executions(path) == Counter(range(5))
 
 
+@pytest.mark.timeout(240)
 def test_a_controller_that_is_away_for_a_minute_delays_what_is_submitted_and_what_waits(
     slurm_cluster: SlurmCluster, slurm_config: ClusterConfig
 ) -> None:
