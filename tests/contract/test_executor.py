@@ -253,7 +253,7 @@ def test_a_function_with_our_own_parameter_is_refused(executor: BaseExecutor) ->
 def test_resources_of_one_call_are_read_and_the_callers_dict_is_left_alone(executor: BaseExecutor) -> None:
     wanted: dict[str, Any] = {"run_time_max": 20}
     if isinstance(executor, SingleNodeExecutor) and executor.info["block_allocation"]:
-        with pytest.raises(ValueError, match="run_time_max.* run with the executor's resources"):
+        with pytest.raises(ValueError, match=r"run_time_max.* run with the executor's resources"):
             executor.submit(capture, 1, resource_dict=wanted)
         return
     future = executor.submit(capture, 1, resource_dict=wanted)
