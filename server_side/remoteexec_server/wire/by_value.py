@@ -56,11 +56,13 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
         if name not in self._sources:
             self._sources[name] = _source_without_file(name)
         source = self._sources[name]
-        if source is None:
-            return NotImplemented
-        return code_with_source, (source, name, *self.dispatch_table[types.CodeType](code)[1])
+        make, parts = self.dispatch_table[types.CodeType](code)
+        parts = (*parts[:_FILE], "".join(name), *parts[_FILE + 1 :])  # which cloudpickle 3.1.3 leaves out
+        return (make, parts) if source is None else (code_with_source, (source, name, *parts))
 
 
+_FILE = 10
+"""Where `types.CodeType` takes the name of the file."""
 _LONGEST_SOURCE = 1 << 18
 """Characters. Picked, not measured: no cell of a notebook is longer, but what a program has written may be."""
 
