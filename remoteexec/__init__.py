@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from .engine.left_tasks import get_cache_data_queue, terminate_task_in_cache, terminate_tasks_in_cache
     from .engine.sharing import Shared
     from .executors.cluster import FluxClusterExecutor, SlurmClusterExecutor, TestClusterExecutor
+    from .executors.flux_job import FluxJobExecutor
     from .executors.remote import RemoteExecutor
     from .executors.slurm_job import SlurmJobExecutor
 
 __all__ = [
     "BaseExecutor",
     "FluxClusterExecutor",
+    "FluxJobExecutor",
     "RemoteExecutor",
     "ResourceError",
     "Resources",
@@ -53,6 +55,7 @@ __all__ = [
 
 _LATE = {
     "FluxClusterExecutor": "executors.cluster",
+    "FluxJobExecutor": "executors.flux_job",
     "RemoteExecutor": "executors.remote",
     "Shared": "engine.sharing",
     "SlurmClusterExecutor": "executors.cluster",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -17,12 +18,14 @@ class Node:
         cores: CPUs, as the scheduler counts them: to SLURM, hardware threads on most clusters.
         memory_bytes: None where the scheduler gives no share of the memory.
         gpus: their numbers on the node.
+        alias: what `Step.identify` says there; None: its name.
     """
 
     name: str
     cores: int
     memory_bytes: int | None = None
     gpus: tuple[str, ...] = ()
+    alias: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,20 @@ class Allocation:
     def cores(self) -> int:
         """Of all nodes."""
         return sum(node.cores for node in self.nodes)
+
+
+@dataclass(frozen=True)
+class Step:
+    """How the scheduler starts the agents.
+
+    Attributes:
+        argv: what runs the command after it once on each node, and hands its own stdin to each.
+        environment: variables that it is given besides; None: it is not to have that.
+        identify: a command that says on a node which one it is; empty: the name of the host.
+        logs: files for what agents and workers write to stdout and stderr; None: this process's own.
+    """
+
+    argv: Sequence[str]
+    environment: Mapping[str, str | None]
+    identify: Sequence[str] = ()
+    logs: tuple[str, str] | None = None

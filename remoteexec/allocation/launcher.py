@@ -12,13 +12,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from remoteexec_server import relay, zygote
 from remoteexec_server.wire import pooled
 
 from ..pool.zygote_client import _START, BUFFER, Ended, Endpoint, NodeLost, Report, path, report_of
-from .base import Allocation
+from .base import Allocation, Step
 from .nodes import Place
 
 
@@ -63,8 +63,7 @@ class AllocationLauncher:
 
     Args:
         allocation: what there is.
-        step: the command that starts an agent on each node; `sys.executable` and what it runs are added.
-        environment: variables that this command is given besides; None: it is not to have that.
+        step: what starts an agent on each node.
         localhost: agents connect to this machine by its own name for itself alone.
         preload: modules that each node imports once for all its workers.
         cores: of each kept worker.
@@ -78,8 +77,7 @@ class AllocationLauncher:
     def __init__(
         self,
         allocation: Allocation,
-        step: Sequence[str],
-        environment: Mapping[str, str | None],
+        step: Step,
         *,
         localhost: bool = False,
         preload: Sequence[str] = (),
@@ -95,12 +93,14 @@ class AllocationLauncher:
         self._recall, its = socket.socketpair()
         command = [sys.executable, "-c", _START, path()]
         told = {
-            "nodes": self._names,
+            "nodes": [node.alias or node.name for node in allocation.nodes],
+            "identify": list(step.identify),
             "addresses": ["127.0.0.1"] if localhost else _addresses(),
             "listen": "127.0.0.1" if localhost else "",
             "preload": list(preload),
-            "step": [*step, *command, "agent"],
-            "environment": dict(environment),
+            "step": [*step.argv, *command, "agent"],
+            "environment": dict(step.environment),
+            "logs": step.logs,
         }
         with theirs, its:
             self._process = subprocess.Popen(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import re
 import subprocess
@@ -12,11 +11,10 @@ from collections.abc import Mapping
 from remoteexec_server import slurm_clock
 
 from .base import Allocation, NoAllocation, Node
+from .lists import hostnames, indices
 
 _ASK_S = 30.0
 _MIB = 2**20
-_PART = re.compile(r"[^,\[]*(?:\[[^\]]*\][^,\[]*)*")
-_BRACKETS = re.compile(r"\[([^\]]*)\]")
 _GPUS = re.compile(r"gpu(?::[^:(,]+)?:\d+\(IDX:([^)]*)\)")
 _DETAIL = re.compile(r"^\s+Nodes=(\S+) CPU_IDs=(\S+) Mem=(\d+)(?: GRES=(\S*))?", re.MULTILINE)
 
@@ -71,31 +69,6 @@ def parse_allocation(job: str, output: str) -> Allocation:
         raise NoAllocation(f"job {job} has no nodes: it has ended, or not begun")
     times = slurm_clock.job_times(output)
     return Allocation(job, tuple(nodes), times[1] if times else None)
-
-
-def hostnames(expression: str) -> list[str]:
-    """The names that a list of SLURM's stands for: "n[1-2,7],login" are n1, n2, n7 and login."""
-    return [name for part in _PART.findall(expression) if part for name in _expanded(part)]
-
-
-def indices(expression: str) -> list[int]:
-    """Numbers of a list like "0-3,8"."""
-    return [int(number) for number in _numbers(expression)] if expression else []
-
-
-def _expanded(part: str) -> list[str]:
-    texts = _BRACKETS.split(part)  # every second one was in brackets
-    choices = [_numbers(text) if at % 2 else [text] for at, text in enumerate(texts)]
-    return ["".join(chosen) for chosen in itertools.product(*choices)]
-
-
-def _numbers(expression: str) -> list[str]:
-    """As they are written: "08-10" are 08, 09 and 10."""
-    found: list[str] = []
-    for part in expression.split(","):
-        first, _, last = part.partition("-")
-        found += [str(n).zfill(len(first)) for n in range(int(first), int(last or first) + 1)]
-    return found
 
 
 def _gpus(gres: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from remoteexec_server.wire.resources import Resources
 
-from ..allocation.base import Allocation
+from ..allocation.base import Allocation, Step
 from ..allocation.launcher import AllocationLauncher
 from ..allocation.nodes import ManyNodes
 from ..engine.sharing import Shared
@@ -75,11 +75,8 @@ class AllocatedExecutor(SingleNodeExecutor):
         """
 
     @abstractmethod
-    def _step(self) -> tuple[list[str], Mapping[str, str | None]]:
-        """The command that runs another one once on each node, and the environment it is given besides.
-
-        See AllocationLauncher.
-        """
+    def _step(self) -> Step:
+        """What starts the agents."""
 
     # ---- of all ----
 
@@ -131,5 +128,5 @@ class AllocatedExecutor(SingleNodeExecutor):
 
     def _launcher(self, preload: Sequence[str]) -> AllocationLauncher:
         return AllocationLauncher(
-            self._allocation, *self._step(), localhost=self._localhost, preload=preload, cores=self._need.cores
+            self._allocation, self._step(), localhost=self._localhost, preload=preload, cores=self._need.cores
         )

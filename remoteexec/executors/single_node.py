@@ -126,6 +126,7 @@ class SingleNodeExecutor(PooledExecutor):
         self._caching = Caching(cache_directory, cache_errors, asks_late=True)
         resource_dict = self._caching.take_defaults(resource_dict)
         self._defaults = _read(resource_dict, Resources(openmpi_oversubscribe=openmpi_oversubscribe))
+        self._launch_of(self._defaults)  # said now if there is no MPI
         self._says_threads = says_threads(resource_dict)
         self._max_workers, self._max_cores = max_workers, max_cores
         self._need = self._takes(self._defaults)
@@ -399,10 +400,15 @@ class SingleNodeExecutor(PooledExecutor):
                 "resources: give it to the executor, or leave block_allocation out"
             )
         resources = _read(given, self._defaults)
+        self._launch_of(resources)  # said now if there is no MPI
         self._refuse_ranks_here(resources)
         need = self._takes(resources)
         self._check(need, resources)
         return need, resources
+
+    def _launch_of(self, resources: Resources) -> mpi.Launch | None:
+        """How the ranks of a call are started; None: it is no MPI function."""
+        return mpi.launch(resources)
 
     def _takes(self, resources: Resources) -> Need:
         cores = resources.cores * resources.threads_per_core
@@ -505,7 +511,9 @@ class SingleNodeExecutor(PooledExecutor):
             task.owner.ended(task, Broken(reason))
 
     def _setup(self, resources: Resources, before: Mapping[str, str], says_threads: bool) -> pooled.Setup:
-        setup = machine.setup(resources, before, follow=not self._kept, threads=says_threads)
+        setup = machine.setup(
+            resources, self._launch_of(resources), before, follow=not self._kept, threads=says_threads
+        )
         if self._output is not None:
             setup["mark"] = self._output.secret
         return setup
@@ -550,5 +558,4 @@ def _read(given: Mapping[str, Any] | Resources | None, defaults: Resources | Non
     resources = read_resources(given, defaults)
     if resources.retry is not None or resources.warn_time_s is not None:
         raise ResourceError("retries and warn_time are for jobs of a cluster; leave them out of calls on this machine")
-    mpi.launch(resources)  # said now if there is no MPI
     return resources

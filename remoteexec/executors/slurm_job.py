@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ..allocation.base import Allocation
+from ..allocation.base import Allocation, Step
 from ..allocation.slurm import allocation
 from .allocated import AllocatedExecutor
 
@@ -39,9 +37,9 @@ class SlurmJobExecutor(AllocatedExecutor):
     def _find_allocation(self) -> Allocation:
         return allocation()
 
-    def _step(self) -> tuple[list[str], Mapping[str, str | None]]:
+    def _step(self) -> Step:
         count = len(self._allocation.nodes)
         argv = ["srun", f"--jobid={self._allocation.job}", f"--nodes={count}", f"--ntasks={count}"]
         argv += ["--ntasks-per-node=1", "--overlap", "--mpi=none", "--mem=0"]
         argv += ["--no-kill", "--wait=0", "--kill-on-bad-exit=0", "--quiet", *self._defaults.slurm_cmd_args]
-        return argv, dict.fromkeys((*_NOT_OF_THE_STEP, *_NARROWER))
+        return Step(argv, dict.fromkeys((*_NOT_OF_THE_STEP, *_NARROWER)))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from remoteexec_server.wire import pooled
 from remoteexec_server.wire.resources import Resources
 
-from . import mpi
+from .mpi import Launch
 from .tasks import GpuVariables
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -26,10 +26,13 @@ def cores() -> int:
     return os.cpu_count() or 1  # macOS
 
 
-def setup(resources: Resources, before: Mapping[str, str], follow: bool, threads: bool) -> pooled.Setup:
+def setup(
+    resources: Resources, launch: Launch | None, before: Mapping[str, str], follow: bool, threads: bool
+) -> pooled.Setup:
     """What a worker for these resources is made to be.
 
     Args:
+        launch: how its ranks are started, if it has any.
         before: the environment it has otherwise.
         follow: it works where this process is now, unless the resources say otherwise.
         threads: the resources say how many threads there are to be; otherwise one, so that workers do not take each
@@ -48,7 +51,7 @@ def setup(resources: Resources, before: Mapping[str, str], follow: bool, threads
         },
         "error_log": expanded(resources.error_log_file),
         "memory_bytes": int(memory * _GIB) if memory is not None else None,
-        "launch": mpi.launch(resources),
+        "launch": launch,
     }
 
 

@@ -11,7 +11,7 @@ from remoteexec_server.wire.resources import Resources
 from .. import errors
 
 _VARIABLE = "REMOTEEXEC_MPIEXEC"
-Launch = tuple[int, list[str], bool]
+Launch = tuple[int, list[str], bool, bool]
 """See `remoteexec_server.mpi.Launch`."""
 
 
@@ -30,7 +30,7 @@ def launch(resources: Resources) -> Launch | None:
             "pip install 'remoteexec[mpi]'; use threads_per_core for threads",
             name="mpi4py",
         )
-    return resources.cores, mpiexec(), resources.openmpi_oversubscribe
+    return resources.cores, mpiexec(), resources.openmpi_oversubscribe, False
 
 
 def mpiexec() -> list[str]:

@@ -1,6 +1,6 @@
 """One node's share of an allocation: a zygote and its workers, whose sockets are carried over one connection.
 
-`agent`, started by `srun` once on every node, reads from its standard input what `relay` wrote there: where that
+`agent`, started by the scheduler once on every node, reads from its standard input what `relay` wrote there: where that
 listens, the names of the nodes, the session's certificate with its key, and what to import. Then
 
     relay ═ TLS ═ agent ─┬ zygote: forks, kills, reports
@@ -18,18 +18,22 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 from typing import Any
 
 from . import zygote
+from .wire import names
 
 _CHUNK = 1 << 18
 _CONNECT_S = 10.0
+_IDENTIFY_S = 30.0
 
 
 def main(argv: list[str]) -> int:
     """Serve until the relay is gone."""
     told = json.loads(sys.stdin.buffer.readline())
+    name = os.environ[names.NODE] = _name(told["identify"])
     if hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):  # all that the job has here, though its step was bound to one core
             os.sched_setaffinity(0, range(os.cpu_count() or 1))
@@ -49,7 +53,6 @@ def main(argv: list[str]) -> int:
             return 1
     from .wire import lanes  # late: the zygote does without, and forks faster
 
-    name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     try:
         link = lanes.Link(lanes.context(told["certificate"], server=False).wrap_socket(_connect(told)))
     except OSError as exc:
@@ -60,6 +63,14 @@ def main(argv: list[str]) -> int:
     with contextlib.suppress(OSError, EOFError):
         _Agent(link, ours).serve()
     return 0
+
+
+def _name(identify: list[str]) -> str:
+    """Which of the nodes this is."""
+    if not identify:
+        return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    said = subprocess.run(identify, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=_IDENTIFY_S, check=True)
+    return said.stdout.decode().strip()
 
 
 def _zygote(control: socket.socket, preload: list[str]) -> int:

@@ -33,7 +33,7 @@ from typing import Any
 
 from . import failure, mpi_rank, mpi_watch
 from .sweeper import Sweeper
-from .wire import handshake, payload, pooled
+from .wire import handshake, names, payload, pooled
 from .wire.payload import Pickled
 
 _START_S = 60.0
@@ -69,8 +69,11 @@ _BATCH = "SLURM_"
 
 Answer = tuple[bool, bytes, "tuple[memoryview, ...]"]
 """Whether there is a result, that or a `failure`, and its buffers."""
-Launch = tuple[int, list[str], bool]
-"""How many ranks, mpiexec with its options, and whether they may be more than there are cores."""
+Launch = tuple[int, list[str], bool, bool]
+"""How many ranks, mpiexec with its options, and whether they may be more than there are cores; and whether it is one
+process without MPI, which another command starts, whose result is then that of the call."""
+_HERE = "{node}"
+"""In that command: which node this is, as the agent knows it."""
 
 
 class RanksDidNotStart(Exception):
@@ -158,6 +161,8 @@ class Ranks:
             text = f"MPI rank {exc.rank} of {program.size}:\n"
             self._program = None
             program.kill()
+            if program.alone:
+                return False, exc.data, ()
             return False, failure.amended(exc.data, text, rank=exc.rank, ranks=program.size), ()
         except RankEnded as exc:
             self.broken, self._program = True, None
@@ -226,7 +231,9 @@ class _Program:
     """One mpiexec and its ranks."""
 
     def __init__(self, setup: pooled.Setup, pool: socket.socket, worker: int | None) -> None:
-        self.size, self._command, self._oversubscribe = setup["launch"]
+        self.size, command, self._oversubscribe, self.alone = setup["launch"]
+        node = os.environ.get(names.NODE, "")
+        self._command = [part.replace(_HERE, node) for part in command]
         self._setup, self._pool, self._worker = setup, pool, worker
         self._told = False  # the ranks have their setup
         self._ranks: list[_Rank] = []
@@ -249,8 +256,8 @@ class _Program:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(address)
             listener.listen(self.size)
-            argv = [*self._command, "-n", str(self.size)]
-            argv += [sys.executable, _PACKAGE, "mpi-rank", address, str(self.size)]
+            argv = [*self._command, *([] if self.alone else ["-n", str(self.size)])]
+            argv += [sys.executable, _PACKAGE, "mpi-rank", address, "0" if self.alone else str(self.size)]
             argv += [str(self._worker)] if self._worker is not None else []
             environment = launcher_environment(directory, self._oversubscribe) | {mpi_rank.SECRET: secret.hex()}
             for name, value in self._setup.get("environment", {}).items():
@@ -417,6 +424,8 @@ class _Program:
                         results[rank.number] = self._result(rank)
                         poll.unregister(handle)
                         del by_handle[handle]
+        if self.alone and results[0] is not None:
+            return True, results[0].data, results[0].buffers
         whole = payload.dumps([payload.Filled(result, ()) for result in results if result is not None])
         return True, whole.data, whole.buffers
 
@@ -479,7 +488,8 @@ class _Program:
         if named != rank.number:
             rank, word = next(((one, None) for one in self._ranks if one.number == named), (rank, word))
         did, facts = _how(word, text, launcher_code)
-        message = f"MPI rank {rank.number} of {self.size} (pid {rank.pid}) {did}"
+        who = "the process of the call" if self.alone else f"MPI rank {rank.number} of {self.size}"
+        message = f"{who} (pid {rank.pid}) {did}"
         if launcher_code is not None:
             message += f"; {self._name()} {mpi_watch.how_it_ended(launcher_code)}"
         return f"{message}\n{text}" if text else message, {

@@ -22,12 +22,16 @@ WORDS = ".words"
 
 
 def main(argv: list[str]) -> int:
-    """`mpi-rank SOCKET RANKS [WORKER]`: run calls until the socket ends."""
+    """`mpi-rank SOCKET RANKS [WORKER]`: run calls until the socket ends; RANKS 0: without MPI."""
     mpi_watch.watched(argv[0] + WORDS)
     secret = bytes.fromhex(os.environ.pop(SECRET))
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.connect(argv[0])
     handshake.connected(sock, secret)
+    if argv[1] == "0":  # a process all alone, which some other command started
+        pooled.send(sock, (0, 1, "", []))
+        Worker(sock, None, int(argv[2]) if len(argv) > 2 else 0).serve_as_told(int(argv[2]) if len(argv) > 2 else None)
+        return 0
     try:
         # MPI is initialised by this import, and finalised when the interpreter exits
         from mpi4py import MPI

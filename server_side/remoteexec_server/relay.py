@@ -55,12 +55,16 @@ def main(argv: list[str]) -> int:
     listener = socket.create_server((told["listen"], 0), backlog=len(told["nodes"]) + 16)
     given = {
         "nodes": told["nodes"],
+        "identify": told["identify"],
         "addresses": told["addresses"],
         "port": listener.getsockname()[1],
         "certificate": certificate,
         "preload": told["preload"],
     }
-    step = subprocess.Popen(told["step"], stdin=subprocess.PIPE, env=_environment(told["environment"]))
+    with contextlib.ExitStack() as files:
+        out, err = [files.enter_context(open(path, "ab")) for path in told["logs"] or ()] or (None, None)
+        environment = _environment(told["environment"])
+        step = subprocess.Popen(told["step"], stdin=subprocess.PIPE, stdout=out, stderr=err, env=environment)
     try:
         assert step.stdin is not None
         with contextlib.suppress(OSError):

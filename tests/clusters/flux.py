@@ -136,7 +136,7 @@ class FluxInstance:
     def cancel_all(self) -> None:
         """Cancel every job, and wait until none is left."""
         self.run(["flux", "cancel", "-q", "--all"], check=False)
-        self.run(["flux", "queue", "idle", "-q", "--timeout=20s"], check=False)
+        self.run(["flux", "queue", "idle", "--quiet", "--timeout=20s"], check=False)
 
     def recover(self) -> None:
         """No jobs, both nodes."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from remoteexec.allocation.base import Allocation, NoAllocation, Node
-from remoteexec.allocation.slurm import allocation, hostnames, parse_allocation
+from remoteexec.allocation.lists import hostnames
+from remoteexec.allocation.slurm import allocation, parse_allocation
 
 RECORDED = Path(__file__).parent / "recorded" / "allocation" / "show_job_details.txt"
 

@@ -48,7 +48,7 @@ def test_rocm_is_told_the_outer_of_two_lists_alone(monkeypatch: pytest.MonkeyPat
 
 def threads(given: Any) -> dict[str, str | None]:
     resources = given if isinstance(given, Resources) else Resources(**given)
-    environment = machine.setup(resources, os.environ, False, says_threads(given))["environment"]
+    environment = machine.setup(resources, None, os.environ, False, says_threads(given))["environment"]
     return {name: environment.get(name) for name in machine.THREADS[:2]}
 
 

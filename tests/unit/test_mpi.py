@@ -44,13 +44,13 @@ def test_the_mpiexec_beside_this_python_goes_before_the_one_in_path(places: Path
     program(places / "bin" / "mpiexec")
     beside = program(places / "env" / "bin" / "mpiexec")
 
-    assert client.launch(Resources(cores=3, openmpi_oversubscribe=True)) == (3, [beside], True)
+    assert client.launch(Resources(cores=3, openmpi_oversubscribe=True)) == (3, [beside], True, False)
 
 
 def test_the_mpiexec_in_path_is_found(places: Path) -> None:
     found = program(places / "bin" / "mpiexec")
 
-    assert client.launch(Resources(cores=2)) == (2, [found], False)
+    assert client.launch(Resources(cores=2)) == (2, [found], False, False)
 
 
 def test_the_variable_names_the_mpiexec_and_its_options(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ def test_how_a_rank_ended_is_said_by_its_own_status_and_else_by_mpiexecs(
 
 def test_each_rank_has_its_share_of_gpus_and_memory() -> None:
     shown = {"CUDA_VISIBLE_DEVICES": "0,3,4,7", "ROCR_VISIBLE_DEVICES": None, "OMP_NUM_THREADS": "2"}
-    setup: Any = {"launch": (2, ["mpiexec"], False), "environment": shown, "memory_bytes": 100, "cwd": "/x"}
+    setup: Any = {"launch": (2, ["mpiexec"], False, False), "environment": shown, "memory_bytes": 100, "cwd": "/x"}
     ranks = mpi._Program(setup, None, 0)  # type: ignore[arg-type]  # not started: it has no socket
 
     assert [ranks._setup_of(rank) for rank in (0, 1)] == [
@@ -145,7 +145,7 @@ def test_the_batch_system_is_hidden_from_mpiexec_and_not_from_the_ranks(monkeypa
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_JOB_ID", "5")
-    setup: Any = {"launch": (2, ["mpiexec"], False), "environment": {"A": "b"}}
+    setup: Any = {"launch": (2, ["mpiexec"], False, False), "environment": {"A": "b"}}
     ranks = mpi._Program(setup, None, 0)  # type: ignore[arg-type]  # not started: it has no socket
 
     assert "SLURM_JOB_ID" not in mpi.launcher_environment("/d", False)

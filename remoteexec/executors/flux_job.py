@@ -1,0 +1,101 @@
+"""The executor of a Flux instance: all its nodes behind one pool."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from remoteexec_server.wire.resources import Resources
+
+from ..allocation.base import Allocation, Step
+from ..allocation.flux import allocation, job_of
+from ..pool.mpi import Launch
+from .allocated import AllocatedExecutor, Pmi
+
+__all__ = ["FluxJobExecutor"]
+
+_LOGS = ("flux.out", "flux.err")
+
+
+class FluxJobExecutor(AllocatedExecutor):
+    """Runs calls on all nodes of the Flux instance that this process is in (`flux alloc`, `flux batch`, `flux start`).
+
+    `flux exec` starts an agent on each node, which is no job and takes no cores; from then on Flux is not asked any
+    more. In a job that is no instance of its own (`flux run`, `flux submit`) it has what that job has. A call takes
+    cores and GPUs of one node. Agents connect to this process by TLS 1.3 with a certificate of the session, which both
+    ends have to show.
+
+    Args:
+        max_workers: see SingleNodeExecutor.
+        pmi_mode: taken, and without effect: MPI ranks of a call are started by mpiexec, on one node.
+        flux_executor: refused: agents need no job that it could submit.
+        flux_executor_nesting: each call, or each kept worker, runs in a Flux instance of its own, which has the call's
+            cores and GPUs, so that it can submit jobs there or open a FluxJobExecutor; `cores` are then no MPI ranks.
+        flux_log_files: what agents and calls print goes to `flux.out` and `flux.err` in the current directory, at
+            their ends.
+        hostname_localhost: agents connect to 127.0.0.1, and nobody else can: for an instance on this one machine.
+        resource_dict: see SingleNodeExecutor.
+        options: all that SingleNodeExecutor takes.
+
+    Raises:
+        NoAllocation: (a ValueError) this process is in no instance.
+        ValueError: see SingleNodeExecutor; `flux_executor`; nesting in a job that is no instance.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        pmi_mode: Pmi | None = None,
+        flux_executor: Any = None,
+        flux_executor_nesting: bool = False,
+        flux_log_files: bool = False,
+        hostname_localhost: bool | None = None,
+        resource_dict: Mapping[str, Any] | Resources | None = None,
+        **options: Any,
+    ) -> None:
+        if flux_executor is not None:
+            raise ValueError(
+                f"flux_executor={flux_executor!r} cannot be used: agents are started by `flux exec` in the instance "
+                "that FLUX_URI names; leave flux_executor out, and set FLUX_URI for another instance"
+            )
+        if flux_executor_nesting and job_of(os.environ) is not None:
+            raise ValueError(
+                "flux_executor_nesting=True needs a Flux instance for this job, where jobs can be submitted: start the "
+                "script with `flux batch` or `flux alloc`, or with `flux start` inside the job"
+            )
+        self._nesting = flux_executor_nesting
+        self._logs = (os.path.abspath(_LOGS[0]), os.path.abspath(_LOGS[1])) if flux_log_files else None
+        super().__init__(
+            max_workers,
+            pmi_mode=pmi_mode,
+            hostname_localhost=hostname_localhost,
+            resource_dict=resource_dict,
+            **options,
+        )
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """See BaseExecutor."""
+        return {
+            **super().info,
+            "flux_executor_nesting": self._nesting,
+            "flux_log_files": self._logs is not None,
+        }
+
+    def _find_allocation(self) -> Allocation:
+        return allocation()
+
+    def _step(self) -> Step:
+        ranks = ",".join(str(node.alias) for node in self._allocation.nodes)
+        job = job_of(os.environ)
+        argv = ["flux", "exec", "--quiet", *(["--jobid", job] if job is not None else ["--rank", ranks])]
+        return Step(argv, {}, identify=["flux", "getattr", "rank"], logs=self._logs)
+
+    def _launch_of(self, resources: Resources) -> Launch | None:
+        if not self._nesting:
+            return super()._launch_of(resources)
+        cores, gpus, _ = self._takes(resources)
+        argv = ["flux", "run", "--quiet", "-N1", "-n1", f"-c{cores}", *([f"-g{gpus}"] if gpus else [])]
+        return 1, [*argv, "--requires=rank:{node}", "flux", "start"], False, True

@@ -1,0 +1,51 @@
+"""What Flux says of an instance and of a job: recorded with flux-core 0.88."""
+
+from __future__ import annotations
+
+import pytest
+
+from remoteexec import FluxJobExecutor
+from remoteexec.allocation.base import Allocation, NoAllocation, Node
+from remoteexec.allocation.flux import allocation, parse_allocation
+
+INSTANCE = (
+    '{"version": 1, "execution": {"R_lite": [{"rank": "0-1", "children": {"core": "0-3", "gpu": "0-1"}}], '
+    '"starttime": 0.0, "expiration": 0.0, "nodelist": ["n[1-2]"]}}\n'
+)
+JOB = (
+    '{"version": 1, "execution": {"R_lite": [{"rank": "1", "children": {"core": "0-3", "gpu": "0-1"}}, {"rank": "0", '
+    '"children": {"core": "2"}}], "starttime": 1795524842.1, "expiration": 1795524902.5, "nslots": 2, '
+    '"nodelist": ["n1", "n2"]}}\n'
+)
+
+
+def test_an_instance_without_an_end_has_all_its_nodes() -> None:
+    nodes = (Node("n1", 4, None, ("0", "1"), "0"), Node("n2", 4, None, ("0", "1"), "1"))
+    assert parse_allocation("instance", INSTANCE) == Allocation("instance", nodes)
+
+
+def test_a_job_has_its_share_of_each_node_until_it_expires() -> None:
+    nodes = (Node("n1", 1, None, (), "0"), Node("n2", 4, None, ("0", "1"), "1"))
+    assert parse_allocation("f1", JOB) == Allocation("f1", nodes, 1795524902.5)
+
+
+@pytest.mark.parametrize("output", ["", "{}", "[]", INSTANCE.replace("n[1-2]", "n1"), INSTANCE.replace("0-3", "x")])
+def test_what_is_no_description_is_shown(output: str) -> None:
+    with pytest.raises(NoAllocation, match="Flux does not say what instance has"):
+        parse_allocation("instance", output)
+
+
+def test_other_places_than_an_instance_are_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NoAllocation, match="start the script with `flux alloc`"):
+        allocation({})
+    monkeypatch.delenv("FLUX_URI", raising=False)
+    with pytest.raises(NoAllocation, match="or use FluxClusterExecutor"):
+        FluxJobExecutor()
+
+
+def test_parameters_that_cannot_be_are_refused_before_flux_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"flux_executor=<object .* set FLUX_URI"):
+        FluxJobExecutor(flux_executor=object())
+    monkeypatch.setenv("FLUX_JOB_ID", "f1")
+    with pytest.raises(ValueError, match="flux_executor_nesting=True needs a Flux instance"):
+        FluxJobExecutor(flux_executor_nesting=True)
