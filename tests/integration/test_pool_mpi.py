@@ -454,7 +454,7 @@ def test_ranks_that_never_come_are_an_error_in_bounded_time(monkeypatch: pytest.
     monkeypatch.setattr(mpi, "_TICK_S", 0.1)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        program = mpi._Program({"launch": (2, ["/bin/sh", "-c", "sleep 60"], False)}, ours, 0)
+        program = mpi._Program({"launch": (2, ["/bin/sh", "-c", "sleep 60"], False, False)}, ours, 0)
         with pytest.raises(mpi.RanksDidNotStart, match=r"2 of 2 ranks that .* started have not connected"):
             program.start()
 
