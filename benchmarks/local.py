@@ -335,7 +335,7 @@ def main() -> None:
     kept, fresh, repeats = of(kept_pools()), of(fresh_pools()), options.repeats
     print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, {WORKERS} workers, medians of {repeats}")
     rows = imports(repeats)
-    slow = {"executorlib": calls(1_000), "Dask": calls(2_000)}
+    slow = {"Dask": calls(2_000)}
     targets = {THEIRS: 0.25, "executorlib": 0.1}
     rows += compare("20,000 empty calls, µs a call", kept, calls(20_000), repeats, 1e6, slow, targets)
     slow = {"executorlib": round_trips(50), "Dask": round_trips(200)}

@@ -48,7 +48,9 @@ class _Condition(RLock):  # type: ignore[misc]  # final for typeshed, and meant 
                 waiter.release()
 
 
-_making = threading.Lock()  # guards the making of conditions, so that each future has one
+_making = threading.RLock()
+"""Guards the making of conditions, so that each future has one, and futures that have none yet: of most nobody asks
+anything before they are done. Taken twice only where a finalizer comes in between."""
 
 
 class Ran(NamedTuple):
@@ -62,9 +64,6 @@ class Ran(NamedTuple):
     ended: float | None = None
     max_rss_bytes: int | None = None
     attempts: int | None = None
-
-
-_NOT_YET = Ran()
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,6 @@ class TaskFuture(AwaitableFuture[R]):
     Attributes:
         key: name of the task in its session, and of its files on the cluster.
         owner: what makes two futures siblings: their executor's driver.
-        ran: what is known of where and when it ran; written by the executor.
         output: what it has printed, as `str` of it; written by the executor.
         cache_key: name of its entry, if the call is cached; see docs/cache.md.
         cache_token: what stands for it in the keys of calls that take it as an argument.
@@ -173,7 +171,7 @@ class TaskFuture(AwaitableFuture[R]):
     cache_token: str | None = None
     altered: Sequence[str] = ()
     # A future to which nothing has happened yet: what stands here takes no memory in 100,000 of them.
-    ran = _NOT_YET
+    _ran: tuple[Any, ...] = ()
     output: object = None
     _state = "PENDING"
     _result: Any = None
@@ -198,8 +196,9 @@ class TaskFuture(AwaitableFuture[R]):
         def _condition(self) -> _Condition:
             made = self._made
             if made is None:
+                made = _Condition()
                 with _making:
-                    made = self._made = self._made or _Condition()
+                    made = self._made = self._made or made
             return made
 
         @property
@@ -214,6 +213,29 @@ class TaskFuture(AwaitableFuture[R]):
             self._callbacks = []
         return self._callbacks
 
+    @property
+    def ran(self) -> Ran:
+        """What is known of where and when it ran; the executor writes it."""
+        return Ran(*self._ran)
+
+    @ran.setter
+    def ran(self, facts: tuple[Any, ...]) -> None:
+        self._ran = tuple(facts)  # the collector of garbage has nothing to do with a plain tuple of such
+
+    def done(self) -> bool:
+        """See concurrent.futures.Future.done."""
+        return self._state not in ("PENDING", "RUNNING")
+
+    def cancelled(self) -> bool:
+        """See concurrent.futures.Future.cancelled."""
+        return self._state in ("CANCELLED", "CANCELLED_AND_NOTIFIED")
+
+    def result(self, timeout: float | None = None) -> R:
+        """See concurrent.futures.Future.result."""
+        if self._state == "FINISHED" and self._exception is None:
+            return self._result  # type: ignore[no-any-return]
+        return super().result(timeout)
+
     def set_result(self, result: R) -> None:
         """See concurrent.futures.Future.set_result."""
         self._finish(result, None)
@@ -223,6 +245,10 @@ class TaskFuture(AwaitableFuture[R]):
         self._finish(None, exception)
 
     def _finish(self, result: Any, exception: BaseException | None) -> None:
+        with _making:
+            if self._made is None and self._state in ("PENDING", "RUNNING"):
+                self._result, self._exception, self._state = result, exception, "FINISHED"
+                return
         with self._condition:
             if self._state not in ("PENDING", "RUNNING"):
                 raise concurrent.futures.InvalidStateError(f"{self._state}: {self!r}")
@@ -266,8 +292,8 @@ class TaskFuture(AwaitableFuture[R]):
             the outcome or the cancellation.
         """
         if self._shown is None:
-            with self._condition:
-                if self._state == "PENDING":  # most often: then this is all that set_running_or_notify_cancel does
+            with _making:
+                if self._made is None and self._state == "PENDING":  # most often
                     self._state, self._shown = "RUNNING", True
                     return True
             self._shown = self.set_running_or_notify_cancel()

@@ -11,7 +11,7 @@ from remoteexec_server.wire import pooled
 from remoteexec_server.wire.names import TaskKey
 
 from .. import errors
-from ..futures import Ran, TaskFuture
+from ..futures import TaskFuture
 from ..pool.tasks import Answered, Broken, Died, End, how_ended
 from . import outcomes
 
@@ -26,7 +26,7 @@ def outcome(future: TaskFuture[Any], end: End) -> tuple[Any, BaseException | Non
     match end:
         case Answered():
             _, ok, rest, _, started, ended, max_rss_bytes, pid = end.result
-            future.ran = Ran(_HOST, pid, end.worker, None, started, ended, max_rss_bytes)
+            future.ran = (_HOST, pid, end.worker, None, started, ended, max_rss_bytes)  # a Ran takes longer to make
             data, buffers = pooled.joined(rest, end.buffers)
             if ok:
                 return outcomes.result(data, buffers, key)

@@ -387,7 +387,7 @@ class KeptWorkers(Pool):
                 self._pass_on(*ended[-1])
                 if not self._line and len(self._idle) < len(self._workers) - 1:
                     self._steal(worker)
-            more = self._portion(worker)
+            more = self._portion(worker) if self._line or worker.has else ()
             if not more:
                 self._free(worker)
                 return

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import functools
 import pickle
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, as_completed, wait
 from typing import Any
 
@@ -195,6 +196,36 @@ def test_a_task_says_that_it_failed_or_was_cancelled() -> None:
     assert (first.task.state, second.task.state) == ("failed", "cancelled")
     with pytest.raises(CancelledError):
         second.result(0)
+
+
+def test_whoever_asks_while_a_future_ends_is_told_of_it() -> None:
+    """It may have no condition until then, which whoever asks first makes."""
+    sources = [TaskFuture[int](TaskKey(f"t{n}"), None, lambda key: None) for n in range(300)]
+    called: list[int] = []
+    asks: list[Callable[[TaskFuture[int]], object]] = [
+        lambda future: future.result(30),
+        lambda future: future.exception(30),
+        lambda future: next(as_completed([future], 30)).result(0),
+        lambda future: wait([future], 30).done.pop().result(0),
+        lambda future: future.add_done_callback(lambda ended: called.append(ended.result(0))),
+    ]
+
+    def end() -> None:
+        for n, future in enumerate(sources):
+            assert future.show_running()
+            future.set_result(n)
+
+    def asked(ask: Callable[[TaskFuture[int]], object]) -> list[object]:
+        return [ask(future) for future in sources]
+
+    with concurrent.futures.ThreadPoolExecutor(len(asks) + 1) as threads:
+        told = [threads.submit(asked, ask) for ask in asks]
+        threads.submit(end).result(30)
+        answers = [each.result(30) for each in told]
+
+    everything = list(range(300))
+    assert answers == [everything, [None] * 300, everything, everything, [None] * 300]
+    assert sorted(called) == everything
 
 
 def test_functions_have_names_for_people() -> None:
