@@ -19,7 +19,7 @@ from remoteexec_server.wire.resources import Resources
 
 from .._version import __version__
 from ..engine.cache import Pointer
-from ..engine.caching import CachedCall, Caching
+from ..engine.caching import CachedCall, Caching, beside
 from ..engine.calls import Call
 from ..engine.client import ServiceClient
 from ..engine.driver import Driver
@@ -175,8 +175,8 @@ class BatchExecutor(BaseExecutor):
             return self._driver.draw(fn, args, kwargs, seen)
         self.reach()
         if wish is not None and self._recorder is None:
-            beside = (("init", self._options.init_function),) if self._options.init_function is not None else ()
-            call = CachedCall(fn, args, kwargs, resource_names(resources), beside)
+            depends = beside(resources.cores, resources.environment, self._options.init_function)
+            call = CachedCall(fn, args, kwargs, resource_names(resources), depends)
             return self._caching.submit(
                 wish,
                 call,

@@ -16,7 +16,7 @@ from remoteexec_server.wire.names import TaskKey
 from remoteexec_server.wire.payload import Pickled
 from remoteexec_server.wire.resources import Resources
 
-from ..engine.caching import Before, CachedCall, Caching, Wish
+from ..engine.caching import Before, CachedCall, Caching, Wish, beside
 from ..engine.graph import Functions, Held, pickle_call
 from ..engine.growing import ChildTask, Growth
 from ..engine.sharing import Shared, Sharing
@@ -175,10 +175,9 @@ class SingleNodeExecutor(PooledExecutor):
         resources = self._defaults if resource_dict is None else self._needs(resource_dict)[1]
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        beside: list[Any] = [("ranks", resources.cores)] if resources.cores > 1 else []
-        if self._init is not None:
-            beside.append(("init", self._init))
-        call = CachedCall(fn, args, kwargs, resource_names(resources), tuple(beside))
+        launch = self._launch_of(resources)  # `cores` are not ranks everywhere
+        depends = beside(1 if launch is None else launch[0], resources.environment, self._init)
+        call = CachedCall(fn, args, kwargs, resource_names(resources), depends)
         return self._caching.submit(
             wish, call, lambda before, check: self._run(fn, args, kwargs, resource_dict, before, check)
         )
