@@ -52,6 +52,8 @@ T = TypeVar("T")
 class SingleNodeExecutor(PooledExecutor):
     """Runs calls on this machine.
 
+    The parameters that executorlib has, too, come first and in its order.
+
     Args:
         max_workers: calls at once; with `block_allocation` the number of workers.
         max_cores: cores used at once; all of this machine's if neither is given.
@@ -87,24 +89,24 @@ class SingleNodeExecutor(PooledExecutor):
     def __init__(
         self,
         max_workers: int | None = None,
-        *,
-        max_cores: int | None = None,
         cache_directory: str | os.PathLike[str] | None = None,
-        cache_errors: bool = False,
+        max_cores: int | None = None,
         resource_dict: Mapping[str, Any] | Resources | None = None,
+        hostname_localhost: bool | None = None,
         block_allocation: bool = False,
         init_function: Callable[[], Mapping[str, Any] | None] | None = None,
-        restart_limit: int = 0,
-        hostname_localhost: bool | None = None,
         disable_dependencies: bool = False,
         refresh_rate: float = 0.01,
         plot_dependency_graph: bool | Literal["after"] = False,
         plot_dependency_graph_filename: str | Path | None = None,
         export_workflow_filename: str | Path | None = None,
         log_obj_size: bool = False,
-        openmpi_oversubscribe: bool = False,
-        preload: Sequence[str] = (),
         wait: bool = True,
+        restart_limit: int = 0,
+        openmpi_oversubscribe: bool = False,
+        *,
+        cache_errors: bool = False,
+        preload: Sequence[str] = (),
         debug: bool = False,
         show_output: bool | Literal["prefix"] | None = None,
     ) -> None:

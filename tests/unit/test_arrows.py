@@ -14,6 +14,7 @@ PACKAGES = {"remoteexec": CHECKOUT / "remoteexec", "remoteexec_server": CHECKOUT
 POSIX_ONLY = {"fcntl", "grp", "pwd", "resource", "termios", "pty", "tty"}
 
 CLIENT = {
+    "api": {"executors"},
     "cli": {"executors", "config", "deploy", "ssh", "demo"},
     "demo": {"config", "deploy", "executors", "ssh"},
     "executors": {"allocation", "engine", "pool", "views", "selections", "futures", "config", "deploy", "ssh"},
