@@ -188,7 +188,7 @@ class BatchExecutor(BaseExecutor):
 
     def futures(self) -> list[TaskFuture[Any]]:
         """Of all tasks of the session, in the order of their submission: those that other processes have submitted, or
-        an earlier one under the same `session`, too. What has ended has its result again.
+        an earlier one under the same `session`, too. Those that have ended are done, and have their results again.
 
         Raises:
             RemoteExecError: the cluster cannot be used.

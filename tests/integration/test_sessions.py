@@ -87,6 +87,15 @@ def test_another_process_has_the_futures_of_a_named_session(here: Path, leave: s
     assert script(LOOKS, here, "sweep-3") == "[('count', 20), ('add', 21)]"  # and later, too
 
 
+def test_futures_of_ended_tasks_are_done_at_once(here: Path) -> None:
+    with TestClusterExecutor(cache_directory=here / "root", session="done") as exe:
+        assert list(exe.map(abs, range(20))) == list(range(20))
+        again = exe.futures()
+        assert [future.task.state for future in again] == ["done"] * 20
+    with TestClusterExecutor(cache_directory=here / "root", session="done") as exe:
+        assert [future.done() for future in exe.futures()] == [True] * 20
+
+
 @pytest.mark.parametrize(("leave", "code"), [(LEAVES, 0), (DIES, -signal.SIGKILL)], ids=["shutdown", "SIGKILL"])
 def test_the_same_submits_with_the_same_cache_take_up_what_runs(here: Path, leave: str, code: int) -> None:
     script(leave, here, "", returncode=code)

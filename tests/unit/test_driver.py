@@ -255,18 +255,36 @@ def test_all_tasks_of_a_session_are_to_be_had_and_ended_ones_again(driver: Drive
     service.say(
         Known((Entry(theirs, name="their"), Entry(mine.key, name="f"), Entry(ended.key, name="g")), ("", "", ""))
     )
+    assert service.next() == Watch((theirs, ended.key))
+    assert service.next() == Tell()  # whose answer is behind the outcomes that are there
+    service.end(ended.key, str(ended.key))
+    service.say(Known((), ()))
     found = asked.result(10.0)
 
-    assert service.next() == Watch((theirs, ended.key))
     assert [(future.key, future.task.function) for future in found] == [
         (theirs, "their"),
         (mine.key, mine.task.function),
         (ended.key, "g"),
     ]
     assert (found[1] is mine, found[2] is ended) == (True, False)
-    for key in (theirs, ended.key):
-        service.end(key, str(key))
+    assert [future.done() for future in found] == [False, False, True]
+    service.end(theirs, str(theirs))
     assert [found[0].result(10.0), found[2].result(10.0)] == [theirs, ended.key]
+
+
+def test_a_cut_while_ended_tasks_are_looked_for_is_no_end_of_it(driver: Driver, service: ScriptedService) -> None:
+    driver.start()
+    theirs = TaskKey("y-t1")
+    asked = ThreadPoolExecutor(1).submit(driver.futures)
+    assert service.next() == Tell()
+    service.say(Known((Entry(theirs, name="their"),), ("",)))
+    assert [service.next(), service.next()] == [Watch((theirs,)), Tell()]
+    service.say(Unlinked("cut"))
+    service.say(Linked())
+    assert [service.next(), service.next()] == [Watch((theirs,)), Tell()]
+    service.end(theirs, 5)
+    service.say(Known((), ()))
+    assert [future.done() for future in asked.result(10.0)] == [True]
 
 
 def test_who_asks_for_the_tasks_is_told_when_they_are_not_to_be_had(driver: Driver, service: ScriptedService) -> None:
