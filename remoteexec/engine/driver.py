@@ -138,6 +138,7 @@ class Driver:
         self._scripts = Scripts()
         self._lock = threading.RLock()  # the garbage collector may come to `stop` an executor while it is held
         self._closing: str | None = None
+        self._gives_up = False  # nothing is to run on
         self._submitted = self._numbered = self._statements = 0
         self._thread: threading.Thread | None = None
         # written by the driver thread, read by all:
@@ -291,11 +292,17 @@ class Driver:
         finally:
             self._inbox.put(Flush())
 
-    def stop(self, cancel: bool = False) -> None:
-        """Take no submit any more, and end when every task has ended; `cancel`: those that have not started."""
+    def stop(self, cancel: bool = False, running: bool = False) -> None:
+        """Take no submit any more, and end when every task has ended.
+
+        Args:
+            cancel: cancel those that have not started ...
+            running: ... and end those that have, with their jobs.
+        """
         with self._lock:
             self._closing = "cannot schedule new futures after shutdown"
-        self._inbox.put(Stop(cancel))
+            self._gives_up = self._gives_up or (cancel and running)
+        self._inbox.put(Stop(cancel, running))
 
     def leave(self, timeout_s: float) -> None:
         """The interpreter exits: wait for every task, or after a `stop` without `join` only until all are submitted."""
@@ -303,7 +310,10 @@ class Driver:
             self.stop()
             self.join()
         elif self._thread is not None and self._thread.is_alive():
-            self.wait_sent(timeout_s)
+            if self._gives_up:
+                self._thread.join(timeout_s)  # until the scheduler has been told what to end
+            else:
+                self.wait_sent(timeout_s)
 
     def join(self) -> None:
         """Wait for the end after `stop`; says in the log what it waits for while the cluster cannot be reached."""
@@ -388,7 +398,7 @@ class Driver:
             case Stop():
                 self._stopping = True
                 if item.cancel:
-                    self._cancel([key for key, task in self._tasks.items() if task.future.cancel_waiting()])
+                    self._cancel([key for key, task in self._tasks.items() if _give_up(task.future, item.running)])
             case (event, data):
                 self._hear(event, data)
 
@@ -605,6 +615,11 @@ class Driver:
                 return
             if isinstance(item, tuple) and isinstance(item[0], (Closed, Unlinked, Failed)):
                 return
+
+
+def _give_up(future: JobFuture[Any], running: bool) -> bool:
+    """Cancel a future whose task has not started, or is `running` and may be ended; whether it is cancelled now."""
+    return future.cancel_waiting() or (running and future.end_cancelled())
 
 
 def _fail(future: TaskFuture[Any], error: BaseException | None) -> None:

@@ -58,6 +58,7 @@ class Flush:
 
 @dataclass(frozen=True)
 class Stop:
-    """End when every task has ended; `cancel`: first cancel what has not started."""
+    """End when every task has ended; `cancel`: first cancel what has not started, `running`: and what has, too."""
 
     cancel: bool
+    running: bool = False

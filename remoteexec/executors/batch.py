@@ -240,12 +240,15 @@ class BatchExecutor(BaseExecutor):
         return _held(results, mapped)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """See BaseExecutor; with `wait=False` what was submitted is handed to the scheduler, and runs on."""
+        """See BaseExecutor; with `wait=False` what was submitted is handed to the scheduler, and runs on.
+
+        With `wait=False, cancel_futures=True` nothing runs on: tasks that run are cancelled, too, and their jobs ended.
+        """
         with self._lock:
             drivers = [self._driver, *self._others.values()]
             recorder, self._recorder = self._recorder, None
         for driver in drivers:
-            driver.stop(cancel=cancel_futures)
+            driver.stop(cancel=cancel_futures, running=not wait)
         if wait:
             for driver in drivers:
                 driver.join()

@@ -183,6 +183,39 @@ def test_a_running_task_is_ended_by_cancel(here: Path) -> None:
         assert not os.path.exists(f"/proc/{process}")
 
 
+GIVES_UP = """
+import os, sys, time
+from pathlib import Path
+from remoteexec import TestClusterExecutor
+
+def run(path):
+    Path(path + ".partial").write_text(str(os.getpid()))
+    os.rename(path + ".partial", path)
+    time.sleep(300)
+
+here = Path(sys.argv[1])
+pilots = {"block_allocation": True, "max_workers": 1} if sys.argv[2] == "pilots" else {}
+exe = TestClusterExecutor(cache_directory=here / "root", **pilots)
+futures = [exe.submit(run, str(here / f"told-{n}")) for n in range(2)]
+while not (futures[0].running() and (here / "told-0").exists()):
+    time.sleep(0.05)
+exe.shutdown(wait=False, cancel_futures=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["jobs", "pilots"])
+def test_nothing_runs_on_after_a_shutdown_that_neither_waits_nor_leaves(here: Path, kind: str) -> None:
+    script(GIVES_UP, here, kind)
+    processes = [int(path.read_text()) for path in here.glob("told-?")]
+    deadline = time.monotonic() + 30
+    while any(os.path.exists(f"/proc/{process}") for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+    assert processes
+    assert [process for process in processes if os.path.exists(f"/proc/{process}")] == []
+    assert get_cache_data_queue(here / "root") == []
+
+
 def test_a_call_that_was_cancelled_runs_when_it_is_submitted_again(here: Path) -> None:
     with TestClusterExecutor(cache_directory=here / "root") as exe:
         for number in range(5):

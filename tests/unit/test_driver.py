@@ -6,6 +6,7 @@ import concurrent.futures
 import gc
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -323,6 +324,30 @@ def test_shutdown_with_cancel_futures_cancels_a_whole_chain(driver: Driver, serv
     driver.join()
 
     assert [future.cancelled() for future in (first, second, third)] == [True, True, True]
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_running_tasks_are_ended_by_shutdown_only_if_it_says_so(
+    driver: Driver, service: ScriptedService, running: bool
+) -> None:
+    future = submit(driver)
+    submitted = service.next_submit()
+    service.accept(submitted)
+    service.start(future.key)
+    while not future.running():
+        time.sleep(0.001)
+
+    driver.stop(cancel=True, running=running)
+    if running:
+        assert service.next() == Cancel((future.key,))
+    else:
+        service.end(future.key, 1)
+    assert isinstance(service.next(), Close)
+    service.say(Closed())
+    driver.leave(10.0)
+    driver.join()
+
+    assert future.cancelled() == running
 
 
 # ---- futures of other executors ----
