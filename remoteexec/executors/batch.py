@@ -165,11 +165,7 @@ class BatchExecutor(BaseExecutor):
         """See BaseExecutor."""
         refuse_own_parameter(fn)
         resource_dict, wish = self._caching.split(resource_dict)
-        resources = self._defaults
-        if resource_dict is not None:
-            resources = read_resources(resource_dict, self._defaults)
-            if self._pilots is not None:
-                check_fits(resources, self._pilots)
+        resources = self._asked(resource_dict)
         seen = self._inspector(fn, args, kwargs)
         if self._options.views.nothing_runs:
             return self._driver.draw(fn, args, kwargs, seen)
@@ -208,7 +204,7 @@ class BatchExecutor(BaseExecutor):
         """The job script that `submit` with the same arguments would submit, which it does not.
 
         The script depends on the resources alone; a real one names a directory of its own, an array where several calls
-        are submitted at once, and the jobs that it waits for.
+        are submitted at once, and the jobs that it waits for. With `block_allocation` it is that of a pilot.
 
         Raises:
             SubmitRejected: the resources, or the template, cannot be used.
@@ -219,7 +215,7 @@ class BatchExecutor(BaseExecutor):
         """
         refuse_own_parameter(fn)
         resource_dict, _ = self._caching.split(resource_dict)
-        resources = self._defaults if resource_dict is None else read_resources(resource_dict, self._defaults)
+        resources = self._asked(resource_dict)
         self.reach()
         return self._driver.job_script(resources)
 
@@ -311,6 +307,15 @@ class BatchExecutor(BaseExecutor):
         return self._driver.pending
 
     # ---- what is done with a call on its way ----
+
+    def _asked(self, resource_dict: Mapping[str, Any] | Resources | None) -> Resources:
+        """What a call asks for; with pilots it fits into one."""
+        if resource_dict is None:
+            return self._defaults
+        resources = read_resources(resource_dict, self._defaults)
+        if self._pilots is not None:
+            check_fits(resources, self._pilots)
+        return resources
 
     def _inspector(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
