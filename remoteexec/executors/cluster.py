@@ -104,7 +104,7 @@ class LoginNodeExecutor(BatchExecutor):
             Caching(None if cache_directory is None else where, cache_errors, otherwise=where),
             place=f"{self.SCHEDULER} {where}",
         )
-        self._root = Path(where)
+        self._root = root.absolute(where)
 
     def _resume(self, pointer: Pointer, name: str) -> TaskFuture[Any] | None:
         there = (self._root / "sessions" / pointer.session).is_dir()  # else it was removed, and the task with it
