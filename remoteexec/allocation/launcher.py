@@ -23,13 +23,8 @@ from .nodes import Place
 
 
 class FarEndpoint(Endpoint):
-    """Of a worker on another machine.
+    """Of a worker on another machine. Once it is lost, nobody can say which of its tasks it has taken."""
 
-    Attributes:
-        lost: its node is gone: nobody can say which of its tasks it has taken.
-    """
-
-    lost = False
     recall: socket.socket | None = None
 
     def take_back(self, tasks: Collection[int]) -> list[int]:
@@ -113,6 +108,11 @@ class AllocationLauncher:
         with contextlib.suppress(OSError), self._process.stdin as pipe:
             pipe.write(json.dumps(told).encode() + b"\n")
 
+    @property
+    def room(self) -> int:
+        """See Launcher."""
+        return sum(self._slots.values())
+
     def start_worker(self, number: int, kept: bool, output: bool = False, place: tuple[str, ...] = ()) -> Endpoint:
         """See Launcher."""
         node = place.node if isinstance(place, Place) else self._emptiest()
@@ -145,7 +145,7 @@ class AllocationLauncher:
         endpoint = FarEndpoint(number, ours, tokens[1] if tokens else None, None, printed[0] if printed else None)
         endpoint.recall = self._recall if kept else None
         self._endpoints[number] = endpoint
-        if not isinstance(place, Place):
+        if kept:
             self._node_of[number] = node
         return endpoint
 
@@ -177,6 +177,8 @@ class AllocationLauncher:
     def _report(self, number: int, pid: int, status: int) -> Report:
         if status == relay.NODE_LOST:
             self._slots.pop(number, None)
+            for worker in [worker for worker, node in self._node_of.items() if node == number]:
+                self._endpoints[worker].lost = True
             return NodeLost(number, self._names[number])
         report = report_of(number, pid, status) if status != relay.LOST else Ended(number, 0, 0, self._names[pid])
         if isinstance(report, Ended):

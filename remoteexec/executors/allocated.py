@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from remoteexec_server.wire.resources import Resources
@@ -97,6 +98,13 @@ class AllocatedExecutor(SingleNodeExecutor):
     def _takes(self, resources: Resources) -> Need:
         cores, gpus, _ = super()._takes(resources)
         return Need(cores, gpus, int((resources.memory_max_gb or 0) * _GIB))
+
+    def _with_room(self, task: PoolTask, resources: Resources) -> Resources:
+        """See SingleNodeExecutor: what is more than any node has is cut to that."""
+        most = max(node.memory_bytes or 0 for node in self._allocation.nodes)
+        if most and resources.memory_max_gb is not None:
+            resources = replace(resources, memory_max_gb=min(resources.memory_max_gb, most / _GIB))
+        return super()._with_room(task, resources)
 
     def _check(self, need: Need, resources: Resources) -> None:
         super()._check(need, resources)

@@ -18,7 +18,7 @@ from .output import Output
 from .pool import Pool
 from .tasks import Died, GpuVariables, PoolTask, how_ended, visible, with_environment
 from .workers import POOL, WorkerState
-from .zygote_client import BUFFER, Ended, Launcher, NotStarted
+from .zygote_client import BUFFER, Ended, Launcher, NodeLost, NotStarted
 
 _AHEAD = 64
 """Calls a worker may have at most, so that it never waits for the next."""
@@ -106,6 +106,7 @@ class KeptWorkers(Pool):
         Raises:
             OSError: not one could be started.
         """
+        size = self._most(size)
         with self._lock:
             self._size = size
             self._shrunk = len(self._placed()) > size
@@ -121,7 +122,7 @@ class KeptWorkers(Pool):
 
     def submit(self, task: PoolTask) -> None:
         """See Pool."""
-        if task.buffers and (not self._idle or task.size < _SMALL or self._zygote.far):
+        if task.buffers and (not self._idle or task.size < _SMALL or self._zygote.far or task.resources is not None):
             task.keep_buffers()
         with self._lock:
             task.held = False
@@ -204,7 +205,7 @@ class KeptWorkers(Pool):
     def _portion(self, worker: WorkerState) -> list[PoolTask]:
         """Take from the line what this worker is given now; the caller holds the lock, and posts it."""
         tasks: list[PoolTask] = []
-        if worker.halted:
+        if worker.halted or worker.endpoint.lost:
             return tasks
         share = len(self._line) // max(1, self._size) + 1
         most = min(share, max(2, min(_AHEAD, int(_AHEAD_S / self._pace_s))) - len(worker.has))
@@ -272,7 +273,7 @@ class KeptWorkers(Pool):
 
     def _free(self, worker: WorkerState) -> None:
         """It may have nothing to do now: then it is free; the caller holds the lock, and calls `_feed_idle` after."""
-        if worker.has or worker.halted or worker.writer is not None:
+        if worker.has or worker.halted or worker.endpoint.lost or worker.writer is not None:
             return
         if worker.retiring or worker.spare or self._workers.get(worker.number) is not worker:  # its number lives on
             return
@@ -467,6 +468,17 @@ class KeptWorkers(Pool):
         if self._grown and not isinstance(report, NotStarted):  # else it is tried again at the next look
             self._make_up()
         self._feed_idle()
+
+    def _lost_node(self, lost: NodeLost) -> None:
+        super()._lost_node(lost)
+        with self._lock:  # its workers are buried one by one, and until then get nothing
+            self._idle = {number: worker for number, worker in self._idle.items() if not worker.endpoint.lost}
+            self._size = self._most(self._size)
+
+    def _most(self, size: int) -> int:
+        """So many workers, or as many as there is room for on nodes that are left."""
+        room = self._zygote.room
+        return size if room is None else min(size, room)
 
     def _why_none(self, worker: WorkerState, report: Ended | NotStarted) -> str:
         if isinstance(report, NotStarted):

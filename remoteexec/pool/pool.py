@@ -80,7 +80,7 @@ class Pool(Choices):
         self._workers: dict[int, WorkerState] = {}
         self._broken: str | None = None
         self._stopping = False
-        self._deadlines: list[tuple[float, int, int]] = []  # when, worker, task
+        self._deadlines: list[tuple[float, int, int, int]] = []  # when, worker, task, its attempts before
         self._posted: deque[Callable[[], None]] = deque()
         self._parents = 0  # tasks that have submitted others that have not ended; of the pool thread, as the next two
         self._stalls = Stalls(_waits if launcher is not None else cpu_s)
@@ -280,7 +280,8 @@ class Pool(Choices):
     def _watch_time(self, worker: WorkerState, task: PoolTask) -> None:
         """End the worker if the task takes longer than it may; the caller holds the lock."""
         if task.walltime_s is not None:
-            heapq.heappush(self._deadlines, (time.monotonic() + task.walltime_s, worker.number, task.number))
+            when = time.monotonic() + task.walltime_s
+            heapq.heappush(self._deadlines, (when, worker.number, task.number, len(task.deaths)))
             if self._deadlines[0][2] == task.number:
                 self._wake()
 
@@ -517,9 +518,9 @@ class Pool(Choices):
         now = time.monotonic()
         with self._lock:
             while self._deadlines and self._deadlines[0][0] <= now:
-                _, number, task = heapq.heappop(self._deadlines)
+                _, number, task, attempts = heapq.heappop(self._deadlines)
                 worker = self._workers.get(number)
-                if worker is not None and task in worker.has:
+                if worker is not None and task in worker.has and len(worker.has[task].deaths) == attempts:
                     worker.timed_out = True
                     self._zygote.kill_worker(number)
 

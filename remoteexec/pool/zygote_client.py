@@ -40,7 +40,10 @@ class Endpoint:
         token_in: where tokens are written; with `token_out`, where they are read, None for a worker of one call, and
             when closed: a number that somebody else's file may have next is not kept.
         output: where what it prints is read, if it is; does not block.
+        lost: its node is gone, and its own end not told yet.
     """
+
+    lost = False
 
     def __init__(
         self,
@@ -126,11 +129,16 @@ class Launcher(Protocol):
         control: can be read when there are reports.
         environment: what workers have unless they are told otherwise.
         far: what was written to a worker may be on its way, not read yet.
+        room: how many kept workers there is room for, on nodes that are not lost; None: there is no saying.
     """
 
     control: socket.socket
     environment: dict[str, str]
     far: bool
+
+    @property
+    def room(self) -> int | None:
+        """See above."""
 
     def start_worker(self, number: int, kept: bool, output: bool = False, place: tuple[str, ...] = ()) -> Endpoint:
         """Fork a worker. It is there for calls at once: they wait in the socket until it reads.
@@ -175,6 +183,7 @@ class ZygoteClient:
     """
 
     far = False
+    room = None
 
     def __init__(self, preload: Sequence[str] = ()) -> None:
         self.environment = dict(os.environ)

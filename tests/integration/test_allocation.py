@@ -14,7 +14,7 @@ CHECKOUT = Path(__file__).parent.parent.parent
 PREAMBLE = """
 import os, signal, sys, time
 from concurrent.futures import wait
-from remoteexec import SlurmJobExecutor, errors
+from remoteexec import Retry, SlurmJobExecutor, current_executor, errors
 
 def node(number=0):
     return os.environ["SLURMD_NODENAME"]
@@ -88,6 +88,32 @@ print(len(wait(futures, 30).done), isinstance(exe.submit(node).exception(30), er
 exe.shutdown()
 """
     assert inside(slurm_cluster, script) == "20 True\n"
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
+def test_calls_of_a_lost_node_are_tried_again_on_others(slurm_cluster: SlurmCluster, kept: bool) -> None:
+    script = f"""
+def stay_with_child(s):
+    child = current_executor().submit(sleep_on, s)
+    return os.environ["SLURMD_NODENAME"], child.result()
+
+with SlurmJobExecutor(block_allocation={kept}, retries=Retry()) as exe:
+    whereabouts = {{}}
+    while set(whereabouts) != {{"n1", "n2"}}:
+        whereabouts = dict(exe.map(where_and_zygote, range(8)))
+    futures = [exe.submit(sleep_on, 2) for _ in range(12)]
+    parents = [exe.submit(stay_with_child, 1) for _ in range(2)]
+    time.sleep(0.7)
+    os.kill(agent_of(whereabouts["n2"]), signal.SIGKILL)
+    nodes = [future.result() for future in futures]
+    print(nodes.count("n1"), sorted(future.task.attempts for future in futures) == [1] * 8 + [2] * 4)
+    print({{node for future in parents for node in future.result()}})
+    last = exe.submit(sleep_on, 60)
+    time.sleep(0.5)
+    os.kill(agent_of(whereabouts["n1"]), signal.SIGKILL)
+    print(str(last.exception()).startswith(f"task {{last.key}} cannot run again, after node_failure: "))
+"""
+    assert inside(slurm_cluster, script) == "12 True\n{'n1'}\nTrue\n"
 
 
 @pytest.mark.parametrize("who", ["process", "relay"])
