@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import weakref
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +14,7 @@ from remoteexec_server.wire.resources import Resources
 from ..allocation.base import Allocation, Step
 from ..allocation.launcher import AllocationLauncher
 from ..allocation.nodes import ManyNodes
+from ..allocation.remaining import WARN_S, Remaining, left_s
 from ..engine.sharing import Shared
 from ..pool.fresh import FreshWorkers
 from ..pool.kept import KeptWorkers
@@ -22,6 +25,7 @@ from .single_node import SingleNodeExecutor
 
 __all__ = ["AllocatedExecutor", "Pmi"]
 
+log = logging.getLogger("remoteexec")
 T = TypeVar("T")
 _GIB = 2**30
 _CUDA = "CUDA_VISIBLE_DEVICES"
@@ -64,6 +68,16 @@ class AllocatedExecutor(SingleNodeExecutor):
     def allocation(self) -> Allocation:
         """What the scheduler gave this job."""
         return self._allocation
+
+    @property
+    def remaining(self) -> Remaining:
+        """What has not ended, and how long the allocation lasts; a minute before its end that is logged, too."""
+        pool = self._pool
+        running, waiting = pool.counted() if pool is not None else (0, 0)
+        with self._lock:
+            inputs = max(0, len(self._open) - running - waiting)
+        refused = pool.refused if pool is not None else 0
+        return Remaining(left_s(self._allocation.ends_at), running, waiting, inputs, refused)
 
     # ---- of each scheduler ----
 
@@ -132,9 +146,24 @@ class AllocatedExecutor(SingleNodeExecutor):
     def _start(self) -> FreshWorkers | KeptWorkers:
         pool = super()._start()
         pool.ends_at = self._allocation.ends_at
+        left = left_s(pool.ends_at)
+        if left is not None:
+            pool.ring(max(left - WARN_S, left / 2), _Report(weakref.ref(self)))
         return pool
 
     def _launcher(self, preload: Sequence[str]) -> AllocationLauncher:
         return AllocationLauncher(
             self._allocation, self._step(), localhost=self._localhost, preload=preload, cores=self._need.cores
         )
+
+
+class _Report:
+    """Logs what remains, if anything does; holds no executor that nobody else does."""
+
+    def __init__(self, executor: weakref.ref[AllocatedExecutor]) -> None:
+        self._executor = executor
+
+    def __call__(self) -> None:
+        executor = self._executor()
+        if executor is not None and not (remaining := executor.remaining).none:
+            log.warning("%s; what has not ended by then fails; the executor's `remaining` has these numbers", remaining)

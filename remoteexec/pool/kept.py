@@ -17,7 +17,7 @@ from remoteexec_server.wire import pooled
 from .output import Output
 from .pool import Pool
 from .tasks import Died, GpuVariables, PoolTask, how_ended, visible, with_environment
-from .workers import POOL, WorkerState
+from .workers import POOL, WorkerState, when_over
 from .zygote_client import BUFFER, Ended, Launcher, NodeLost, NotStarted
 
 _AHEAD = 64
@@ -484,6 +484,8 @@ class KeptWorkers(Pool):
         if isinstance(report, NotStarted):
             return f"its last worker could not be started: {report.reason}"
         when = " while `init_function` ran" if not worker.ready and self._setup.get("init") is not None else ""
+        if report.node is not None and not self._zygote.room:
+            return f"{when_over(self.ends_at)}no node of the allocation is left"
         how = how_ended(report.status) if report.node is None else f"was lost with node {report.node}"
         said = f"its last worker {how}{when}, and none is left to replace it"
         return f"{said}: `restart_limit` was {self._restart_limit}"

@@ -210,10 +210,46 @@ def test_a_call_that_may_outlive_the_allocation_is_not_started(slurm_cluster: Sl
 with SlurmJobExecutor(block_allocation={kept}, resource_dict={{"run_time_max": 3600}}) as exe:
     exc = exe.submit(node).exception()
     print(type(exc).__name__, "it may take 3600 s (run_time_max), and the allocation ends in " in str(exc))
+    print(exe.remaining.not_started, exe.remaining.left_s < 3600)
 with SlurmJobExecutor(block_allocation={kept}, resource_dict={{"run_time_max": 30}}) as exe:
     print(exe.submit(pow, 2, 3).result())
 """
-    assert inside(slurm_cluster, script) == "TaskKilled True\n8\n"
+    assert inside(slurm_cluster, script) == "TaskKilled True\n1 True\n8\n"
+
+
+@pytest.mark.timeout(150)
+def test_what_remains_is_told_before_the_end_and_fails_after_it(slurm_cluster: SlurmCluster) -> None:
+    script = """
+import logging, subprocess
+
+said = []
+class Notes(logging.Handler):
+    def emit(self, record):
+        said.append(record.getMessage())
+logging.getLogger("remoteexec").addHandler(Notes())
+subprocess.run(["scontrol", "update", f"jobid={os.environ['SLURM_JOB_ID']}", "EndTime=now+8"], check=True)
+executors = [SlurmJobExecutor(block_allocation=kept) for kept in (False, True)]
+for exe in executors:
+    futures = [exe.submit(sleep_on, 100) for _ in range(10)]
+    futures.append(exe.submit(sleep_on, futures[0]))
+    while exe.remaining.running < 8:
+        time.sleep(0.05)
+    remaining = exe.remaining
+    print(remaining.running, remaining.waiting, remaining.waiting_for_inputs, 0 < remaining.left_s <= 8)
+    exe.futures = futures
+for exe in executors:
+    wait(exe.futures, 100)
+    first, *_, last, after = [future.exception(0) for future in exe.futures]
+    print(type(first).__name__, after is first, type(last).__name__, "has reached its time limit, " in str(last))
+    print("no node of the allocation is left" in str(exe.submit(node).exception(20)))
+    exe.shutdown()
+told = [text.partition(" s: ")[2].partition(";")[0] for text in said if text.startswith("the allocation ends in ")]
+print(*told, sep="\\n")
+"""
+    counted = "8 calls run, 2 wait for a worker, 1 for their inputs, and 0 were not started for want of time"
+    ends = "TaskNodeFailure True TaskKilled True\nTrue\n"
+    expected = "8 2 1 True\n" * 2 + ends * 2 + f"{counted} (run_time_max)\n" * 2
+    assert inside(slurm_cluster, script, timeout_s=120) == expected
 
 
 def test_calls_that_no_node_can_hold_and_other_places_are_refused(slurm_cluster: SlurmCluster) -> None:
