@@ -61,7 +61,7 @@ class AllocationLauncher:
         step: what starts an agent on each node.
         localhost: agents connect to this machine by its own name for itself alone.
         preload: modules that each node imports once for all its workers.
-        cores: of each kept worker.
+        workers: how many kept ones each node has room for.
 
     Raises:
         OSError: the relay cannot be started.
@@ -76,11 +76,11 @@ class AllocationLauncher:
         *,
         localhost: bool = False,
         preload: Sequence[str] = (),
-        cores: int = 1,
+        workers: Sequence[int] = (),
     ) -> None:
         self.environment = dict(os.environ)
         self._names = [node.name for node in allocation.nodes]
-        self._slots = {at: node.cores // cores for at, node in enumerate(allocation.nodes)}
+        self._slots = dict(enumerate(workers))
         self._node_of: dict[int, int] = {}  # of kept workers
         self._endpoints: dict[int, FarEndpoint] = {}
         self._kept = b""
@@ -148,6 +148,10 @@ class AllocationLauncher:
         if kept:
             self._node_of[number] = node
         return endpoint
+
+    def has_lost(self, place: tuple[str, ...]) -> bool:
+        """See Launcher."""
+        return isinstance(place, Place) and place.node not in self._slots
 
     def _emptiest(self) -> int:
         """The node of one more kept worker; beyond its cores where others rest."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from remoteexec_server.wire.resources import Resources
 
 from ..allocation.base import Allocation, Step
+from ..allocation.kept import places, room_for
 from ..allocation.launcher import AllocationLauncher
 from ..allocation.nodes import ManyNodes
 from ..allocation.remaining import WARN_S, Remaining, left_s
@@ -127,21 +128,25 @@ class AllocatedExecutor(SingleNodeExecutor):
 
     def _workers(self, most: int | None) -> int:
         """Kept workers: as many as the nodes have room for, each on one node."""
-        each = self._need.cores
-        room = sum(node.cores // each for node in self._allocation.nodes)
+        need, nodes = self._need, self._allocation.nodes
+        room = sum(room_for(node, need) for node in nodes)
         if self._max_cores is not None:
-            room = min(room, self._max_cores // each)
+            room = min(room, self._max_cores // need.cores)
         if room < 1:
-            raise TooLarge(f"a worker takes {each} cores, and no node of the allocation has them: none could start")
+            raise TooLarge(
+                f"a worker takes {need.cores} cores, {need.gpus} GPUs and {need.memory_bytes} bytes of memory, and no "
+                f"node of the allocation has all of that within max_cores={self._max_cores}: none could start"
+            )
+        sets = sum(len(node.gpus) // need.gpus for node in nodes) if need.gpus else None
+        if most is not None and sets is not None and most > sets:
+            raise ValueError(
+                f"{most} workers with gpus_per_core={self._defaults.gpus_per_core}, and the nodes of the allocation "
+                f"have GPUs for {sets}: set max_workers to at most {sets}"
+            )
         return min(room, most or room)
 
-    def _worker_gpus(self, workers: int) -> list[tuple[str, ...]]:
-        if self._need.gpus:
-            raise ValueError(
-                "gpus_per_core with block_allocation=True is not possible on many nodes: leave out block_allocation, "
-                "each call then gets GPUs of its own"
-            )
-        return []
+    def _worker_gpus(self, workers: int) -> Sequence[tuple[str, ...]]:
+        return places(self._allocation.nodes, self._need) if self._need.gpus else []
 
     def _start(self) -> FreshWorkers | KeptWorkers:
         pool = super()._start()
@@ -152,8 +157,9 @@ class AllocatedExecutor(SingleNodeExecutor):
         return pool
 
     def _launcher(self, preload: Sequence[str]) -> AllocationLauncher:
+        workers = [room_for(node, self._need) for node in self._allocation.nodes]
         return AllocationLauncher(
-            self._allocation, self._step(), localhost=self._localhost, preload=preload, cores=self._need.cores
+            self._allocation, self._step(), localhost=self._localhost, preload=preload, workers=workers
         )
 
 

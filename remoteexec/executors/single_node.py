@@ -487,7 +487,7 @@ class SingleNodeExecutor(PooledExecutor):
 
     # ---- running ----
 
-    def _worker_gpus(self, workers: int) -> list[tuple[str, ...]]:
+    def _worker_gpus(self, workers: int) -> Sequence[tuple[str, ...]]:
         """The GPUs of each kept worker."""
         each = self._need.gpus
         if each * workers > len(self._gpus):

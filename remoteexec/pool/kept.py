@@ -43,7 +43,7 @@ class Places(NamedTuple):
     Attributes:
         size: how many.
         restarts: how many workers that died are replaced, in all.
-        gpus: for each worker, at least `size` of them if they have any.
+        gpus: for each worker, at least `size` of them if they have any; each is an object of its own.
         gpu_variables: what in the environment shows a worker its GPUs.
     """
 
@@ -80,6 +80,7 @@ class KeptWorkers(Pool):
         self._setup, self._size = setup, places.size
         self._restarts = self._restart_limit = places.restarts
         self._gpus, self._gpu_variables = list(places.gpus), places.gpu_variables
+        self._has_gpus = bool(self._gpus)
         self._pace_s = _AHEAD_S  # of a call, on average of late
         self._grown = False  # a task has rested: there may be more workers than places
         self._shrunk = False  # so there may after `resize`
@@ -184,11 +185,11 @@ class KeptWorkers(Pool):
             if self._broken is not None or self._stopping:
                 return False
             gpus = next((each for each in self._gpus if self._not_lent(each)), ())
-            if self._gpus and not gpus:  # one that ends has them still
+            if self._has_gpus and not gpus:  # one that ends has them still
                 return False
             number = next(n for n in itertools.count() if n not in self._workers)
             try:
-                worker = self._new_worker(number, kept=True)
+                worker = self._new_worker(number, kept=True, place=gpus)
             except OSError:
                 if not self._workers:
                     raise
@@ -356,7 +357,7 @@ class KeptWorkers(Pool):
 
     def _not_lent(self, gpus: tuple[str, ...]) -> bool:
         """Whether no worker sees these that runs calls, or may still be ending; the caller holds the lock."""
-        return not gpus or all(w.gpus != gpus or w.resting or w.spare for w in self._workers.values())
+        return not gpus or all(w.gpus is not gpus or w.resting or w.spare for w in self._workers.values())
 
     def _held_up(self) -> list[WorkerState] | None:
         placed = self._placed()
@@ -474,6 +475,7 @@ class KeptWorkers(Pool):
         with self._lock:  # its workers are buried one by one, and until then get nothing
             self._idle = {number: worker for number, worker in self._idle.items() if not worker.endpoint.lost}
             self._size = self._most(self._size)
+            self._gpus = [gpus for gpus in self._gpus if not self._zygote.has_lost(gpus)]
 
     def _most(self, size: int) -> int:
         """So many workers, or as many as there is room for on nodes that are left."""

@@ -151,6 +151,9 @@ class Launcher(Protocol):
             OSError: no more files can be opened, or no node has room.
         """
 
+    def has_lost(self, place: tuple[str, ...]) -> bool:
+        """Whether that is on a node that is gone."""
+
     def kill_worker(self, number: int) -> None:
         """Kill a worker and all that it started, if it is still there."""
 
@@ -244,6 +247,10 @@ class ZygoteClient:
             raise
         token_out, token_in = pipe or (None, None)
         return Endpoint(number, ours, token_in, token_out, printed[0] if printed else None)
+
+    def has_lost(self, place: tuple[str, ...]) -> bool:
+        """See Launcher."""
+        return False
 
     def kill_worker(self, number: int) -> None:
         """Kill a worker and all that it started, if it is still there."""

@@ -32,8 +32,8 @@ def agent_of(zygote):
 """
 
 
-def inside(cluster: SlurmCluster, script: str, nodes: int = 2, timeout_s: float = 60) -> str:
-    """What a script prints inside an allocation of whole nodes, of 4 cores each."""
+def inside(cluster: SlurmCluster, script: str, *options: str, timeout_s: float = 60) -> str:
+    """What a script prints inside an allocation of two whole nodes, of 4 cores each; `options` are of `salloc`."""
     probe = cluster.run([sys.executable, "-c", f"open({__file__!r})"], check=False)
     if probe.returncode != 0:
         pytest.skip(f"the cluster's user cannot use {sys.executable} or read {CHECKOUT}: {probe.stderr[-200:]}")
@@ -41,7 +41,7 @@ def inside(cluster: SlurmCluster, script: str, nodes: int = 2, timeout_s: float 
     file.write_text(PREAMBLE + script, encoding="utf-8")
     path = os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "server_side"), os.environ.get("PYTHONPATH", "")])
     variables = [f"PYTHONPATH={path}", "PYTHONDONTWRITEBYTECODE=1", f"PATH={os.environ['PATH']}"]
-    allocate = ["salloc", "--quiet", f"-N{nodes}", f"-n{4 * nodes}"]
+    allocate = ["salloc", "--quiet", "-N2", "-n8", *options]
     done = cluster.run(["env", *variables, *allocate, sys.executable, str(file)], timeout_s=timeout_s, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -250,6 +250,44 @@ print(*told, sep="\\n")
     ends = "TaskNodeFailure True TaskKilled True\nTrue\n"
     expected = "8 2 1 True\n" * 2 + ends * 2 + f"{counted} (run_time_max)\n" * 2
     assert inside(slurm_cluster, script, timeout_s=120) == expected
+
+
+def test_kept_workers_have_gpus_of_their_nodes(slurm_cluster: SlurmCluster) -> None:
+    script = """
+def gpu(n):
+    time.sleep(0.2)
+    return os.environ["SLURMD_NODENAME"], os.environ["CUDA_VISIBLE_DEVICES"]
+
+def now(exe):
+    return sorted(set(exe.map(gpu, range(12))))
+
+with SlurmJobExecutor(block_allocation=True, resource_dict={"gpus_per_core": 1}, restart_limit=4) as exe:
+    print(now(exe))
+    exe.max_workers = 2
+    time.sleep(1)
+    print(len(now(exe)))
+    exe.max_workers = 4
+    time.sleep(1)
+    print(now(exe))
+    try:
+        exe.max_workers = 5
+    except ValueError as exc:
+        print(exc, exe.max_workers)
+    whereabouts = {}
+    while set(whereabouts) != {"n1", "n2"}:
+        whereabouts = dict(exe.map(where_and_zygote, range(8)))
+    os.kill(agent_of(whereabouts["n2"]), signal.SIGKILL)
+    time.sleep(1)
+    print(now(exe))
+with SlurmJobExecutor(block_allocation=True, resource_dict={"gpus_per_core": 2}) as exe:
+    print(now(exe))
+"""
+    each = "[('n1', '0'), ('n1', '1'), ('n2', '0'), ('n2', '1')]"
+    refusal = (
+        "5 workers with gpus_per_core=1, and the nodes of the allocation have GPUs for 4: set max_workers to at most 4"
+    )
+    expected = [each, "2", each, f"{refusal} 4", "[('n1', '0'), ('n1', '1')]", "[('n1', '0,1'), ('n2', '0,1')]"]
+    assert inside(slurm_cluster, script, "--gres=gpu:2").splitlines() == expected
 
 
 def test_calls_that_no_node_can_hold_and_other_places_are_refused(slurm_cluster: SlurmCluster) -> None:

@@ -1,0 +1,32 @@
+"""Where kept workers may be on many nodes, each on one. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..pool.ledger import Need
+from .base import Node
+from .nodes import Place
+
+
+def room_for(node: Node, need: Need) -> int:
+    """How many workers a node has room for, if each takes this."""
+    gpus = len(node.gpus) // need.gpus if need.gpus else math.inf
+    memory = math.inf
+    if need.memory_bytes and node.memory_bytes is not None:
+        memory = node.memory_bytes // need.memory_bytes
+    return int(min(node.cores // need.cores, gpus, memory))
+
+
+def places(nodes: Sequence[Node], need: Need) -> list[Place]:
+    """The GPUs of each worker there is room for: first one on each node, then a second, so that few are spread out."""
+    rooms = [room_for(node, need) for node in nodes]
+    turns = [(turn, at) for at, room in enumerate(rooms) for turn in range(room)]
+    return [_place(nodes[at], at, turn, need.gpus) for turn, at in sorted(turns)]
+
+
+def _place(node: Node, at: int, turn: int, gpus: int) -> Place:
+    place = Place(node.gpus[turn * gpus : (turn + 1) * gpus])
+    place.node = at
+    return place
