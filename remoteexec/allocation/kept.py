@@ -23,10 +23,15 @@ def places(nodes: Sequence[Node], need: Need) -> list[Place]:
     """The GPUs of each worker there is room for: first one on each node, then a second, so that few are spread out."""
     rooms = [room_for(node, need) for node in nodes]
     turns = [(turn, at) for at, room in enumerate(rooms) for turn in range(room)]
-    return [_place(nodes[at], at, turn, need.gpus) for turn, at in sorted(turns)]
+    return [_place(nodes[at], at, turn, need) for turn, at in sorted(turns)]
 
 
-def _place(node: Node, at: int, turn: int, gpus: int) -> Place:
-    place = Place(node.gpus[turn * gpus : (turn + 1) * gpus])
-    place.node = at
+def _place(node: Node, at: int, turn: int, need: Need) -> Place:
+    place = Place(node.gpus[turn * need.gpus : (turn + 1) * need.gpus])
+    place.node, place.cores = at, cores_of(turn, need.cores)
     return place
+
+
+def cores_of(turn: int, count: int) -> tuple[int, ...]:
+    """Which cores a worker has, by which one of its node it is."""
+    return tuple(range(turn * count, (turn + 1) * count))

@@ -15,6 +15,7 @@ from ..allocation.base import Allocation, Step
 from ..allocation.kept import places, room_for
 from ..allocation.launcher import AllocationLauncher
 from ..allocation.nodes import ManyNodes
+from ..allocation.pinning import PinnedNodes
 from ..allocation.remaining import WARN_S, Remaining, left_s
 from ..engine.sharing import Shared
 from ..pool.fresh import FreshWorkers
@@ -42,6 +43,7 @@ class AllocatedExecutor(SingleNodeExecutor):
         max_workers: see SingleNodeExecutor.
         pmi_mode: checked here; what it does, the scheduler's executor says.
         hostname_localhost: agents connect to 127.0.0.1, and nobody else can: for an allocation of this one machine.
+        pin_cores: calls that run at once have cores of their own, where a node has as many as the allocation says.
         resource_dict: see SingleNodeExecutor.
         options: all that SingleNodeExecutor takes.
 
@@ -56,19 +58,25 @@ class AllocatedExecutor(SingleNodeExecutor):
         *,
         pmi_mode: Pmi | None = None,
         hostname_localhost: bool | None = None,
+        pin_cores: bool = True,
         resource_dict: Mapping[str, Any] | Resources | None = None,
         **options: Any,
     ) -> None:
         if pmi_mode not in (None, "pmi1", "pmi2", "pmix"):
             raise ValueError(f"pmi_mode must be 'pmi1', 'pmi2' or 'pmix', not {pmi_mode!r}")
         self._allocation = self._find_allocation()
-        self._localhost = bool(hostname_localhost)
+        self._localhost, self._pin = bool(hostname_localhost), pin_cores
         super().__init__(max_workers, hostname_localhost=hostname_localhost, resource_dict=resource_dict, **options)
 
     @property
     def allocation(self) -> Allocation:
         """What the scheduler gave this job."""
         return self._allocation
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """See BaseExecutor."""
+        return {**super().info, "pin_cores": self._pin}
 
     @property
     def remaining(self) -> Remaining:
@@ -108,7 +116,8 @@ class AllocatedExecutor(SingleNodeExecutor):
         return list(names), {_CUDA: names} if names else {}
 
     def _new_ledger(self) -> Ledger[PoolTask]:
-        return Ledger(None, tasks=self._max_workers, room=ManyNodes(self._allocation.nodes, self._max_cores))
+        room = (PinnedNodes if self._pin else ManyNodes)(self._allocation.nodes, self._max_cores)
+        return Ledger(None, tasks=self._max_workers, room=room)
 
     def _takes(self, resources: Resources) -> Need:
         cores, gpus, _ = super()._takes(resources)
@@ -159,7 +168,12 @@ class AllocatedExecutor(SingleNodeExecutor):
     def _launcher(self, preload: Sequence[str]) -> AllocationLauncher:
         workers = [room_for(node, self._need) for node in self._allocation.nodes]
         return AllocationLauncher(
-            self._allocation, self._step(), localhost=self._localhost, preload=preload, workers=workers
+            self._allocation,
+            self._step(),
+            localhost=self._localhost,
+            preload=preload,
+            workers=workers,
+            pinned=self._need.cores if self._pin else 0,
         )
 
 

@@ -12,7 +12,7 @@ from remoteexec_server.wire import pooled
 from .ledger import Ledger, Need, TooLarge
 from .output import Output
 from .pool import Pool
-from .tasks import Broken, Died, GpuVariables, PoolTask, visible, with_environment
+from .tasks import Broken, Died, GpuVariables, PoolTask
 from .workers import WorkerState, when_over
 from .zygote_client import Ended, Launcher, NodeLost, NotStarted
 
@@ -109,7 +109,7 @@ class FreshWorkers(Pool):
             if reason is not None:
                 task.end(Broken(reason))
             else:
-                self._post(worker, ticket, [task], with_environment(task.setup, visible(gpus, self._gpu_variables)))
+                self._post(worker, ticket, [task], worker.fitted(task.setup, self._gpu_variables))
 
     def _rest(self, worker: WorkerState) -> None:
         with self._lock:

@@ -16,7 +16,7 @@ from remoteexec_server.wire import pooled
 
 from .output import Output
 from .pool import Pool
-from .tasks import Died, GpuVariables, PoolTask, how_ended, visible, with_environment
+from .tasks import Died, GpuVariables, PoolTask, how_ended
 from .workers import POOL, WorkerState, when_over
 from .zygote_client import BUFFER, Ended, Launcher, NodeLost, NotStarted
 
@@ -200,7 +200,7 @@ class KeptWorkers(Pool):
             worker.gpus = gpus
             ticket = worker.ticket()
             tasks = self._portion(worker)
-        self._post(worker, ticket, tasks, with_environment(self._setup, visible(worker.gpus, self._gpu_variables)))
+        self._post(worker, ticket, tasks, worker.fitted(self._setup, self._gpu_variables))
         return True
 
     def _portion(self, worker: WorkerState) -> list[PoolTask]:

@@ -15,7 +15,7 @@ from remoteexec_server.wire import pooled
 
 from .ledger import Need
 from .output import OutputReader
-from .tasks import PoolTask
+from .tasks import GpuVariables, PoolTask, visible, with_environment
 from .zygote_client import Endpoint, most_files
 
 Pieces = deque["bytes | memoryview"]
@@ -107,6 +107,13 @@ class WorkerState:
             self.load -= follower.size
             follower.inherited, follower.stray = False, True
             follower.follower, follower = None, follower.follower
+
+    def fitted(self, setup: pooled.Setup | None, variables: GpuVariables) -> pooled.Setup:
+        """The setup with what it has of its machine."""
+        found = with_environment(setup, visible(self.gpus, variables))
+        if self.endpoint.cores is not None:
+            found["cores"] = self.endpoint.cores
+        return found
 
     def ticket(self) -> int:
         """Become its writer; under the pool's lock."""

@@ -41,9 +41,11 @@ class Endpoint:
             when closed: a number that somebody else's file may have next is not kept.
         output: where what it prints is read, if it is; does not block.
         lost: its node is gone, and its own end not told yet.
+        cores: which cores of its node are its own, and how many those are; None: it is not pinned.
     """
 
     lost = False
+    cores: tuple[tuple[int, ...], int] | None = None
 
     def __init__(
         self,

@@ -290,6 +290,30 @@ with SlurmJobExecutor(block_allocation=True, resource_dict={"gpus_per_core": 2})
     assert inside(slurm_cluster, script, "--gres=gpu:2").splitlines() == expected
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
+def test_calls_have_cores_of_their_own_where_a_node_has_as_many_as_it_says(
+    slurm_cluster: SlurmCluster, kept: bool
+) -> None:
+    count = len(os.sched_getaffinity(0))
+    if not 2 <= count <= 4:
+        pytest.skip(f"the cluster's nodes say that they have 4 cores, and this machine has {count}")
+    script = f"""
+def cores(n):
+    time.sleep(0.2)
+    return sorted(os.sched_getaffinity(0))
+
+def used(calls, **options):
+    with SlurmJobExecutor(block_allocation={kept}, **options) as exe:
+        return sorted(exe.map(cores, range(calls)))
+
+print(used({count}), used(1, resource_dict={{"threads_per_core": {count}}}), used(1, pin_cores=False))
+"""
+    each, whole = [[core] for core in range(count)], [list(range(count))]
+    assert inside(slurm_cluster, script, "-N1", f"-n{count}") == f"{each} {whole} {whole}\n"
+    if count < 4:
+        assert inside(slurm_cluster, script, "-N1", "-n4").startswith(f"{whole * count} ")
+
+
 def test_calls_that_no_node_can_hold_and_other_places_are_refused(slurm_cluster: SlurmCluster) -> None:
     script = """
 with SlurmJobExecutor() as exe:
