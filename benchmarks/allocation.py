@@ -13,7 +13,7 @@ import time
 from typing import NamedTuple
 
 from remoteexec.allocation.base import Node
-from remoteexec.allocation.nodes import ManyNodes
+from remoteexec.allocation.pinning import PinnedNodes
 from remoteexec.pool.ledger import Ledger, Need
 
 CORES = 64
@@ -36,7 +36,7 @@ def simulate(nodes: int, count: int) -> tuple[float, float]:
         Task(Need(cores, 0, draw.choice((0, 0, 0, 2 * GIB)) * cores), 0, draw.uniform(1.0, 100.0))
         for cores in draw.choices(SIZES, k=count)
     ]
-    room = ManyNodes([Node(f"n{number}", CORES, 4 * GIB * CORES) for number in range(nodes)])
+    room = PinnedNodes([Node(f"n{number}", CORES, 4 * GIB * CORES) for number in range(nodes)])
     ledger: Ledger[Task] = Ledger(None, room=room)
     running: list[tuple[float, int, Need, tuple[str, ...]]] = []
     now_s = placing_s = busy_core_s = line_empty_s = 0.0

@@ -19,9 +19,11 @@ class Place(tuple[str, ...]):
 
     Attributes:
         node: its position among the nodes.
+        cores: which of the node's cores are its own, from 0; none where nobody is pinned.
     """
 
     node: int
+    cores: tuple[int, ...] = ()
 
 
 class _State:

@@ -22,7 +22,7 @@ import subprocess
 import sys
 from typing import Any
 
-from . import zygote
+from . import affinity, zygote
 from .wire import names
 
 _CHUNK = 1 << 18
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
     if hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):  # all that the job has here, though its step was bound to one core
             os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    affinity.learn()
     ours, theirs = socket.socketpair()
     if os.fork() == 0:
         ours.close()

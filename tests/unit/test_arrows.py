@@ -77,8 +77,9 @@ SERVER = {
     },
     "zygote": {"growing", "worker", "wire"},
     "relay": {"wire", "zygote"},
-    "agent": {"wire", "zygote"},
-    "worker": {"failure", "growing", "mpi", "wire"},
+    "affinity": set(),
+    "agent": {"affinity", "wire", "zygote"},
+    "worker": {"affinity", "failure", "growing", "mpi", "wire"},
     "growing": {
         "callbacks",
         "failure",

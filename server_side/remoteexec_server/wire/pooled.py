@@ -104,6 +104,7 @@ class Setup(TypedDict, total=False):
         memory_bytes: most data it may have.
         init: pickled `init_function`.
         launch: how MPI ranks are started; see `mpi`.
+        cores: which cores of its node it runs on, and how many those are; see `affinity`.
         mark: what, with the number of the task behind it, is printed before each call.
     """
 
@@ -114,6 +115,7 @@ class Setup(TypedDict, total=False):
     memory_bytes: int | None
     init: bytes | None
     launch: Any
+    cores: tuple[tuple[int, ...], int]
     mark: bytes | None
 
 
