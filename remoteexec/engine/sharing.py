@@ -15,10 +15,9 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from remoteexec_server import shared_objects
+from remoteexec_server import free_memory, shared_objects
 from remoteexec_server.wire import payload
 
 __all__ = ["Shared", "Sharing"]
@@ -202,14 +201,7 @@ def _contiguous(obj: Any) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
 
 
 def _write(parts: list[bytes | memoryview], digest: str, size: int) -> int:
-    if size < _available_bytes() // 2:
+    if size < free_memory.available_bytes() // 2:
         return shared_objects.write(parts, digest, in_memory=True)
     log.warning("a shared object of %d bytes is more than half of the free memory: it is in the temporary folder", size)
     return shared_objects.write(parts, digest, in_memory=False)
-
-
-def _available_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0

@@ -223,10 +223,10 @@ def _holds(maps: Path) -> bool:
 
 
 def test_where_memory_is_short_it_is_a_file_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    from remoteexec.engine import sharing
+    from remoteexec_server import free_memory
 
     short: Callable[[], int] = lambda: 1000  # noqa: E731
-    monkeypatch.setattr(sharing, "_available_bytes", short)
+    monkeypatch.setattr(free_memory, "available_bytes", short)
     with SingleNodeExecutor(1) as exe:
         assert exe.submit(total, exe.share(np.ones(LENGTH))).result() == LENGTH
 

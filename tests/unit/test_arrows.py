@@ -100,6 +100,7 @@ SERVER = {
     "tried_again": {"retrying", "store", "wire"},
     "store": {"wire"},
     "shared_objects": {"wire"},
+    "free_memory": set(),
     "contents": {"wire", "worker"},  # asks the worker when its process began
     "wire": set(),
 }
