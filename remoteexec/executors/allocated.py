@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import secrets
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from remoteexec_server.wire.resources import Resources
 
 from ..allocation.base import Allocation, Step
 from ..allocation.launcher import AllocationLauncher
 from ..allocation.nodes import ManyNodes
-from ..engine.sharing import Shared
+from ..engine.sharing import Sharing
 from ..pool.fresh import FreshWorkers
 from ..pool.kept import KeptWorkers
 from ..pool.ledger import Ledger, Need, TooLarge
 from ..pool.tasks import GpuVariables, PoolTask
-from .base import BaseExecutor
 from .single_node import SingleNodeExecutor
 
 __all__ = ["AllocatedExecutor", "Pmi"]
 
-T = TypeVar("T")
 _GIB = 2**30
 _CUDA = "CUDA_VISIBLE_DEVICES"
 Pmi = Literal["pmi1", "pmi2", "pmix"]
@@ -56,6 +55,8 @@ class AllocatedExecutor(SingleNodeExecutor):
         if pmi_mode not in (None, "pmi1", "pmi2", "pmix"):
             raise ValueError(f"pmi_mode must be 'pmi1', 'pmi2' or 'pmix', not {pmi_mode!r}")
         self._allocation = self._find_allocation()
+        self._session = secrets.token_hex(8)
+        self._carrier: AllocationLauncher | None = None  # under the lock, as what is shared
         self._localhost = bool(hostname_localhost)
         super().__init__(max_workers, hostname_localhost=hostname_localhost, resource_dict=resource_dict, **options)
 
@@ -79,10 +80,6 @@ class AllocatedExecutor(SingleNodeExecutor):
         """What starts the agents."""
 
     # ---- of all ----
-
-    def share(self, obj: T) -> Shared[T]:
-        """See BaseExecutor: not possible on many nodes."""
-        return BaseExecutor.share(self, obj)
 
     def _all_cores(self) -> int:
         return self._allocation.cores
@@ -127,6 +124,22 @@ class AllocatedExecutor(SingleNodeExecutor):
         return pool
 
     def _launcher(self, preload: Sequence[str]) -> AllocationLauncher:
-        return AllocationLauncher(
-            self._allocation, self._step(), localhost=self._localhost, preload=preload, cores=self._need.cores
+        self._carrier = AllocationLauncher(
+            self._allocation,
+            self._step(),
+            localhost=self._localhost,
+            preload=preload,
+            cores=self._need.cores,
+            session=self._session,
         )
+        if self._sharing is not None:
+            self._sharing.carry_by(self._carrier)
+        return self._carrier
+
+    def _new_sharing(self) -> Sharing:
+        if self._here:  # calls run in this process
+            return Sharing()
+        sharing = Sharing(self._session)
+        if self._carrier is not None:
+            sharing.carry_by(self._carrier)
+        return sharing

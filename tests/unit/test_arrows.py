@@ -75,8 +75,8 @@ SERVER = {
         "worker",
     },
     "zygote": {"growing", "worker", "wire"},
-    "relay": {"wire", "zygote"},
-    "agent": {"wire", "zygote"},
+    "relay": {"shared_copies", "wire", "zygote"},
+    "agent": {"shared_copies", "wire", "zygote"},
     "worker": {"failure", "growing", "mpi", "wire"},
     "growing": {
         "callbacks",
@@ -99,6 +99,7 @@ SERVER = {
     "batch": {"exits", "retrying", "store", "tried_again", "wire"},
     "tried_again": {"retrying", "store", "wire"},
     "store": {"wire"},
+    "shared_copies": {"free_memory", "shared_objects", "wire"},
     "shared_objects": {"wire"},
     "free_memory": set(),
     "contents": {"wire", "worker"},  # asks the worker when its process began
