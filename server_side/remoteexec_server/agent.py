@@ -73,7 +73,8 @@ def main(argv: list[str]) -> int:
 def _raise_file_limit() -> None:
     """Each worker takes three files, and one while it waits for a shared object. Workers have the limit as it was."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.suppress(ValueError, OSError):  # "unlimited" is more than the kernel gives
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _name(identify: list[str]) -> str:

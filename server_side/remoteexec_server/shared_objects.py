@@ -10,11 +10,11 @@ that has opened or mapped it ends, however it ends. The file is sealed: nobody c
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 import socket
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -36,6 +36,8 @@ class NotShared(RuntimeError):
 
 def digest_of(parts: Sequence[bytes | memoryview]) -> str:
     """Equal for equal objects, as far as their pickles are."""
+    import hashlib  # late, as below: a fresh process that receives an object has no use for it, nor for others
+
     found = hashlib.blake2b(digest_size=32)
     for part in parts:
         found.update(len(part).to_bytes(8, "big"))
@@ -53,7 +55,7 @@ def write(parts: Sequence[bytes | memoryview], digest: str, in_memory: bool) -> 
     Raises:
         OSError: there is no room.
     """
-    import json  # late, as below: most executors share nothing
+    import json
 
     at, places = 0, []
     for part in parts:
@@ -109,7 +111,7 @@ def receive_copy(session: str, number: int, size: int, digest: str) -> Any:
 
 def name_of_agent(session: str, node: str) -> str:
     """The name of the socket where processes of a node ask its agent; in no file system."""
-    return _prefix(session) + hashlib.blake2b(node.encode(), digest_size=8).hexdigest()
+    return f"{_prefix(session)}{zlib.crc32(node.encode()):08x}"  # since such a name has 107 bytes at most
 
 
 def is_own(sock: socket.socket) -> bool:
