@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Collection, Sequence
 
 from remoteexec_server import relay, zygote
@@ -64,6 +65,7 @@ class AllocationLauncher:
         preload: modules that each node imports once for all its workers.
         workers: how many kept ones each node has room for.
         pinned: cores of each kept worker, if they are to be its own; 0: they are not, nor are those of others.
+        session: of the executor, as those know it who ask on a node for what it shares.
 
     Raises:
         OSError: the relay cannot be started.
@@ -80,6 +82,7 @@ class AllocationLauncher:
         preload: Sequence[str] = (),
         workers: Sequence[int] = (),
         pinned: int = 0,
+        session: str = "",
     ) -> None:
         self.environment = dict(os.environ)
         self._names = [node.name for node in allocation.nodes]
@@ -89,6 +92,8 @@ class AllocationLauncher:
         self._turn_of: dict[int, int] = {}  # which one of its node a kept worker is, as long as there is room
         self._endpoints: dict[int, FarEndpoint] = {}
         self._kept = b""
+        # guards that the socket is open when others than the pool write to it; a finalizer may while its thread has it
+        self._open = threading.RLock()
         self.control, theirs = socket.socketpair()
         self._recall, its = socket.socketpair()
         command = [sys.executable, "-c", _START, path()]
@@ -101,6 +106,7 @@ class AllocationLauncher:
             "step": [*step.argv, *command, "agent"],
             "environment": dict(step.environment),
             "logs": step.logs,
+            "session": session,
         }
         with theirs, its:
             self._process = subprocess.Popen(
@@ -182,6 +188,18 @@ class AllocationLauncher:
         with contextlib.suppress(OSError):
             self.control.sendall(relay.REQUEST.pack(zygote.KILL, number, 0))
 
+    def share(self, number: int, file: int) -> None:
+        """See engine.sharing.Carrier."""
+        self._tell(relay.REQUEST.pack(relay.SHARE, number, 0), [file])
+
+    def unshare(self, number: int) -> None:
+        """See engine.sharing.Carrier."""
+        self._tell(relay.REQUEST.pack(relay.UNSHARE, number, 0), [])
+
+    def _tell(self, request: bytes, files: list[int]) -> None:
+        with self._open, contextlib.suppress(OSError):  # the nodes are gone, and their copies
+            socket.send_fds(self.control, [request], files)
+
     def reports(self) -> list[Report] | None:
         """See Launcher."""
         try:
@@ -215,12 +233,14 @@ class AllocationLauncher:
 
     def close(self) -> None:
         """End the agents, and with them every worker."""
-        self.control.close()
+        with self._open:
+            self.control.close()
         self._recall.close()
         self._process.wait()
 
     def leave(self) -> None:
         """See Launcher."""
+        self._open = threading.RLock()  # somebody may have held it
         self.control.close()
         self._recall.close()
 

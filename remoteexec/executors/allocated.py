@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import weakref
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from remoteexec_server.wire.resources import Resources
 
@@ -17,18 +18,16 @@ from ..allocation.launcher import AllocationLauncher
 from ..allocation.nodes import ManyNodes
 from ..allocation.pinning import PinnedNodes
 from ..allocation.remaining import WARN_S, Remaining, left_s
-from ..engine.sharing import Shared
+from ..engine.sharing import Sharing
 from ..pool.fresh import FreshWorkers
 from ..pool.kept import KeptWorkers
 from ..pool.ledger import Ledger, Need, TooLarge
 from ..pool.tasks import GpuVariables, PoolTask
-from .base import BaseExecutor
 from .single_node import SingleNodeExecutor
 
 __all__ = ["AllocatedExecutor", "Pmi"]
 
 log = logging.getLogger("remoteexec")
-T = TypeVar("T")
 _GIB = 2**30
 _CUDA = "CUDA_VISIBLE_DEVICES"
 Pmi = Literal["pmi1", "pmi2", "pmix"]
@@ -65,6 +64,8 @@ class AllocatedExecutor(SingleNodeExecutor):
         if pmi_mode not in (None, "pmi1", "pmi2", "pmix"):
             raise ValueError(f"pmi_mode must be 'pmi1', 'pmi2' or 'pmix', not {pmi_mode!r}")
         self._allocation = self._find_allocation()
+        self._session = secrets.token_hex(8)
+        self._carrier: AllocationLauncher | None = None  # under the lock, as what is shared
         self._localhost, self._pin = bool(hostname_localhost), pin_cores
         super().__init__(max_workers, hostname_localhost=hostname_localhost, resource_dict=resource_dict, **options)
 
@@ -103,10 +104,6 @@ class AllocatedExecutor(SingleNodeExecutor):
         """What starts the agents."""
 
     # ---- of all ----
-
-    def share(self, obj: T) -> Shared[T]:
-        """See BaseExecutor: not possible on many nodes."""
-        return BaseExecutor.share(self, obj)
 
     def _all_cores(self) -> int:
         return self._allocation.cores
@@ -167,14 +164,26 @@ class AllocatedExecutor(SingleNodeExecutor):
 
     def _launcher(self, preload: Sequence[str]) -> AllocationLauncher:
         workers = [room_for(node, self._need) for node in self._allocation.nodes]
-        return AllocationLauncher(
+        self._carrier = AllocationLauncher(
             self._allocation,
             self._step(),
             localhost=self._localhost,
             preload=preload,
             workers=workers,
             pinned=self._need.cores if self._pin else 0,
+            session=self._session,
         )
+        if self._sharing is not None:
+            self._sharing.carry_by(self._carrier)
+        return self._carrier
+
+    def _new_sharing(self) -> Sharing:
+        if self._here:  # calls run in this process
+            return Sharing()
+        sharing = Sharing(self._session)
+        if self._carrier is not None:
+            sharing.carry_by(self._carrier)
+        return sharing
 
 
 class _Report:

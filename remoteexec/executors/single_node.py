@@ -267,7 +267,7 @@ class SingleNodeExecutor(PooledExecutor):
             if self._closed:
                 raise RuntimeError("cannot share after shutdown")
             if self._sharing is None:
-                self._sharing = Sharing()
+                self._sharing = self._new_sharing()
                 weakref.finalize(self, self._sharing.close).atexit = False
         return self._sharing.share(obj)
 
@@ -471,6 +471,9 @@ class SingleNodeExecutor(PooledExecutor):
 
     def _new_ledger(self) -> Ledger[PoolTask]:
         return Ledger(self._cores(), self._gpus, self._max_workers)
+
+    def _new_sharing(self) -> Sharing:
+        return Sharing()
 
     def _launcher(self, preload: Sequence[str]) -> Launcher | None:
         """What starts workers; None: a zygote on this machine."""

@@ -76,9 +76,9 @@ SERVER = {
         "worker",
     },
     "zygote": {"growing", "worker", "wire"},
-    "relay": {"wire", "zygote"},
+    "relay": {"shared_copies", "wire", "zygote"},
     "affinity": set(),
-    "agent": {"affinity", "wire", "zygote"},
+    "agent": {"affinity", "shared_copies", "wire", "zygote"},
     "worker": {"affinity", "failure", "growing", "mpi", "wire"},
     "growing": {
         "callbacks",
@@ -101,7 +101,9 @@ SERVER = {
     "batch": {"exits", "retrying", "store", "tried_again", "wire"},
     "tried_again": {"retrying", "store", "wire"},
     "store": {"wire"},
+    "shared_copies": {"free_memory", "shared_objects", "wire"},
     "shared_objects": {"wire"},
+    "free_memory": set(),
     "contents": {"wire", "worker"},  # asks the worker when its process began
     "wire": set(),
 }
