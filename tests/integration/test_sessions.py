@@ -186,6 +186,25 @@ def test_a_running_task_is_ended_by_cancel(here: Path) -> None:
         assert not os.path.exists(f"/proc/{process}")
 
 
+CROSSES = """
+import sys, time
+from remoteexec import TestClusterExecutor
+def slow():
+    time.sleep(2)
+    return 3
+first = TestClusterExecutor(cache_directory=sys.argv[1] + "/root")
+second = TestClusterExecutor(cache_directory=sys.argv[1] + "/root", session="crossed")
+future = second.submit(abs, first.submit(slow))
+first.shutdown(wait=False)
+second.shutdown(wait=False)
+"""
+
+
+def test_a_call_that_waits_for_another_executor_is_handed_over_before_the_process_ends(here: Path) -> None:
+    script(CROSSES, here)
+    assert script(LOOKS, here, "crossed") == "[('abs', 3)]"
+
+
 GIVES_UP = """
 import os, sys, time
 from pathlib import Path
