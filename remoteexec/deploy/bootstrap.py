@@ -279,36 +279,31 @@ def complete(facts: Dict[str, Any], order: Dict[str, Any], say: Any) -> None:
 def unpack(root: str, order: Dict[str, Any], say: Any) -> None:
     """ROOT/server/DIGEST, whole or not at all; a damaged one is replaced."""
     target = os.path.join(root, "server", order["digest"])
-    if digest_of(os.path.join(target, "remoteexec_server")) == order["digest"]:
+    if digest_of(target) == order["digest"]:
         return
     say(step="sending remoteexec_server {}".format(order["digest"]))
     os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
     temporary = tempfile.mkdtemp(prefix=".new-", dir=os.path.dirname(target))
     try:
+        whole = os.path.join(temporary, "whole")
         data = zlib.decompress(base64.b64decode(order["package"]))
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             for member in tar.getmembers():  # not extractall: its filters differ between versions of Python
                 parts = member.name.split("/")
                 if not member.isfile() or ".." in parts or member.name.startswith("/"):
                     raise Refused("RunnerError", f"unexpected member {member.name!r} in our own package")
-                path = os.path.join(temporary, *parts)
+                path = os.path.join(whole, *parts)
                 os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
                 source = tar.extractfile(member)
                 with open(path, "wb") as out:
                     out.write(source.read() if source else b"")
-        if digest_of(os.path.join(temporary, "remoteexec_server")) != order["digest"]:
+        if digest_of(whole) != order["digest"]:
             raise Refused("RunnerError", "our package arrived damaged; try again")
         if os.path.exists(target):
             os.rename(target, os.path.join(temporary, "damaged"))
-        os.rename(os.path.join(temporary, "remoteexec_server"), make(target))
+        os.rename(whole, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def make(target: str) -> str:
-    """The place for the package in its directory, which is made."""
-    os.makedirs(target, mode=0o700, exist_ok=True)
-    return os.path.join(target, "remoteexec_server")
 
 
 def digest_of(directory: str) -> str:

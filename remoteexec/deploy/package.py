@@ -1,6 +1,7 @@
-"""The cluster side as this client has it: one tar, named by its digest.
+"""What the cluster gets of this client: one tar, named by its digest.
 
-Each client uses the package of its own digest, so that clients of different versions share a root.
+The cluster side, and beside it the client, which nothing there imports but the user's tasks. Each client uses the
+package of its own digest, so that clients of different versions share a root.
 """
 
 from __future__ import annotations
@@ -9,18 +10,16 @@ import functools
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 __all__ = ["Package", "package_files"]
 
-NAME = "remoteexec_server"
-
 
 @dataclass(frozen=True)
 class Package:
-    """The cluster side.
+    """What is sent.
 
     Attributes:
         digest: 16 hex digits over names and contents.
@@ -35,21 +34,22 @@ class Package:
 
 @functools.cache
 def package_files() -> Package:
-    """The installed `remoteexec_server`, read once."""
+    """The installed `remoteexec_server` and `remoteexec`, read once."""
     import remoteexec_server
 
-    return pack(Path(remoteexec_server.__file__).parent, remoteexec_server.__version__)
+    here = Path(__file__).parent.parent
+    return pack([here, Path(remoteexec_server.__file__).parent], remoteexec_server.__version__)
 
 
-def pack(directory: Path, version: str) -> Package:
-    """Make the package of a directory."""
+def pack(directories: Iterable[Path], version: str) -> Package:
+    """Make the package of directories."""
     digest = hashlib.sha256()
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, data in sorted(_files(directory)):
+        for name, data in sorted(each for directory in directories for each in _files(directory)):
             for part in (name.encode(), data):
                 digest.update(len(part).to_bytes(8, "big") + part)
-            info = tarfile.TarInfo(f"{NAME}/{name}")
+            info = tarfile.TarInfo(name)
             info.size = len(data)
             info.mode = 0o600
             tar.addfile(info, io.BytesIO(data))
@@ -58,6 +58,6 @@ def pack(directory: Path, version: str) -> Package:
 
 def _files(directory: Path) -> Iterator[tuple[str, bytes]]:
     for path in directory.rglob("*"):
-        relative = path.relative_to(directory)
+        relative = path.relative_to(directory.parent)
         if path.is_file() and "__pycache__" not in relative.parts and not path.name.endswith((".pyc", "~")):
             yield relative.as_posix(), path.read_bytes()

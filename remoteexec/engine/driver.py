@@ -103,6 +103,8 @@ _LOOK_S = 30.0
 """How long `futures` waits for results that were there before; picked, not measured."""
 _GOODBYE_S = 10.0
 """How long the service may take to remove its files."""
+_MOST_NAMES = 5
+"""Functions that are named where calls are lost."""
 _SAY_S = 30.0
 """How often somebody who waits at shutdown is told what for, while the service cannot be reached."""
 
@@ -142,8 +144,8 @@ class Driver:
         self._submitted = self._numbered = self._statements = 0
         self._thread: threading.Thread | None = None
         # written by the driver thread, read by all:
-        self._progress = threading.Condition()  # guards the three counts
-        self._taken = self._open = self._unsent = 0
+        self._progress = threading.Condition()  # guards the four counts
+        self._taken = self._open = self._unsent = self._held = 0
         self._unreachable: str | None = None
         self._size: Resize | None = None
         self._broken: BaseException | None = None
@@ -305,15 +307,28 @@ class Driver:
         self._inbox.put(Stop(cancel, running))
 
     def leave(self, timeout_s: float) -> None:
-        """The interpreter exits: wait for every task, or after a `stop` without `join` only until all are submitted."""
+        """The interpreter exits: wait for every task, or after a `stop` without `join` only until all are submitted.
+
+        Those that wait for futures of other executors are waited for, too; what is not submitted in time is lost.
+        """
         if self._closing is None:
             self.stop()
             self.join()
         elif self._thread is not None and self._thread.is_alive():
             if self._gives_up:
                 self._thread.join(timeout_s)  # until the scheduler has been told what to end
-            else:
-                self.wait_sent(timeout_s)
+            elif not self.wait_sent(timeout_s, held=True):
+                self._tell_lost()
+
+    def _tell_lost(self) -> None:
+        left = [call for task in tuple(self._tasks.values()) if (call := task.call) is not None]
+        held = [call for call in left if call.foreign]
+        names = ", ".join(sorted({call.name for call in left})[:_MOST_NAMES])
+        log.warning(
+            "the process ends, and %d calls were not submitted and are lost (%s); %d of them wait for futures of other "
+            "executors: wait for those before you leave, or submit both calls to one executor",
+            len(left), names, len(held),
+        )  # fmt: skip
 
     def join(self) -> None:
         """Wait for the end after `stop`; says in the log what it waits for while the cluster cannot be reached."""
@@ -323,10 +338,18 @@ class Driver:
             if thread.is_alive() and self._unreachable is not None:
                 log.warning("waiting for %d tasks; %s", self.pending, self._unreachable)
 
-    def wait_sent(self, timeout_s: float) -> bool:
-        """Wait until the scheduler has every task that waits for no other executor; False after the timeout."""
+    def wait_sent(self, timeout_s: float, held: bool = False) -> bool:
+        """Wait until the scheduler has every task; False after the timeout.
+
+        Args:
+            held: those that wait for other executors, too.
+        """
+
+        def sent() -> bool:
+            return self._submitted == self._taken and not self._unsent and not (held and self._held)
+
         with self._progress:
-            return self._progress.wait_for(lambda: self._submitted == self._taken and not self._unsent, timeout_s)
+            return self._progress.wait_for(sent, timeout_s)
 
     def _check_open(self) -> None:
         if self._broken is not None:
@@ -373,7 +396,8 @@ class Driver:
 
     def _publish_progress(self) -> None:
         with self._progress:
-            self._taken, self._open, self._unsent = self._received, self._tracker.open, self._tracker.unsent
+            self._taken, self._open = self._received, self._tracker.open
+            self._unsent, self._held = self._tracker.unsent, self._tracker.held
             self._progress.notify_all()
 
     def _take(self, item: Any) -> None:
@@ -599,7 +623,7 @@ class Driver:
                 ask.answer.set_exception(error)
             ask.looked.set()
         with self._progress:
-            self._taken, self._open, self._unsent = self._submitted, 0, 0
+            self._taken, self._open, self._unsent, self._held = self._submitted, 0, 0, 0
             self._progress.notify_all()
 
     def _say_goodbye(self) -> None:

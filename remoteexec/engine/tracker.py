@@ -267,7 +267,7 @@ class Tracker:
         self._cancelled: dict[TaskKey, None] = {}  # placed, and the service has not said yet that they ended
         self._linked = False
         self._count = 0
-        self._open = 0
+        self._open = self._held = 0
 
     @property
     def open(self) -> int:
@@ -278,6 +278,11 @@ class Tracker:
     def unsent(self) -> int:
         """Tasks the scheduler has not accepted yet; those held by other executors' futures are not counted."""
         return len(self._queued) + sum(map(len, self._bursts.values()))
+
+    @property
+    def held(self) -> int:
+        """Tasks that wait for futures of other executors, or for such tasks."""
+        return self._held
 
     @property
     def gathering(self) -> bool:
@@ -348,6 +353,7 @@ class Tracker:
             if isinstance(event, (Ended, Lost, Rejected)):
                 self._cancelled.pop(key, None)
             return None
+        self._held -= record.state is State.HELD
         record.state = to or TRANSITIONS[type(event)][record.state]
         if record.state in FINAL:
             self._open -= 1
@@ -362,6 +368,7 @@ class Tracker:
         self._known(event, *event.upstream)
         record = self._records[event.key] = Record(event.key, State.HELD, event.size, (), int(event.awaits))
         self._open += 1
+        self._held += 1
         return self._connect(record, event.upstream)
 
     def _adopt(self, event: Adopted) -> list[Action]:
@@ -401,6 +408,7 @@ class Tracker:
         while free:
             record = free.pop()
             record.state = State.QUEUED
+            self._held -= 1
             self._queued[record.key] = None
             for taker in [self._records[key] for key in self._takers.get(record.key, ())]:
                 if taker.state is State.HELD:

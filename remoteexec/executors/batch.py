@@ -27,7 +27,7 @@ from ..futures import TaskFuture, function_name
 from ..resources import read_resources, resource_names
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, leave_first, refuse_own_parameter
-from .checks import check_count, check_resources
+from .checks import check_count, check_function, check_number, check_resources
 from .pilots import PilotWish
 
 R = TypeVar("R")
@@ -75,13 +75,14 @@ class Options:
 
         Raises:
             ValueError: names parameter, value and rule.
+            TypeError: the same, of what is of no use at all.
         """
         check_count("max_workers", self.max_workers)
         check_count("max_cores", self.max_cores)
-        for name in ("submits_per_minute", "poll_s"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be greater than 0, not {value}")
+        check_number("submits_per_minute", self.submits_per_minute)
+        check_number("poll_s", self.poll_s)
+        check_number("idle_time_s", self.idle_time_s, zero=True)
+        check_function("init_function", self.init_function)
         if self.session is not None and not NAME.match(self.session):
             raise ValueError(
                 f"session={self.session!r}: letters, digits and . _ - only, at most 100, not starting with . or -: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,14 +45,18 @@ def check_function(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a function, not {value!r}: pass the function itself, not what it returns")
 
 
-def check_rate(value: float) -> None:
-    """Refuse a `refresh_rate` that is none.
+def check_number(name: str, value: Any, zero: bool = False) -> None:
+    """Refuse what is no finite number, or not above 0; `zero`: or below it.
 
     Raises:
-        ValueError: it is not above 0.
+        TypeError: it is no number.
+        ValueError: it is too small, infinite or not-a-number.
     """
-    if value <= 0:
-        raise ValueError(f"refresh_rate must be greater than 0, not {value}")
+    rule = f"{name} must be a {'number of at least' if zero else 'number greater than'} 0"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{rule}, not {value!r}: pass an int or a float")
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{rule}, not {value}")
 
 
 def check_shown(value: Any) -> None:

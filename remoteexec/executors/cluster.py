@@ -17,6 +17,7 @@ from ..futures import TaskFuture
 from ..resources import with_defaults
 from ..views.views import Views
 from .batch import BatchExecutor, Options
+from .checks import check_number
 
 __all__ = ["FluxClusterExecutor", "LoginNodeExecutor", "SlurmClusterExecutor", "TestClusterExecutor"]
 
@@ -77,6 +78,7 @@ class LoginNodeExecutor(BatchExecutor):
         poll_s: float | None = None,
         idle_time_s: float = 60.0,
     ) -> None:
+        check_number("refresh_rate", refresh_rate)
         where = str(root.absolute(cache_directory)) if cache_directory is not None else root.DEFAULT
         views = Views(plot_dependency_graph, plot_dependency_graph_filename, export_workflow_filename, log_obj_size)
         options = Options(

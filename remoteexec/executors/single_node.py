@@ -39,7 +39,7 @@ from ..resources import (
 )
 from ..views.views import Views
 from .base import came_of_interrupt, finish_at_exit, refuse_own_parameter
-from .checks import check_count, check_function, check_rate, check_resources, check_shown
+from .checks import check_count, check_function, check_number, check_resources, check_shown
 from .checks import check_names as check_modules
 from .pooled import AnyFuture, PooledExecutor
 
@@ -128,7 +128,7 @@ class SingleNodeExecutor(PooledExecutor):
         check_modules("preload", preload)
         if init_function is not None and not block_allocation:
             raise ValueError("init_function needs block_allocation=True: only kept workers are initialised")
-        check_rate(refresh_rate)
+        check_number("refresh_rate", refresh_rate)
         check_shown(show_output)
         self._views = Views(
             plot_dependency_graph, plot_dependency_graph_filename, export_workflow_filename, log_obj_size

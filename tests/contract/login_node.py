@@ -13,11 +13,12 @@ LOGIN_NODE = "REMOTEEXEC_TEST_ON_LOGIN_NODE"
 """In the environment of the second run: a directory that the compute nodes share."""
 
 
-def run_there(cluster: SlurmCluster, file: Path, name: str) -> None:
+def run_there(cluster: SlurmCluster, file: Path, name: str, *more: str) -> None:
     """Run a test file; all its tests have to pass.
 
     Args:
         name: of the shared directory.
+        more: options of pytest.
     """
     checkout = file.parent.parent.parent
     probe = cluster.run([sys.executable, "-c", f"import pytest, remoteexec; open({str(file)!r})"], check=False)
@@ -30,7 +31,7 @@ def run_there(cluster: SlurmCluster, file: Path, name: str) -> None:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": f"{checkout}:{checkout}/server_side",
     }
-    python = [sys.executable, "-m", "pytest", *options, str(file)]
+    python = [sys.executable, "-m", "pytest", *options, *more, str(file)]
     done = cluster.run(
         [*["env", "-C", str(home)], *[f"{key}={value}" for key, value in given.items()], *python],
         timeout_s=150,

@@ -72,7 +72,7 @@ class Place:
 
 
 KINDS = (
-    ["SlurmClusterExecutor"]
+    ["SlurmClusterExecutor", "SlurmClusterExecutor, pilots"]
     if LOGIN_NODE in os.environ
     else [
         "threads",
@@ -118,8 +118,12 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             place = Place(lambda: FluxClusterExecutor(cache_directory=there, poll_s=1.0), shared)
         case _:
             home = Path(os.environ[LOGIN_NODE])
-            options = {"cache_directory": str(home / "root"), "poll_s": 1.0}
-            place = Place(lambda: SlurmClusterExecutor(**options), home)  # type: ignore[arg-type]
+            options: dict[str, Any] = {"cache_directory": str(home / "root"), "poll_s": 1.0}
+            if request.param == "SlurmClusterExecutor, pilots":
+                options |= {"block_allocation": True, "max_workers": 2, "idle_time_s": 0.2}
+            shared = home / f"kind-{'pilots' in request.param}"
+            shared.mkdir(exist_ok=True)
+            place = Place(lambda: SlurmClusterExecutor(**options), shared)
     yield place
     place.close()
 
@@ -633,5 +637,6 @@ def test_neither_arguments_nor_results_are_kept(executor: BaseExecutor) -> None:
 
 
 @pytest.mark.skipif(LOGIN_NODE in os.environ, reason="this is that run")
-def test_the_contract_holds_for_an_executor_on_the_login_node(slurm_cluster: SlurmCluster) -> None:
-    run_there(slurm_cluster, Path(__file__), "contract-login")
+@pytest.mark.parametrize("kind", ["not pilots", "pilots"])
+def test_the_contract_holds_for_an_executor_on_the_login_node(slurm_cluster: SlurmCluster, kind: str) -> None:
+    run_there(slurm_cluster, Path(__file__), f"contract-login {kind}", "-k", kind)

@@ -16,7 +16,6 @@ import pytest
 from remoteexec import (
     BaseExecutor,
     FluxClusterExecutor,
-    RemoteExecutor,
     SingleNodeExecutor,
     TestClusterExecutor,
     current_executor,
@@ -107,9 +106,20 @@ def waited() -> tuple[list[int], int, int, int]:
 
 
 def test_children_are_mapped_waited_for_and_selected_from(exe: BaseExecutor) -> None:
-    if isinstance(exe, RemoteExecutor):
-        pytest.skip("the compute nodes have no remoteexec, whose split_future the tasks use")
     assert exe.submit(waited).result(WAIT_S) == ([0, 2, 4], 2, 6, 10)
+
+
+def imported() -> tuple[int, int | None, bool]:
+    from remoteexec import checkpoint, current_executor, errors, get_item_from_future, worker_id
+
+    checkpoint(lambda: None)
+    item = get_item_from_future(current_executor().submit(dict, x=6), "x")
+    return item.result(), worker_id(), issubclass(errors.TaskTimeout, errors.RemoteExecError)
+
+
+def test_a_task_imports_what_it_needs_of_us(exe: BaseExecutor) -> None:
+    item, number, known = exe.submit(imported).result(WAIT_S)
+    assert (item, number in (None, 0, 1), known) == (6, True, True)
 
 
 def large(count: int) -> float:

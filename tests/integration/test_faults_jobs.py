@@ -154,6 +154,39 @@ def test_a_job_that_is_cancelled_before_it_starts_is_lost_and_the_others_are_not
         assert [several[n].result(20) for n in (0, 1, 3)] == [0, 1, 3]
 
 
+def test_a_running_element_of_an_array_is_cancelled_and_its_siblings_stay(
+    slurm_cluster: SlurmCluster, slurm_config: ClusterConfig
+) -> None:
+    place = slurm_cluster.make_directory(f"siblings-{time.time_ns()}")
+
+    def stay(n: int) -> int:
+        (place / f"{n}").touch()
+        while not (place / "go").exists():
+            time.sleep(0.05)
+        return n
+
+    with running(slurm_config) as exe:
+        futures = [exe.submit(stay, n) for n in range(3)]
+        end = time.monotonic() + PROMPT_S
+        while not all(future.running() for future in futures) and time.monotonic() < end:
+            time.sleep(0.05)
+        jobs = [str(future.task.job) for future in futures]
+        assert len({job.partition("_")[0] for job in jobs}) == 1
+        assert (futures[1].cancel(), futures[1].cancelled()) == (True, True)
+        end = time.monotonic() + PROMPT_S
+        while len(left := in_queue(slurm_cluster)) > 2 and time.monotonic() < end:
+            time.sleep(0.1)
+        assert left == {jobs[0]: "RUNNING", jobs[2]: "RUNNING"}
+        slurm_cluster.run(["touch", str(place / "go")])
+        assert [futures[n].result(30) for n in (0, 2)] == [0, 2]
+
+
+def in_queue(cluster: SlurmCluster) -> dict[str, str]:
+    """States of jobs that have not ended."""
+    shown = cluster.run(["squeue", "--noheader", "--array", "--states=PENDING,RUNNING", "--format=%i %T"]).stdout
+    return dict(line.split() for line in shown.splitlines())
+
+
 def wait_for_jobs(cluster: SlurmCluster, *names: str) -> dict[str, str]:
     """The numbers of the jobs with these `job_name`s, once they are all in the queue."""
     end = time.monotonic() + 20

@@ -172,7 +172,7 @@ def test_the_executor_tells_its_settings() -> None:
         ({"max_workers": 0}, "max_workers must be greater than 0, not 0"),
         ({"max_cores": -1}, "max_cores must be greater than 0, not -1"),
         ({"init_function": dict}, "init_function needs block_allocation=True"),
-        ({"refresh_rate": 0}, "refresh_rate must be greater than 0, not 0"),
+        ({"refresh_rate": 0}, "refresh_rate must be a number greater than 0, not 0"),
         ({"plot_dependency_graph_filename": "g.gif"}, "plot_dependency_graph_filename must end in .svg or .png"),
         ({"plot_dependency_graph": True, "disable_dependencies": True}, "plot_dependency_graph and disable_dependenc"),
         ({"max_cores": 1, "resource_dict": {"threads_per_core": 2}}, "it could never start|none could start"),

@@ -1,4 +1,7 @@
-"""The process that submits may end: the tasks go on, and another process has their futures."""
+"""The process that submits may end: the tasks go on, and another process has their futures.
+
+Run over the embedded scheduler, and over SLURM in a process of the cluster's user: this file once more.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ import pytest
 import remoteexec
 from remoteexec import (
     RemoteExecutor,
-    TestClusterExecutor,
     errors,
     get_cache_data_queue,
     terminate_task_in_cache,
@@ -28,9 +30,13 @@ from remoteexec.config.model import ClusterConfig
 from remoteexec.engine.cache import CachedInput, CacheWarning
 from tests.clusters.embedded import EmbeddedTestCluster
 from tests.clusters.rootless import SlurmCluster
+from tests.contract.login_node import LOGIN_NODE, run_there
 from tests.integration.conftest import installed
 
 pytestmark = pytest.mark.timeout(120)
+NAME = "SlurmClusterExecutor" if LOGIN_NODE in os.environ else "TestClusterExecutor"
+ClusterExecutor: Any = getattr(remoteexec, NAME)
+not_again = pytest.mark.skipif(LOGIN_NODE in os.environ, reason="is no matter of the executor on the login node")
 
 SUBMITS = """
 import os, sys, time
@@ -65,10 +71,15 @@ with TestClusterExecutor(cache_directory=sys.argv[1] + "/root", session=sys.argv
 """
 
 
+def code_of(text: str) -> str:
+    """A script, for the executor that is tried."""
+    return textwrap.dedent(text).replace("TestClusterExecutor", NAME)
+
+
 def script(code: str, *argv: object, returncode: int = 0) -> str:
     """What a process of its own prints."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, argv)],
+        [sys.executable, "-c", code_of(code), *map(str, argv)],
         capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == returncode, done.stderr
@@ -91,11 +102,11 @@ def test_another_process_has_the_futures_of_a_named_session(here: Path, leave: s
 
 
 def test_futures_of_ended_tasks_are_done_at_once(here: Path) -> None:
-    with TestClusterExecutor(cache_directory=here / "root", session="done") as exe:
+    with ClusterExecutor(cache_directory=here / "root", session="done") as exe:
         assert list(exe.map(abs, range(20))) == list(range(20))
         again = exe.futures()
         assert [future.task.state for future in again] == ["done"] * 20
-    with TestClusterExecutor(cache_directory=here / "root", session="done") as exe:
+    with ClusterExecutor(cache_directory=here / "root", session="done") as exe:
         assert [future.done() for future in exe.futures()] == [True] * 20
 
 
@@ -124,7 +135,7 @@ def test_two_processes_work_in_one_session_at_the_same_time(here: Path) -> None:
     argv = [
         sys.executable,
         "-c",
-        textwrap.dedent(RETURNS.replace("session=", "poll_s=0.5, session=")),
+        code_of(RETURNS.replace("session=", "poll_s=0.5, session=")),
         str(here),
         "both",
     ]
@@ -139,7 +150,7 @@ def test_two_processes_work_in_one_session_at_the_same_time(here: Path) -> None:
 
 def test_calls_that_run_are_listed_with_their_status_and_ended_by_name(here: Path) -> None:
     root = here / "root"
-    with TestClusterExecutor(cache_directory=root) as exe:
+    with ClusterExecutor(cache_directory=root) as exe:
         running = exe.submit(sleep_and_tell, str(here / "told"), 60.0)
         waiting = exe.submit(max, running, 2)
         done = exe.submit(max, 3, 4)
@@ -172,7 +183,7 @@ def test_all_calls_that_a_dead_process_has_left_are_ended(here: Path) -> None:
 
 
 def test_a_running_task_is_ended_by_cancel(here: Path) -> None:
-    with TestClusterExecutor(cache_directory=str(here / "root")) as exe:
+    with ClusterExecutor(cache_directory=str(here / "root")) as exe:
         future = exe.submit(sleep_and_tell, str(here / "told"), 30.0)
         deadline = time.monotonic() + 30.0
         while not (here / "told").exists() and time.monotonic() < deadline:
@@ -184,6 +195,25 @@ def test_a_running_task_is_ended_by_cancel(here: Path) -> None:
         while os.path.exists(f"/proc/{process}") and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not os.path.exists(f"/proc/{process}")
+
+
+CROSSES = """
+import sys, time
+from remoteexec import TestClusterExecutor
+def slow():
+    time.sleep(2)
+    return 3
+first = TestClusterExecutor(cache_directory=sys.argv[1] + "/root")
+second = TestClusterExecutor(cache_directory=sys.argv[1] + "/root", session="crossed")
+future = second.submit(abs, first.submit(slow))
+first.shutdown(wait=False)
+second.shutdown(wait=False)
+"""
+
+
+def test_a_call_that_waits_for_another_executor_is_handed_over_before_the_process_ends(here: Path) -> None:
+    script(CROSSES, here)
+    assert script(LOOKS, here, "crossed") == "[('abs', 3)]"
 
 
 GIVES_UP = """
@@ -220,7 +250,7 @@ def test_nothing_runs_on_after_a_shutdown_that_neither_waits_nor_leaves(here: Pa
 
 
 def test_a_call_that_was_cancelled_runs_when_it_is_submitted_again(here: Path) -> None:
-    with TestClusterExecutor(cache_directory=here / "root") as exe:
+    with ClusterExecutor(cache_directory=here / "root") as exe:
         for number in range(5):
             told = str(here / f"told-{number}")
             first = exe.submit(sleep_and_tell, told, 0.3)
@@ -235,8 +265,9 @@ def sleep_and_tell(path: str, seconds: float) -> None:
     time.sleep(seconds)
 
 
+@not_again
 def test_nothing_runs_where_the_graph_is_only_drawn(here: Path) -> None:
-    with TestClusterExecutor(
+    with ClusterExecutor(
         cache_directory=str(here / "root"),
         plot_dependency_graph_filename=here / "graph.svg",
         export_workflow_filename=here / "graph.json",
@@ -249,8 +280,9 @@ def test_nothing_runs_where_the_graph_is_only_drawn(here: Path) -> None:
     assert "sleep_and_tell" in (here / "graph.svg").read_text()
 
 
+@not_again
 def test_the_graph_of_calls_that_ran_is_drawn_after(here: Path) -> None:
-    with TestClusterExecutor(
+    with ClusterExecutor(
         cache_directory=str(here / "root"), plot_dependency_graph="after", plot_dependency_graph_filename=here / "g.svg"
     ) as exe:
         assert exe.submit(max, exe.submit(min, 3, 4), 2).result(60) == 3
@@ -258,10 +290,11 @@ def test_the_graph_of_calls_that_ran_is_drawn_after(here: Path) -> None:
     assert "done" in (here / "g.svg").read_text()
 
 
+@not_again
 def test_parameters_that_cannot_be_are_refused_with_their_rule(here: Path) -> None:
     def refused(**parameters: Any) -> str:
         with pytest.raises(ValueError) as caught:
-            TestClusterExecutor(**parameters)
+            ClusterExecutor(**parameters)
         return str(caught.value)
 
     assert refused(max_workers=0) == "max_workers must be greater than 0, not 0"
@@ -271,14 +304,14 @@ def test_parameters_that_cannot_be_are_refused_with_their_rule(here: Path) -> No
     assert refused(pmi_mode="pmix", resource_dict={"pmi_mode": "pmi2"}) == (
         "pmi_mode='pmix', and resource_dict says 'pmi2': say it once"
     )
-    with TestClusterExecutor(cache_directory=str(here / "root"), disable_dependencies=True) as exe:
+    with ClusterExecutor(cache_directory=str(here / "root"), disable_dependencies=True) as exe:
         future = exe.submit(max, 1, 2)
         with pytest.raises(ValueError, match="disable_dependencies=True: pass its result"):
             exe.submit(max, future, 2)
 
 
 def test_no_more_calls_than_max_workers_run_at_once(here: Path) -> None:
-    with TestClusterExecutor(2, cache_directory=str(here / "root")) as exe:
+    with ClusterExecutor(2, cache_directory=str(here / "root")) as exe:
         spans = list(exe.map(span, range(5)))
 
     most = max(sum(start <= at < end for start, end in spans) for at, _ in spans)
@@ -296,6 +329,7 @@ def embedded(embedded_cluster: EmbeddedTestCluster) -> ClusterConfig:
     return installed(embedded_cluster, "left")
 
 
+@not_again
 def test_calls_of_a_laptops_cache_are_listed_and_ended_on_their_cluster(
     embedded: ClusterConfig, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,14 +365,14 @@ def test_calls_of_one_cache_and_another_root_are_listed_and_taken_up(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SCRATCH", str(here))
-    with TestClusterExecutor() as exe:
+    with ClusterExecutor() as exe:
         asked = {"cache_directory": here / "cache"}
         running = exe.submit(sleep_and_tell, str(here / "told"), 3.0, resource_dict=asked)
         deadline = time.monotonic() + 30.0
         while not (here / "told").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert [entry["status"] for entry in get_cache_data_queue(here / "cache")] == ["running"]
-        with TestClusterExecutor() as other:
+        with ClusterExecutor() as other:
             again = other.submit(sleep_and_tell, str(here / "told"), 3.0, resource_dict=asked)
             assert again.task.key == running.task.key
             assert (running.result(60), again.result(60)) == (None, None)
@@ -349,6 +383,7 @@ def far(slurm_cluster: SlurmCluster) -> ClusterConfig:
     return installed(slurm_cluster, "sessions")
 
 
+@not_again
 def test_a_laptop_comes_back_to_its_session(far: ClusterConfig) -> None:
     name = f"sweep-{os.getpid()}"
     exe = RemoteExecutor(far, session=name)
@@ -363,3 +398,9 @@ def test_a_laptop_comes_back_to_its_session(far: ClusterConfig) -> None:
         assert [future.key for future in futures] == [first.key, second.key]
         assert [future.result(60) for future in futures] == [None, "None"]
     assert remoteexec.BaseExecutor in type(again).__mro__
+
+
+@not_again
+@pytest.mark.timeout(200)
+def test_all_this_holds_on_the_login_node_of_a_real_slurm(slurm_cluster: SlurmCluster) -> None:
+    run_there(slurm_cluster, Path(__file__), "sessions-login")

@@ -14,15 +14,25 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"max_cores": "2"}, "max_cores must be a whole number of at least 1, not '2': pass an int"),
     ({"resource_dict": []}, "resource_dict must be a dictionary or a Resources, not []: {'cores': 1}, say"),
     ({"max_workers": 0}, "max_workers must be greater than 0, not 0"),
+    ({"refresh_rate": 0}, "refresh_rate must be a number greater than 0, not 0"),
+    ({"refresh_rate": "a"}, "refresh_rate must be a number greater than 0, not 'a': pass an int or a float"),
+    (
+        {"init_function": 3, "block_allocation": True, "max_workers": 1},
+        "init_function must be a function, not 3: pass the function itself, not what it returns",
+    ),
+]
+ON_CLUSTERS: list[tuple[dict[str, Any], str]] = [
+    ({"poll_s": "5"}, "poll_s must be a number greater than 0, not '5': pass an int or a float"),
+    ({"poll_s": float("nan")}, "poll_s must be a number greater than 0, not nan"),
+    ({"submits_per_minute": 0}, "submits_per_minute must be a number greater than 0, not 0"),
+    ({"idle_time_s": float("nan")}, "idle_time_s must be a number of at least 0, not nan"),
+    ({"idle_time_s": -1}, "idle_time_s must be a number of at least 0, not -1"),
+    ({"idle_time_s": float("inf")}, "idle_time_s must be a number of at least 0, not inf"),
 ]
 ONLY_HERE: list[tuple[dict[str, Any], str]] = [
     ({"restart_limit": -1}, "restart_limit must be at least 0, not -1"),
     ({"restart_limit": "a"}, "restart_limit must be a whole number of at least 0, not 'a': pass an int"),
     ({"preload": "numpy"}, "preload must be a list of names of modules, not 'numpy': ['numpy'], say"),
-    (
-        {"init_function": 3, "block_allocation": True},
-        "init_function must be a function, not 3: pass the function itself, not what it returns",
-    ),
 ]
 
 
@@ -34,7 +44,7 @@ def test_what_cannot_be_is_refused_at_construction(settings: dict[str, Any], sai
 
 
 @pytest.mark.parametrize("kind", [TestClusterExecutor, SlurmClusterExecutor])
-@pytest.mark.parametrize(("settings", "said"), WRONG, ids=repr)
+@pytest.mark.parametrize(("settings", "said"), WRONG + ON_CLUSTERS, ids=repr)
 def test_executors_of_clusters_refuse_the_same(kind: Any, settings: dict[str, Any], said: str) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
         kind(**settings)

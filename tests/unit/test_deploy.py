@@ -40,24 +40,28 @@ def package(tmp_path: Path) -> Path:
 
 
 def test_the_same_files_give_the_same_package(package: Path) -> None:
-    first = pack(package, "1")
+    first = pack([package], "1")
     os.utime(package / "__main__.py", (0, 0))
-    assert pack(package, "1") == first
+    assert pack([package], "1") == first
     (package / "__main__.py").write_text("mainx")
-    assert pack(package, "1").digest != first.digest
+    assert pack([package], "1").digest != first.digest
 
 
 def test_a_package_holds_the_files_without_bytecode(package: Path) -> None:
-    with tarfile.open(fileobj=io.BytesIO(pack(package, "1").tar)) as tar:
+    with tarfile.open(fileobj=io.BytesIO(pack([package], "1").tar)) as tar:
         names = [(member.name, oct(member.mode)) for member in tar.getmembers()]
     assert names == [("remoteexec_server/__main__.py", "0o600"), ("remoteexec_server/batch/job.sh.j2", "0o600")]
 
 
 def test_both_ends_compute_the_same_digest(package: Path) -> None:
-    assert bootstrap.digest_of(str(package)) == pack(package, "1").digest
-    import remoteexec_server
+    assert bootstrap.digest_of(str(package.parent)) == pack([package], "1").digest
 
-    assert bootstrap.digest_of(str(Path(remoteexec_server.__file__).parent)) == package_files().digest
+
+def test_the_cluster_gets_the_client_for_tasks_that_import_it() -> None:
+    with tarfile.open(fileobj=io.BytesIO(package_files().tar)) as tar:
+        names = {member.name for member in tar.getmembers()}
+    assert {"remoteexec_server/__main__.py", "remoteexec/__init__.py", "remoteexec/errors.py"} - names == set()
+    assert {name.partition("/")[0] for name in names} == {"remoteexec", "remoteexec_server"}
 
 
 def test_the_requirements_are_those_of_the_distribution() -> None:

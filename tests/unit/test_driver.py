@@ -366,6 +366,30 @@ def test_a_call_waits_here_for_futures_of_other_executors(driver: Driver, servic
     assert (request.tasks[0].key, call_of(request, data)) == (future.key, (abs, ((-5,), {})))
 
 
+def test_leaving_waits_for_what_waits_for_another_executor(driver: Driver, service: ScriptedService) -> None:
+    other: Future[int] = Future()
+    held = submit(driver, abs, other)
+    driver.submit(abs, (held,), {}, PLAIN)
+    driver.stop()
+    left = ThreadPoolExecutor(1).submit(driver.leave, 30.0)
+    with pytest.raises(concurrent.futures.TimeoutError):
+        left.result(0.2)
+    other.set_result(-5)
+    service.accept(service.next_submit())
+    assert left.result(10.0) is None
+
+
+def test_calls_that_are_lost_when_the_process_ends_are_told(driver: Driver, caplog: pytest.LogCaptureFixture) -> None:
+    held = submit(driver, abs, Future())
+    driver.submit(max, (held, 2), {}, PLAIN)
+    driver.stop()
+    driver.leave(0.2)
+    assert [record.message for record in caplog.records] == [
+        "the process ends, and 2 calls were not submitted and are lost (abs, max); 1 of them wait for futures of other "
+        "executors: wait for those before you leave, or submit both calls to one executor"
+    ]
+
+
 def test_a_result_of_another_executor_may_be_a_future_of_this_one(driver: Driver, service: ScriptedService) -> None:
     foreign: Future[Any] = Future()
     future = submit(driver, abs, foreign)

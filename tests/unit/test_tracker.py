@@ -257,7 +257,7 @@ def test_a_held_task_holds_what_takes_its_result_however_deep() -> None:
     told(subject, Added(A, awaits=True), Added(B, upstream=(A,)), Added(C, upstream=(B, A)), Added(D))
 
     assert told(subject, Due()) == [Send(ONE, (D,))]
-    assert (states(subject)[C], subject.unsent, subject.open) == (State.HELD, 1, 4)
+    assert (states(subject)[C], subject.unsent, subject.open, subject.held) == (State.HELD, 1, 4, 3)
     assert told(subject, InputReady(A, 5, ()), Due()) == [Send(TWO, (A, B, C))]
     assert subject.record(A).size == 5
 
@@ -441,6 +441,8 @@ class Story:
     def check(self) -> None:
         assert self.tracker.open == len(self.upstream) - len(self.ended)
         queued = {key for key in self.upstream if self.tracker.record(key).state is State.QUEUED}
+        held = {key for key in self.upstream if self.tracker.record(key).state is State.HELD}
+        assert self.tracker.held == len(held)
         assert self.tracker.unsent == len(queued) + sum(len(self.bursts[burst]) for burst in self.unanswered)
         assert {key for key, how in self.ended.items()} == {
             key for key in self.upstream if self.tracker.record(key).state in FINAL
