@@ -27,7 +27,7 @@ from ..futures import TaskFuture, function_name
 from ..resources import read_resources, resource_names
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, leave_first, refuse_own_parameter
-from .checks import check_count, check_resources
+from .checks import check_count, check_resources, check_room
 from .pilots import PilotWish
 
 R = TypeVar("R")
@@ -134,6 +134,7 @@ class BatchExecutor(BaseExecutor):
         self._caching = caching or Caching(None)
         resource_dict = self._caching.take_defaults(resource_dict)
         self._defaults = read_resources(resource_dict)
+        check_room(self._defaults, self._options.max_cores)
         self._pilots = self._options.wish.read(self._defaults)
         self._connect, self._place = connect, place
         self._recorder = self._options.views.recorder()
@@ -168,6 +169,7 @@ class BatchExecutor(BaseExecutor):
         resources = self._defaults
         if resource_dict is not None:
             resources = read_resources(resource_dict, self._defaults)
+            check_room(resources, self._options.max_cores)
             if self._pilots is not None:
                 check_fits(resources, self._pilots)
         seen = self._inspector(fn, args, kwargs)

@@ -39,3 +39,22 @@ def test_executors_of_clusters_refuse_the_same(kind: Any, settings: dict[str, An
     with pytest.raises((TypeError, ValueError)) as caught:
         kind(**settings)
     assert str(caught.value) == said
+
+
+LARGE: list[dict[str, Any]] = [{"cores": 4}, {"threads_per_core": 4}, {"cores": 2, "threads_per_core": 2}]
+
+
+@pytest.mark.parametrize("kind", [TestClusterExecutor, SlurmClusterExecutor])
+@pytest.mark.parametrize("asked", LARGE, ids=repr)
+def test_what_is_larger_than_max_cores_is_refused_as_it_would_wait_for_ever(kind: Any, asked: dict[str, Any]) -> None:
+    cores, threads = asked.get("cores", 1), asked.get("threads_per_core", 1)
+    said = (
+        f"cores={cores} with threads_per_core={threads} is 4 CPUs, and max_cores=2: it could never start; "
+        "raise max_cores, or ask for fewer"
+    )
+    with pytest.raises(ValueError) as at_construction:
+        kind(max_cores=2, resource_dict=asked)
+    executor = kind(max_cores=2)
+    with pytest.raises(ValueError) as at_submit:
+        executor.submit(abs, 1, resource_dict=asked)  # reaches no cluster, so this needs none
+    assert (str(at_construction.value), str(at_submit.value)) == (said, said)

@@ -485,6 +485,20 @@ def test_cores_at_once_count_those_of_each_task(world: World) -> None:
     assert sizes(world.queue) == [2, 1]
 
 
+def test_a_task_that_is_larger_than_the_limit_is_refused_and_the_rest_goes_on(world: World) -> None:
+    world.terms = Terms(cores_at_once=2)
+    wide = burst(ONE, Entry(A, 0), Entry(B, 1), resources=(Resources(cores=4), Resources()))
+
+    said = (
+        "a task asks for 4 CPUs (cores x threads_per_core), and max_cores is 2: it could never start; raise max_cores, "
+        "or ask for fewer"
+    )
+    assert submitted(world, world.service(), wide) == [
+        Rejected(ONE, (A,), "SubmitRejected", said),
+        Accepted(ONE, ("", "100")),
+    ]
+
+
 def test_what_a_quota_refuses_waits_in_the_store_and_is_said_once(world: World) -> None:
     refused = QuotaReached("QOSMaxSubmitJobPerUserLimit")
     world.queue.troubles["submit"] = [refused, refused]

@@ -189,11 +189,11 @@ class Submitter:
         if any(self._book.followed(task).waits_again for task in upstream):
             group.due_at = self._clock() + _RETRY_S[0]  # it is to wait for the input's new job, not in one of its own
             return False
-        at_once = self._room(burst, group)
-        if at_once == 0:
-            group.due_at = self._clock() + _RETRY_S[0]
-            return False
         try:
+            at_once = self._room(burst, group)
+            if at_once == 0:
+                group.due_at = self._clock() + _RETRY_S[0]
+                return False
             self._place(group, entries, self._submitted(burst, group, at_once))
         except SubmitRejected as exc:
             if self._jobs.alone and _NOT_HERE.search(str(exc)):
@@ -259,11 +259,20 @@ class Submitter:
         return [entry for entry in entries if not self._book.tasks[entry.key].over]
 
     def _room(self, burst: Burst, group: Group) -> int | None:
-        """How many of a group's tasks may run now; None: all."""
+        """How many of a group's tasks may run now; None: all.
+
+        Raises:
+            SubmitRejected: one of them is more by itself than may run at once, and would wait for ever.
+        """
         terms = self._jobs.terms
         if terms.jobs_at_once is None and terms.cores_at_once is None:
             return None
         resources = _resources(burst, group)
+        if terms.cores_at_once is not None and resources.cpus > terms.cores_at_once:
+            raise SubmitRejected(
+                f"a task asks for {resources.cpus} CPUs (cores x threads_per_core), and max_cores is "
+                f"{terms.cores_at_once}: it could never start; raise max_cores, or ask for fewer"
+            )
         mine = [task for task in map(self._book.tasks.__getitem__, self._book.open) if task.ref is not None]
         room = len(group.positions)
         if terms.jobs_at_once is not None:
