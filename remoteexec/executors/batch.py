@@ -45,7 +45,8 @@ class Options:
         max_cores: the same, in CPUs.
         session: name of the session, whose tasks are then kept, and found again by another process: see `futures`.
             None: one of its own, removed when all its tasks have ended here.
-        submits_per_minute: submissions to the scheduler on average; sixty may follow each other at once.
+        submits_per_minute: submissions to the scheduler on average; after a pause those of a minute, sixty at most, may
+            follow each other at once.
         poll_s: seconds between two questions to the scheduler, for all jobs at once, while results are missing.
         disable_dependencies: futures as arguments are a ValueError.
         pysqa_config_directory: on the cluster, with the site's templates and limits; see docs/configuration.md.

@@ -595,16 +595,22 @@ def test_a_job_that_may_wait_for_long_is_told_once(world: World) -> None:
     assert world.run(service, 100.0) == [Problem("job 100 waits: its partition is down (PartitionDown)")]
 
 
-def test_many_submissions_are_spread_over_time(world: World) -> None:
-    world.terms = Terms(submits_per_minute=30.0)
+@pytest.mark.parametrize(
+    ("a_minute", "at_once", "after_a_minute"),
+    [(0.5, 1, 1), (1.0, 1, 2), (30.0, 30, 60), (60.0, 60, 80), (90.0, 60, 80)],
+)
+def test_as_many_submissions_as_a_minute_has_come_at_once_and_the_rest_is_spread(
+    world: World, a_minute: float, at_once: int, after_a_minute: int
+) -> None:
+    world.terms = Terms(submits_per_minute=a_minute)
     world.queue.array = 1
     service = world.service()
     submitted(world, service, burst(ONE, *[TaskKey(f"t{n}") for n in range(80)]))
 
     world.run(service, 0.1)
-    at_once = len(world.queue.jobs)
-    world.run(service, 20.0)
-    assert (at_once, len(world.queue.jobs)) == (60, 70)
+    first = len(world.queue.jobs)
+    world.run(service, 60.0)
+    assert (first, len(world.queue.jobs)) == (at_once, after_a_minute)
 
 
 def test_a_job_submitted_twice_in_spite_of_all_is_followed_where_its_task_runs(world: World) -> None:

@@ -34,7 +34,7 @@ _GIVE_UP = 3
 _NOT_HERE = re.compile(r"permission denied|not (allowed|permitted|authorized)|submit host", re.IGNORECASE)
 """Words of schedulers that let nobody submit from a compute node."""
 _AT_A_STRETCH = 60
-"""Submissions that may follow each other at once after a pause; then `Terms.submits_per_minute` holds."""
+"""Submissions that may follow each other at once after a pause, at most: no more than those of one minute."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +56,26 @@ class Jobs:
 
 
 class Pace:
-    """Sites ask for few submissions a minute, and a few at once harm nobody.
+    """Sites ask for few submissions a minute, and those of a minute at once harm nobody.
 
     Args:
-        interval_s: between two submissions, on average.
+        a_minute: submissions, on average; after a pause so many, and at most 60, may follow each other at once.
         clock: seconds, monotonic.
 
     Attributes:
         due_at: when the next one is, or was, allowed.
     """
 
-    def __init__(self, interval_s: float, clock: Callable[[], float]) -> None:
-        self._interval_s, self.clock = interval_s, clock
+    def __init__(self, a_minute: float, clock: Callable[[], float]) -> None:
+        self._interval_s, self.clock = 60.0 / a_minute, clock
+        self._at_a_stretch = max(1, min(int(a_minute), _AT_A_STRETCH))
         self._paid_at = 0.0  # when all submissions until now will have had their time
         self.due_at = 0.0
 
     def count(self) -> None:
         """One submission."""
         self._paid_at = max(self._paid_at, self.clock()) + self._interval_s
-        self.due_at = self._paid_at - (_AT_A_STRETCH - 1) * self._interval_s
+        self.due_at = self._paid_at - (self._at_a_stretch - 1) * self._interval_s
 
 
 class Submitter:
@@ -93,7 +94,7 @@ class Submitter:
         self._session = book.session
         self._journal = Journal(self._session)
         self._waiting: dict[BurstId, Burst] = {}
-        self.pace = Pace(60.0 / jobs.terms.submits_per_minute, clock)
+        self.pace = Pace(jobs.terms.submits_per_minute, clock)
 
     @property
     def busy(self) -> bool:
