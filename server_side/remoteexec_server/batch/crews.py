@@ -42,6 +42,7 @@ from .base import (
 from .book import Book
 from .records import Burst, Task
 from .recovery import recover, writers_of
+from .stuck import Stuck
 from .submitter import Jobs, Pace
 
 _CHECK_S, _REST_S = 2.0, 10.0
@@ -103,6 +104,7 @@ class Crew:
     def __init__(self, store: CrewStore, spec: Spec, book: Book, queue: Queue, journal: Journal, pace: Pace) -> None:
         self.store, self._spec, self._book, self._queue = store, spec, book, queue
         self._journal, self._pace, self._clock = journal, pace, pace.clock
+        self._stuck = Stuck(queue)
         self._pilots: dict[str, JobRef] = {}  # whose jobs have not ended, as far as is known
         self._gone: set[str] = set()
         self._dismissed: set[str] = set()
@@ -192,7 +194,7 @@ class Crew:
         for pilot, ref in list(self._pilots.items()):
             if ref in facts and facts[ref].state.ended:
                 self._see_to(pilot, ref, facts[ref], outcomes)
-            elif ref in facts and (loss := diagnose.loss(facts[ref], ref, "", None, self._spec.pilots.resources)):
+            elif ref in facts and (loss := self._stuck.loss(facts[ref], ref, self._spec.pilots.resources)):
                 self._book.doomed.append(ref)  # it will never start
                 self._dismiss(pilot, loss, barren=True)
         self._finish_seizures(outcomes)

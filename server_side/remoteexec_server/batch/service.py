@@ -47,6 +47,7 @@ from .crews import Crews
 from .following import Followers
 from .notes import Notes
 from .records import Burst, Task, cut, refusal
+from .stuck import Stuck
 from .submitter import Jobs, Submitter, accepted
 from .unheeded import Notices
 
@@ -96,6 +97,7 @@ class Service:
         self._learn_at = 0.0
         self._doom_at = 0.0
         self._ask_at = clock() + self._terms.poll_s
+        self._stuck = Stuck(queue)
         self._waits: set[tuple[JobId, str]] = set()  # why jobs wait, as it was said
         self._learn()
         if self._book.tasks:
@@ -515,7 +517,7 @@ class Service:
     def _refuse_stuck(self, refs: Mapping[JobRef, Task], facts: Mapping[JobRef, JobFacts]) -> None:
         """A job that waits for what will never come is lost now; the scheduler would keep it for ever."""
         for ref, task in refs.items():
-            loss = None if facts[ref].state.ended else diagnose.loss(facts[ref], ref, "", None, task.resources)
+            loss = None if facts[ref].state.ended else self._stuck.loss(facts[ref], ref, task.resources)
             if loss is not None and not task.started:
                 self._book.doomed.append(ref)
                 self._book.publish_loss(task, loss)
