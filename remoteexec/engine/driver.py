@@ -31,6 +31,8 @@ from remoteexec_server.wire.messages import (
     Closed,
     Entry,
     Known,
+    Leave,
+    Left,
     Lost,
     OutcomeReady,
     Problem,
@@ -143,8 +145,11 @@ class Driver:
         self._taken = self._open = self._unsent = 0
         self._unreachable: str | None = None
         self._size: Resize | None = None
+        self._ended = False
+        self._left: int | None = None  # tasks that stay in the store; None: the service has not said so yet
         self._broken: BaseException | None = None
         # of the driver thread alone:
+        self._leaving = False
         self._received = 0
         self._tracker = Tracker(name)
         self._tasks: dict[TaskKey, _Task] = {}
@@ -296,7 +301,15 @@ class Driver:
             self.stop()
             self.join()
         elif self._thread is not None and self._thread.is_alive():
-            self.wait_sent(timeout_s)
+            self.hand_over()
+            if not self._wait_left(timeout_s):
+                why = self._unreachable or f"the scheduler was not reached within {timeout_s:.0f} s"
+                log.warning("%d tasks may not run until somebody uses the session again: %s", self._unsent, why)
+
+    def hand_over(self) -> None:
+        """Have everything that was submitted handed to the scheduler, as this process may end."""
+        if self._thread is not None:
+            self._inbox.put(Leave())
 
     def join(self) -> None:
         """Wait for the end after `stop`; says in the log what it waits for while the cluster cannot be reached."""
@@ -310,6 +323,19 @@ class Driver:
         """Wait until the scheduler has every task that waits for no other executor; False after the timeout."""
         with self._progress:
             return self._progress.wait_for(lambda: self._submitted == self._taken and not self._unsent, timeout_s)
+
+    def _wait_left(self, timeout_s: float) -> bool:
+        """Wait until the scheduler has all that it takes of what waits for no other executor; False after the timeout.
+
+        What it does not take, the service has said.
+        """
+
+        def is_over() -> bool:
+            sent = self._submitted == self._taken and self._left == 0
+            return (sent and not self._unsent) or bool(self._left) or self._ended
+
+        with self._progress:
+            return self._progress.wait_for(is_over, timeout_s)
 
     def _check_open(self) -> None:
         if self._broken is not None:
@@ -326,6 +352,9 @@ class Driver:
             log.exception("remoteexec: the driver failed")
             self._break(exc)
         finally:
+            with self._progress:
+                self._ended = True
+                self._progress.notify_all()
             self._client.close()
             self._scripts.fail(RuntimeError("the executor has ended"))
 
@@ -374,6 +403,10 @@ class Driver:
                 self._client.send(Tell())
             case Resize():
                 self._size = item
+                self._client.send(item)
+            case Leave():
+                self._leaving = True
+                self._do(Due())  # what is being gathered goes first
                 self._client.send(item)
             case Flush():
                 with self._lock:
@@ -459,11 +492,15 @@ class Driver:
                 for _ in self._asked:
                     self._client.send(Tell())
                 self._do(event)
+                if self._leaving:
+                    self._client.send(Leave())
             case Unlinked():
                 self._unreachable = event.reason
                 self._scripts.fail(errors.ConnectionLost(event.reason))
                 log.warning("%s", event.reason)
                 self._do(event)
+            case Left():
+                self._left = event.tasks
             case Script():
                 self._scripts.answer(event)
             case Problem():

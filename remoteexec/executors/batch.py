@@ -253,6 +253,9 @@ class BatchExecutor(BaseExecutor):
             for driver in drivers:
                 driver.join()
             self._caching.wait()
+        else:
+            for driver in drivers:
+                driver.hand_over()
         if recorder is not None:
             self._options.views.show(recorder.graph())
 

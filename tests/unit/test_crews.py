@@ -26,6 +26,8 @@ from remoteexec_server.wire.messages import (
     Cancel,
     Entry,
     Event,
+    Leave,
+    Left,
     Loss,
     Lost,
     OutcomeReady,
@@ -274,6 +276,17 @@ def test_pilots_wait_for_a_scheduler_that_says_not_now(
     world.run(service, 20.0)
     assert shapes(world) == later
     assert not service.submitting
+
+
+def test_pilots_that_a_quota_refuses_do_not_keep_a_client_that_leaves(world: World) -> None:
+    world.queue.troubles["submit"] = [QuotaReached("AssocMaxSubmitJobLimit")] * 9
+    service = world.service()
+    submitted(world, service, burst(ONE, *KEYS))
+    events = service.handle(Leave()) + world.run(service, 5.0)
+    kept = f"{len(KEYS)} tasks stay in the store until somebody uses session='s-1' again"
+    assert Problem(f"AssocMaxSubmitJobLimit; {kept}") in events
+    assert events[-1] == Left(len(KEYS))
+    assert service.left() == len(KEYS)
 
 
 def test_one_that_takes_over_knows_the_number_that_was_submitted_in_the_end(world: World) -> None:

@@ -113,6 +113,7 @@ class Crew:
         self._bursts: dict[BurstId, Burst] = {}
         self._hiring: tuple[str, int] | None = None  # name and number of what is being submitted
         self._attempt = 0
+        self.refusal = ""  # what the scheduler said, while a quota is full
         self._hire_at = 0.0
         self._check_at = self._clock()
         self._barren: dict[str, Loss | None] = {}
@@ -126,6 +127,14 @@ class Crew:
     def busy(self) -> bool:
         """Pilots that are needed are not in the queue yet."""
         return self.adopted and bool(self._book.open) and (self._hiring is not None or self._due)
+
+    def left(self, patience_s: float) -> int | None:
+        """Tasks that no pilot will run until somebody is there, since a quota, or the pace for longer than that, allows
+        none; None: pilots can be submitted yet."""
+        slow = self._pace.due_at - self._clock() > patience_s
+        if self.busy and not (self._hiring is not None and (self.refusal or slow)):
+            return None
+        return sum(not task.over for task in self._tasks()) if self.busy and not self._pilots else 0
 
     def add(self, burst: Burst) -> None:
         """Let pilots run a burst.
@@ -318,11 +327,12 @@ class Crew:
             pause = _AGAIN_S[min(self._attempt, len(_AGAIN_S) - 1)]
             self._attempt += 1
             self._hire_at = self._clock() + pause
+            self.refusal = str(exc) if isinstance(exc, QuotaReached) and count == 1 else ""
             if isinstance(exc, QuotaReached) and count > 1:
                 self._hire_fewer(name, count // 2)
             self._book.say(f"{exc}; submitting pilots again in {pause:.0f} s")
             return
-        self._hiring = None
+        self._hiring, self.refusal = None, ""
         self._hire_at = self._clock() + _AGAIN_S[min(len(self._barren), len(_AGAIN_S) - 1)]
         try:
             self._journal.append({"job": job, "name": name, "tasks": count})
@@ -521,6 +531,16 @@ class Crews:
     def busy(self) -> bool:
         """Pilots that are needed are not in the queue yet."""
         return any(crew.busy for crew in self._crews.values())
+
+    def left(self, patience_s: float) -> int | None:
+        """Tasks that no pilot will run until somebody is there; None: pilots can be submitted yet."""
+        parts = [crew.left(patience_s) for crew in self._crews.values()]
+        return None if None in parts else sum(part for part in parts if part is not None)
+
+    @property
+    def refusal(self) -> str:
+        """What the scheduler said when it refused pilots, while a quota is full."""
+        return next((crew.refusal for crew in self._crews.values() if crew.refusal), "")
 
     def due_at(self) -> float | None:
         """When `step` has something to do; None: nothing, for now."""

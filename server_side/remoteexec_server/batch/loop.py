@@ -22,6 +22,7 @@ from ..wire.messages import (
     Event,
     Hello,
     JobScript,
+    Leave,
     Refused,
     Request,
     Resize,
@@ -66,16 +67,20 @@ def run(inbox: Inbox, emit: Emit, root: str, scheduler: str, command: tuple[str,
     discard = False
     try:
         discard = _serve(service, inbox, emit)
-        _finish_submitting(service, emit)
+        _finish_submitting(service, emit, first[0].alone)
     finally:
         service.close(discard)
     emit(Closed(), b"")
 
 
-def _finish_submitting(service: Service, emit: Emit) -> None:
-    """What was taken from a client that is gone, or is about to go, is submitted all the same."""
+def _finish_submitting(service: Service, emit: Emit, alone: bool) -> None:
+    """What was taken from a client that is gone, or is about to go, is submitted all the same.
+
+    A task's (`alone`) is tried for longer where a quota is full: nobody may be there to do so later.
+    """
     deadline = service.clock() + _FINISH_S
-    while service.submitting and service.clock() < deadline:
+    service.leave()
+    while service.submitting and (alone or service.left() is None) and service.clock() < deadline:
         for event in service.step():
             with contextlib.suppress(OSError):
                 emit(event, b"")
@@ -98,7 +103,7 @@ def _serve(service: Service, inbox: Inbox, emit: Emit) -> bool:
                     return request.discard
                 case JobScript():
                     emit(preview(service.queue, service.session, service.command, request), b"")
-                case Submit() | Cancel() | Watch() | Tell() | Resize():
+                case Submit() | Cancel() | Watch() | Tell() | Resize() | Leave():
                     for event in service.handle(request, data):
                         emit(event, b"")
                 case _:
