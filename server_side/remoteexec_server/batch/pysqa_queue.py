@@ -42,10 +42,16 @@ _TRANSIENT = re.compile(
     r"|zero bytes were transmitted|insufficient data|message (send|receive) failure|unexpected message"
     r"|temporarily|authentication (error|credential)|munge|unable to resolve|configuration source|presently disabled"
     r"|slurmctld.*(not responding|down)|please retry|try again|submissions disabled|not available now"
-    r"|i/o error writing",
+    r"|i/o error writing|cannot allocate memory|memory (management error|allocation failure)|too many open files"
+    r"|resource busy|interrupted system call|text file busy|stale file handle|input/output error"
+    r"|authentication agent|unable to connect|error generating job credential|slurm internal error",
     re.IGNORECASE,
 )
-"""Words of SLURM's that mean "not now"; the job may have been taken all the same."""
+"""Words of SLURM's, and of a login node that has run out of something, that mean "not now"; the job may have been taken
+all the same. Source: slurm_errno.c of 22.05, and errno's own texts."""
+
+_VAGUE = re.compile(r"(unspecified|generic) error", re.IGNORECASE)
+"""What SLURM says where it has no word: for now after a trouble of its own, for good when a site's plug-in refuses."""
 
 _OVER_ALREADY = re.compile(r"invalid job id|already completing or completed|job/step already|not found", re.IGNORECASE)
 
@@ -107,6 +113,8 @@ class SlurmQueue:
         """See Queue.submit. The rendered script stays in the job's directory as `run_queue.sh`."""
         answer = self._request({"do": "submit", **_described(spec)})
         if "failed" in answer:
+            if _is_vague(answer):
+                raise self._unnumbered.refusal("sbatch", spec, answer)
             raise _refusal(spec, answer)
         job = slurm_text.parse_job_id(answer["output"])
         if job is None:
@@ -297,6 +305,12 @@ def _refusal(spec: JobSpec, answer: Mapping[str, Any]) -> SubmitRejected | Quota
             said = f"{words(answer)}{'. See ' if remedy else ''}{remedy}"
             return refused("sbatch", spec, said, dependency=bool(spec.after) and "dependency" in errors.lower())
     return not_submitted("sbatch", spec, answer)
+
+
+def _is_vague(answer: Mapping[str, Any]) -> bool:
+    """Whether sbatch says that it failed, and nothing of why; a plug-in that refuses has mostly said more before."""
+    said = [line for line in str(answer.get("errors", "")).splitlines() if line.strip()]
+    return answer["failed"] == "command" and len(said) == 1 and bool(_VAGUE.search(said[0]))
 
 
 def _scancel_arguments(refs: Iterable[JobRef]) -> list[str]:
