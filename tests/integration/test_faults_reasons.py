@@ -141,6 +141,25 @@ def test_what_needs_a_node_that_is_down_keeps_its_place(
         assert future.result(60) == 1
 
 
+def crash(words: str) -> None:
+    os.write(2, f"{words}\n".encode())
+    os._exit(3)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_log_has_the_last_words_whatever_was_asked_for(
+    slurm_cluster: SlurmCluster, slurm_config: ClusterConfig, count: int
+) -> None:
+    elsewhere = slurm_cluster.make_directory(f"elsewhere-{time.time_ns()}")
+    arguments = [f"--error={elsewhere}/e", f"-o{elsewhere}/o"]
+    with running(slurm_config, resource_dict={"slurm_cmd_args": arguments}) as exe:
+        with exe._driver.gathering():
+            futures = [exe.submit(crash, f"last words {n}") for n in range(count)]
+        excs = [lost(future.exception(60)) for future in futures]
+    assert [f"last words {n}" in exc.log_tail for n, exc in enumerate(excs)] == [True] * count
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_a_log_that_cannot_be_opened_on_the_node_is_told_as_a_job_that_never_started(
     slurm_cluster: SlurmCluster, slurm_config: ClusterConfig
 ) -> None:
