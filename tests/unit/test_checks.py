@@ -58,3 +58,29 @@ def test_what_is_larger_than_max_cores_is_refused_as_it_would_wait_for_ever(kind
     with pytest.raises(ValueError) as at_submit:
         executor.submit(abs, 1, resource_dict=asked)  # reaches no cluster, so this needs none
     assert (str(at_construction.value), str(at_submit.value)) == (said, said)
+
+
+@pytest.mark.parametrize(
+    ("settings", "resized", "counts"),
+    [
+        ({"max_cores": 9}, 7, (4, 4)),
+        ({"max_cores": 9, "max_workers": 3}, 7, (3, 4)),
+        ({"max_cores": 9, "max_workers": 6}, 2, (4, 2)),
+        ({"max_workers": 3}, 7, (3, 7)),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("kind", [TestClusterExecutor, SlurmClusterExecutor])
+def test_pilots_are_no_more_than_max_cores_allows(
+    kind: Any, settings: dict[str, Any], resized: int, counts: tuple[int, int]
+) -> None:
+    executor = kind(block_allocation=True, resource_dict={"cores": 2}, **settings)
+    first = executor._pilots.count
+    assert executor.max_workers == settings.get("max_workers", first)
+    executor.max_workers = resized
+    assert (first, executor._pilots.count) == counts
+
+
+def test_pilots_need_a_number_from_somewhere() -> None:
+    with pytest.raises(ValueError, match="block_allocation=True needs max_workers, or max_cores"):
+        SlurmClusterExecutor(block_allocation=True)

@@ -331,6 +331,16 @@ def test_more_pilots_are_submitted_when_more_are_asked_for(world: World, store: 
     assert spec.pilots.count == 5
 
 
+def test_there_are_no_more_pilots_than_there_are_cores_for(world: World, store: CrewStore) -> None:
+    world.terms = replace(world.terms, cores_at_once=2)
+    service = world.service()
+    submitted(world, service, burst(ONE, *KEYS))
+    assert shapes(world) == [("rx-b-p0", 2)]
+    service.handle(Resize(5))
+    world.run(service, 20.0)
+    assert shapes(world) == [("rx-b-p0", 2)]
+
+
 def test_pilots_that_are_too_many_are_dismissed_those_that_have_not_begun_first(world: World, store: CrewStore) -> None:
     service = world.service()
     submitted(world, service, burst(ONE, *KEYS))

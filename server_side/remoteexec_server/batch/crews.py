@@ -25,7 +25,7 @@ from ..store.session import Job, Journal, Session, log_tail
 from ..store.tickets import cut, enough
 from ..wire import messages
 from ..wire.messages import BurstId, Loss, TaskKey
-from ..wire.pilots import pilot_resources
+from ..wire.pilots import limited, pilot_resources
 from ..wire.resources import Resources
 from . import diagnose
 from .base import (
@@ -210,14 +210,17 @@ class Crew:
         self._fill_gaps()
         self._check_at = min(self._check_at, self._clock())
 
-    def resize(self, count: int) -> None:
+    def resize(self, count: int, cores: int | None) -> None:
         """So many pilots from now on: more are submitted while there is work for them, those that are too many end when
         what they run has ended.
+
+        Args:
+            cores: CPUs that all of them may have.
 
         Raises:
             OSError: the store cannot be written.
         """
-        self._spec = replace(self._spec, pilots=replace(self._spec.pilots, count=count))
+        self._spec = replace(self._spec, pilots=limited(replace(self._spec.pilots, count=count), cores))
         self.store.change(self._spec)
         self._trim()
         self._check_at, self._due = self._clock(), True
@@ -469,15 +472,14 @@ class Crews:
 
     def __init__(self, book: Book, queue: Queue, jobs: Jobs, client: str, owner: str, pace: Pace) -> None:
         self._book, self._queue, self._client, self._owner, self._pace = book, queue, client, owner, pace
-        self._session = book.session
+        self._session, self._cores = book.session, jobs.terms.cores_at_once
         self._journal = Journal(self._session)
         self._crews: dict[str, Crew] = {}
         self._losses: LogWriter | None = None
         self._unsynced = False
         if jobs.terms.pilots is not None:
-            spec = Spec(
-                without_init(jobs.terms.pilots), pilot_command(jobs.command), jobs.scheduler, jobs.terms.grace_s
-            )
+            pilots = limited(without_init(jobs.terms.pilots), self._cores)
+            spec = Spec(pilots, pilot_command(jobs.command), jobs.scheduler, jobs.terms.grace_s)
             store = CrewStore(self._session, client)
             store.create(spec, base64.b64decode(jobs.terms.pilots.init))
             self._crews[client] = self._made(store, spec)
@@ -512,7 +514,7 @@ class Crews:
         crew = self._crews.get(self._client)
         if crew is not None and crew.adopted:
             try:
-                crew.resize(count)
+                crew.resize(count, self._cores)
             except OSError as exc:
                 self._book.say(f"the store on the cluster cannot be written: {exc}")
 
