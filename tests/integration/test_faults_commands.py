@@ -50,3 +50,33 @@ def test_an_sbatch_and_a_scancel_that_fail_every_third_time_change_nothing_but_t
     slurm_cluster.wait(
         lambda: slurm_cluster.run(["squeue", "-h"]).stdout == "", "cancelled jobs are still in the queue", deadline_s=20
     )
+
+
+COUNTED = """
+printf '%s\\n' "$*" >>$state/$(basename "$0")
+exec "$real" "$@"
+"""
+PARENTS = """
+from remoteexec import current_executor
+
+def wait_for_child(n):
+    import time
+    return current_executor().submit(lambda: time.sleep(9) or n).result()
+
+with SlurmClusterExecutor(poll_s=3.0) as exe:
+    began = time.monotonic()
+    futures = [exe.submit(wait_for_child, n) for n in range(4)]
+    print([future.result(100) for future in futures], time.monotonic() - began)
+"""
+
+
+def test_parents_that_wait_ask_the_scheduler_together_as_often_as_one(node: LoginNode) -> None:
+    for command in ("squeue", "scontrol"):
+        state = node.wrap(command, COUNTED)
+    _, done = node.run(PARENTS)
+    results, _, seconds = done.stdout.rpartition(" ")
+    assert results == "[0, 1, 2, 3]"
+    asked = (state / "squeue").read_text().splitlines()
+    assert len(asked) <= float(seconds) / 3.0 + 2
+    settings = [line for line in (state / "scontrol").read_text().splitlines() if line == "show config"]
+    assert len(settings) == 1

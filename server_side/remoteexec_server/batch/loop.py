@@ -32,6 +32,7 @@ from ..wire.messages import (
     Welcome,
 )
 from . import queues
+from .answers import Answers
 from .base import QueueError
 from .preview import preview
 from .pysqa_config import PysqaConfigError
@@ -126,7 +127,8 @@ def _open(hello: Hello, root: str, scheduler: str, command: tuple[str, ...]) -> 
     try:
         path = open_root(root)
         session = Session.create(path, hello.session, hello.session_key)
-        batch = queues.connect(scheduler, path, hello.terms.pysqa_config_directory)
+        answers = Answers(session.path / "answers", hello.terms.poll_s)
+        batch = queues.connect(scheduler, path, hello.terms.pysqa_config_directory, answers)
         service = Service(session, batch, Jobs(command, scheduler, hello.terms, hello.alone), hello.client)
     except UnsafeRootError as exc:
         return Refused("UnsafeRoot", str(exc))

@@ -13,6 +13,7 @@ Several services may work for one session: each submits the bursts of its own cl
 
 from __future__ import annotations
 
+import random
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -61,6 +62,9 @@ _STRANGE_HERE_S = 5.0
 """The same in a session without any: it was removed when its last task had ended, and made anew to look there."""
 _AGAIN_S = 5.0
 """Between attempts to end jobs."""
+_APART = 0.2
+"""Of the time between questions: by up to so much later ask those of tasks, which may all have begun at once, so that
+the first to ask does so for all."""
 _PACE_S = 5.0
 """How long a client that leaves waits for the pace of submissions; picked, not measured."""
 
@@ -100,7 +104,7 @@ class Service:
         self._strangers: dict[TaskKey, float] = {}  # waited for and not known: until when
         self._learn_at = 0.0
         self._doom_at = 0.0
-        self._ask_at = clock() + self._terms.poll_s
+        self._ask_at = clock() + self._terms.poll_s * (1 + _APART * random.random() * jobs.alone)
         self._stuck = Stuck(queue)
         self._leaving = False
         self._told_left: int | None = None
