@@ -33,8 +33,10 @@ _NOBODY = "nobody"
 """Owner of bursts that whoever can is to submit."""
 _GIVE_UP = 3
 """Attempts after which a task's host is taken for one that cannot submit."""
-_NOT_HERE = re.compile(r"permission denied|not (allowed|permitted|authorized)|submit host", re.IGNORECASE)
-"""Words of schedulers that let nobody submit from a compute node."""
+_NOT_HERE = re.compile(
+    r"permission denied|not (allowed|permitted|authorized)|submit host|cannot be run on this machine", re.IGNORECASE
+)
+"""Words of schedulers that let nobody submit from a compute node, and of those whose commands are not there."""
 _AT_A_STRETCH = 60
 """Submissions that may follow each other at once after a pause, at most: no more than those of one minute."""
 
