@@ -60,7 +60,10 @@ class PilotWish:
         if not self.block_allocation or count is None:
             return None
         if self.init_function is not None and resources.cores > 1:
-            raise ValueError("init_function: on clusters MPI ranks are started for each task, and kept nowhere")
+            raise ValueError(
+                f"init_function with cores={resources.cores}: on clusters MPI ranks are started for each task, and "
+                "kept nowhere; have the function itself load what its ranks need"
+            )
         init = "" if self.init_function is None else base64.b64encode(_pickled(self.init_function)).decode()
         return limited(Pilots(count, resources, idle_time_s=float(self.idle_time_s), init=init), self.max_cores)
 

@@ -84,3 +84,8 @@ def test_pilots_are_no_more_than_max_cores_allows(
 def test_pilots_need_a_number_from_somewhere() -> None:
     with pytest.raises(ValueError, match="block_allocation=True needs max_workers, or max_cores"):
         SlurmClusterExecutor(block_allocation=True)
+
+
+def test_ranks_that_are_not_kept_cannot_be_initialised_once() -> None:
+    with pytest.raises(ValueError, match=r"init_function with cores=2: .* have the function itself load what"):
+        SlurmClusterExecutor(1, block_allocation=True, init_function=dict, resource_dict={"cores": 2})
