@@ -31,6 +31,8 @@ from remoteexec_server.wire.messages import (
     Closed,
     Entry,
     Known,
+    Leave,
+    Left,
     Lost,
     OutcomeReady,
     Problem,
@@ -148,8 +150,11 @@ class Driver:
         self._taken = self._open = self._unsent = self._held = 0
         self._unreachable: str | None = None
         self._size: Resize | None = None
+        self._ended = False
+        self._left: int | None = None  # tasks that stay in the store; None: the service has not said so yet
         self._broken: BaseException | None = None
         # of the driver thread alone:
+        self._leaving = False
         self._received = 0
         self._tracker = Tracker(name)
         self._tasks: dict[TaskKey, _Task] = {}
@@ -317,12 +322,23 @@ class Driver:
         elif self._thread is not None and self._thread.is_alive():
             if self._gives_up:
                 self._thread.join(timeout_s)  # until the scheduler has been told what to end
-            elif not self.wait_sent(timeout_s, held=True):
-                self._tell_lost()
+                return
+            self.hand_over()
+            if not self._wait_left(timeout_s):
+                self._tell_lost(timeout_s)
 
-    def _tell_lost(self) -> None:
+    def hand_over(self) -> None:
+        """Have everything that was submitted handed to the scheduler, as this process may end."""
+        if self._thread is not None:
+            self._inbox.put(Leave())
+
+    def _tell_lost(self, timeout_s: float) -> None:
         left = [call for task in tuple(self._tasks.values()) if (call := task.call) is not None]
         held = [call for call in left if call.foreign]
+        if not held:
+            why = self._unreachable or f"the scheduler was not reached within {timeout_s:.0f} s"
+            log.warning("%d tasks may not run until somebody uses the session again: %s", self._unsent, why)
+            return
         names = ", ".join(sorted({call.name for call in left})[:_MOST_NAMES])
         log.warning(
             "the process ends, and %d calls were not submitted and are lost (%s); %d of them wait for futures of other "
@@ -338,18 +354,23 @@ class Driver:
             if thread.is_alive() and self._unreachable is not None:
                 log.warning("waiting for %d tasks; %s", self.pending, self._unreachable)
 
-    def wait_sent(self, timeout_s: float, held: bool = False) -> bool:
-        """Wait until the scheduler has every task; False after the timeout.
+    def wait_sent(self, timeout_s: float) -> bool:
+        """Wait until the scheduler has every task that waits for no other executor; False after the timeout."""
+        with self._progress:
+            return self._progress.wait_for(lambda: self._submitted == self._taken and not self._unsent, timeout_s)
 
-        Args:
-            held: those that wait for other executors, too.
+    def _wait_left(self, timeout_s: float) -> bool:
+        """Wait until the scheduler has all that it takes, also of what waits for other executors; False after the timeout.
+
+        What it does not take, the service has said.
         """
 
-        def sent() -> bool:
-            return self._submitted == self._taken and not self._unsent and not (held and self._held)
+        def is_over() -> bool:
+            sent = self._submitted == self._taken and not self._held
+            return (sent and (bool(self._left) or (self._left == 0 and not self._unsent))) or self._ended
 
         with self._progress:
-            return self._progress.wait_for(sent, timeout_s)
+            return self._progress.wait_for(is_over, timeout_s)
 
     def _check_open(self) -> None:
         if self._broken is not None:
@@ -366,6 +387,9 @@ class Driver:
             log.exception("remoteexec: the driver failed")
             self._break(exc)
         finally:
+            with self._progress:
+                self._ended = True
+                self._progress.notify_all()
             self._client.close()
             self._scripts.fail(RuntimeError("the executor has ended"))
 
@@ -406,6 +430,9 @@ class Driver:
                 self._add(item)
             case ForeignDone():
                 self._fill(item.key)
+                if self._leaving:
+                    self._left = None  # until that has been said anew
+                    self._take(Leave())
             case CancelAsked():
                 self._cancel(item.keys)
             case Adopt():
@@ -415,6 +442,10 @@ class Driver:
                 self._client.send(Tell())
             case Resize():
                 self._size = item
+                self._client.send(item)
+            case Leave():
+                self._leaving = True
+                self._do(Due())  # what is being gathered goes first
                 self._client.send(item)
             case Flush():
                 with self._lock:
@@ -509,11 +540,15 @@ class Driver:
                 self._do(event)
                 for _ in self._asked:  # behind what is watched: see `_answer`
                     self._client.send(Tell())
+                if self._leaving:
+                    self._client.send(Leave())
             case Unlinked():
                 self._unreachable = event.reason
                 self._scripts.fail(errors.ConnectionLost(event.reason))
                 log.warning("%s", event.reason)
                 self._do(event)
+            case Left():
+                self._left = event.tasks
             case Script():
                 self._scripts.answer(event)
             case Problem():

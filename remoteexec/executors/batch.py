@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from remoteexec_server.store.session import NAME
 from remoteexec_server.wire import header
 from remoteexec_server.wire.messages import Hello, TaskKey, Terms
-from remoteexec_server.wire.pilots import Pilots, check_fits
+from remoteexec_server.wire.pilots import Pilots, check_fits, limited
 from remoteexec_server.wire.resources import Resources
 
 from .._version import __version__
@@ -27,7 +27,7 @@ from ..futures import TaskFuture, function_name
 from ..resources import read_resources, resource_names
 from ..views.views import Views
 from .base import BaseExecutor, finish_at_exit, leave_first, refuse_own_parameter
-from .checks import check_count, check_function, check_number, check_resources
+from .checks import check_count, check_function, check_number, check_resources, check_room
 from .pilots import PilotWish
 
 R = TypeVar("R")
@@ -45,13 +45,15 @@ class Options:
         max_cores: the same, in CPUs.
         session: name of the session, whose tasks are then kept, and found again by another process: see `futures`.
             None: one of its own, removed when all its tasks have ended here.
-        submits_per_minute: submissions to the scheduler on average; sixty may follow each other at once.
+        submits_per_minute: submissions to the scheduler on average; after a pause those of a minute, sixty at most, may
+            follow each other at once.
         poll_s: seconds between two questions to the scheduler, for all jobs at once, while results are missing.
         disable_dependencies: futures as arguments are a ValueError.
         pysqa_config_directory: on the cluster, with the site's templates and limits; see docs/configuration.md.
         views: see Views.
         wait: whether leaving the `with` block waits for all tasks.
-        block_allocation: run tasks in at most `max_workers` jobs that keep a worker each, instead of one job for each.
+        block_allocation: run tasks in at most `max_workers` jobs that keep a worker each, instead of one job for each;
+            in as many as `max_cores` has CPUs for, if that are fewer or `max_workers` is None.
         init_function: runs once in each such worker; the dictionary it returns fills parameters of later calls that
             have those names and were not given.
         idle_time_s: seconds without anything to do after which such a job ends.
@@ -94,7 +96,7 @@ class Options:
     @property
     def wish(self) -> PilotWish:
         """What of it concerns jobs that host workers."""
-        return PilotWish(self.block_allocation, self.max_workers, self.init_function, self.idle_time_s)
+        return PilotWish(self.block_allocation, self.max_workers, self.init_function, self.idle_time_s, self.max_cores)
 
     def terms(self, defaults: Resources, pilots: Pilots | None) -> Terms:
         """The same for the service; `defaults` is what calls ask for where they say nothing."""
@@ -135,7 +137,10 @@ class BatchExecutor(BaseExecutor):
         self._caching = caching or Caching(None)
         resource_dict = self._caching.take_defaults(resource_dict)
         self._defaults = read_resources(resource_dict)
+        check_room(self._defaults, self._options.max_cores)
         self._pilots = self._options.wish.read(self._defaults)
+        if self._pilots is not None and self._options.max_workers is None:
+            self._options = replace(self._options, max_workers=self._pilots.count)
         self._connect, self._place = connect, place
         self._recorder = self._options.views.recorder()
         self._lock = threading.Lock()  # guards the drivers of other sessions
@@ -250,6 +255,9 @@ class BatchExecutor(BaseExecutor):
             for driver in drivers:
                 driver.join()
             self._caching.wait()
+        else:
+            for driver in drivers:
+                driver.hand_over()
         if recorder is not None:
             self._options.views.show(recorder.graph())
 
@@ -281,6 +289,7 @@ class BatchExecutor(BaseExecutor):
 
         With `block_allocation` it can be set while tasks run: more jobs are submitted as long as there is work for
         them; those that are too many end when the tasks that they run have ended, the others going on elsewhere.
+        There are never more than `max_cores` has CPUs for.
 
         Raises:
             NotImplementedError: set without `block_allocation`.
@@ -296,8 +305,8 @@ class BatchExecutor(BaseExecutor):
             raise TypeError("max_workers must be a whole number of at least 1, not None: pass an int")
         check_count("max_workers", size)
         self._options = replace(self._options, max_workers=size)
-        self._pilots = replace(self._pilots, count=size)
-        self._driver.resize(size)
+        self._pilots = limited(replace(self._pilots, count=size), self._options.max_cores)
+        self._driver.resize(self._pilots.count)
 
     @property
     def _takes_calls(self) -> bool:
@@ -314,6 +323,7 @@ class BatchExecutor(BaseExecutor):
         if resource_dict is None:
             return self._defaults
         resources = read_resources(resource_dict, self._defaults)
+        check_room(resources, self._options.max_cores)
         if self._pilots is not None:
             check_fits(resources, self._pilots)
         return resources

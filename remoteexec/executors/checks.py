@@ -35,6 +35,19 @@ def check_resources(given: Any) -> None:
         raise TypeError(f"resource_dict must be a dictionary or a Resources, not {given!r}: {{'cores': 1}}, say")
 
 
+def check_room(resources: Resources, max_cores: int | None) -> None:
+    """Refuse what would wait for ever, as it is more by itself than may run at once.
+
+    Raises:
+        ValueError: names both values, and the remedy.
+    """
+    if max_cores is not None and resources.cpus > max_cores:
+        raise ValueError(
+            f"cores={resources.cores} with threads_per_core={resources.threads_per_core} is {resources.cpus} CPUs, and "
+            f"max_cores={max_cores}: it could never start; raise max_cores, or ask for fewer"
+        )
+
+
 def check_function(name: str, value: Any) -> None:
     """Refuse what cannot be called.
 

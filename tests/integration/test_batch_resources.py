@@ -76,6 +76,20 @@ def test_every_resource_reaches_slurm(slurm: RemoteExecutor) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("limits", "cores", "at_once"), [({"max_workers": 2}, 1, "2"), ({"max_cores": 6}, 2, "3")], ids=["jobs", "cores"]
+)
+def test_limits_become_that_of_an_array(
+    slurm_config: ClusterConfig, limits: dict[str, Any], cores: int, at_once: str
+) -> None:
+    with RemoteExecutor(slurm_config, resource_dict={"threads_per_core": cores}, **limits) as executor:
+        with executor._driver.gathering():
+            futures = [executor.submit(told) for _ in range(8)]
+        job, _, script = futures[0].result(WAIT_S)
+    assert f"#SBATCH --array=0-7%{at_once}\n" in script
+    assert job["ArrayTaskThrottle"] == at_once
+
+
 def test_a_reservation_is_used(slurm: RemoteExecutor, reservation: str) -> None:
     job, _, _ = slurm.submit(told, resource_dict={"reservation": reservation}).result(WAIT_S)
     assert (job["Reservation"], job["NodeList"]) == ("ours", "n2")

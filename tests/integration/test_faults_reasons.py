@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import shutil
@@ -107,6 +108,56 @@ def test_a_job_that_can_never_start_says_why_and_what_to_change(
     )
     assert exc.evidence.suggestion.startswith("run_time_max=3000: `sinfo")
     assert exc.job is not None
+
+
+@pytest.mark.parametrize(
+    ("asked", "against"),
+    [
+        ({"num_nodes": 50}, "num_nodes=50, and partition debug has 2 ("),
+        ({"cores": 1000}, "1000 CPUs (cores x threads_per_core), and partition debug has 8 ("),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("pilots", [False, True], ids=["job", "pilot"])
+def test_what_the_cluster_has_not_is_lost_at_once_with_both_numbers(
+    slurm_cluster: SlurmCluster, slurm_config: ClusterConfig, asked: dict[str, Any], against: str, pilots: bool
+) -> None:
+    options: dict[str, Any] = {"block_allocation": True, "max_workers": 1} if pilots else {}
+    with running(slurm_config, resource_dict=asked, **options) as exe:
+        exc = lost(outcome_within(exe.submit(follow, 1), 60))
+    assert (type(exc), exc.evidence.reason) == (errors.TaskRejected, "PartitionConfig")
+    assert against in str(exc)
+    assert slurm_cluster.run(["squeue", "--noheader"]).stdout == ""
+
+
+def test_what_needs_a_node_that_is_down_keeps_its_place(
+    slurm_cluster: SlurmCluster, slurm_config: ClusterConfig
+) -> None:
+    slurm_cluster.down(slurm_cluster.nodes[0])
+    with running(slurm_config) as exe:
+        future = exe.submit(follow, 1, resource_dict={"num_nodes": 2})
+        assert concurrent.futures.wait([future], 4).not_done
+        slurm_cluster.resume(*slurm_cluster.nodes)
+        assert future.result(60) == 1
+
+
+def crash(words: str) -> None:
+    os.write(2, f"{words}\n".encode())
+    os._exit(3)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_log_has_the_last_words_whatever_was_asked_for(
+    slurm_cluster: SlurmCluster, slurm_config: ClusterConfig, count: int
+) -> None:
+    elsewhere = slurm_cluster.make_directory(f"elsewhere-{time.time_ns()}")
+    arguments = [f"--error={elsewhere}/e", f"-o{elsewhere}/o"]
+    with running(slurm_config, resource_dict={"slurm_cmd_args": arguments}) as exe:
+        with exe._driver.gathering():
+            futures = [exe.submit(crash, f"last words {n}") for n in range(count)]
+        excs = [lost(future.exception(60)) for future in futures]
+    assert [f"last words {n}" in exc.log_tail for n, exc in enumerate(excs)] == [True] * count
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_log_that_cannot_be_opened_on_the_node_is_told_as_a_job_that_never_started(

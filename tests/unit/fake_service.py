@@ -22,6 +22,8 @@ from remoteexec_server.wire.messages import (
     Closed,
     Entry,
     Hello,
+    Leave,
+    Left,
     Loss,
     Lost,
     OutcomeReady,
@@ -123,6 +125,8 @@ class ThreadService:
                 for key in request.keys:
                     self._tasks[key].cancelled = True
                     self._lose(self._tasks[key], Loss("cancelled", "cancelled by its submitter"))
+            case Leave():
+                self._deliver((Left(0), b""))
             case Close():
                 self._deliver((Closed(), b""))
 

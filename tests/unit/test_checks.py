@@ -49,3 +49,53 @@ def test_executors_of_clusters_refuse_the_same(kind: Any, settings: dict[str, An
     with pytest.raises((TypeError, ValueError)) as caught:
         kind(**settings)
     assert str(caught.value) == said
+
+
+LARGE: list[dict[str, Any]] = [{"cores": 4}, {"threads_per_core": 4}, {"cores": 2, "threads_per_core": 2}]
+
+
+@pytest.mark.parametrize("kind", [TestClusterExecutor, SlurmClusterExecutor])
+@pytest.mark.parametrize("asked", LARGE, ids=repr)
+def test_what_is_larger_than_max_cores_is_refused_as_it_would_wait_for_ever(kind: Any, asked: dict[str, Any]) -> None:
+    cores, threads = asked.get("cores", 1), asked.get("threads_per_core", 1)
+    said = (
+        f"cores={cores} with threads_per_core={threads} is 4 CPUs, and max_cores=2: it could never start; "
+        "raise max_cores, or ask for fewer"
+    )
+    with pytest.raises(ValueError) as at_construction:
+        kind(max_cores=2, resource_dict=asked)
+    executor = kind(max_cores=2)
+    with pytest.raises(ValueError) as at_submit:
+        executor.submit(abs, 1, resource_dict=asked)  # reaches no cluster, so this needs none
+    assert (str(at_construction.value), str(at_submit.value)) == (said, said)
+
+
+@pytest.mark.parametrize(
+    ("settings", "resized", "counts"),
+    [
+        ({"max_cores": 9}, 7, (4, 4)),
+        ({"max_cores": 9, "max_workers": 3}, 7, (3, 4)),
+        ({"max_cores": 9, "max_workers": 6}, 2, (4, 2)),
+        ({"max_workers": 3}, 7, (3, 7)),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("kind", [TestClusterExecutor, SlurmClusterExecutor])
+def test_pilots_are_no_more_than_max_cores_allows(
+    kind: Any, settings: dict[str, Any], resized: int, counts: tuple[int, int]
+) -> None:
+    executor = kind(block_allocation=True, resource_dict={"cores": 2}, **settings)
+    first = executor._pilots.count
+    assert executor.max_workers == settings.get("max_workers", first)
+    executor.max_workers = resized
+    assert (first, executor._pilots.count) == counts
+
+
+def test_pilots_need_a_number_from_somewhere() -> None:
+    with pytest.raises(ValueError, match="block_allocation=True needs max_workers, or max_cores"):
+        SlurmClusterExecutor(block_allocation=True)
+
+
+def test_ranks_that_are_not_kept_cannot_be_initialised_once() -> None:
+    with pytest.raises(ValueError, match=r"init_function with cores=2: .* have the function itself load what"):
+        SlurmClusterExecutor(1, block_allocation=True, init_function=dict, resource_dict={"cores": 2})

@@ -26,6 +26,8 @@ from remoteexec_server.wire.messages import (
     Cancel,
     Entry,
     Event,
+    Leave,
+    Left,
     Loss,
     Lost,
     OutcomeReady,
@@ -276,6 +278,17 @@ def test_pilots_wait_for_a_scheduler_that_says_not_now(
     assert not service.submitting
 
 
+def test_pilots_that_a_quota_refuses_do_not_keep_a_client_that_leaves(world: World) -> None:
+    world.queue.troubles["submit"] = [QuotaReached("AssocMaxSubmitJobLimit")] * 9
+    service = world.service()
+    submitted(world, service, burst(ONE, *KEYS))
+    events = service.handle(Leave()) + world.run(service, 5.0)
+    kept = f"{len(KEYS)} tasks stay in the store until somebody uses session='s-1' again"
+    assert Problem(f"AssocMaxSubmitJobLimit; {kept}") in events
+    assert events[-1] == Left(len(KEYS))
+    assert service.left() == len(KEYS)
+
+
 def test_one_that_takes_over_knows_the_number_that_was_submitted_in_the_end(world: World) -> None:
     world.queue.troubles["submit"] = [QuotaReached("AssocMaxSubmitJobLimit"), Crash()]
     service = world.service()
@@ -316,6 +329,16 @@ def test_more_pilots_are_submitted_when_more_are_asked_for(world: World, store: 
     spec = store.spec()
     assert spec is not None
     assert spec.pilots.count == 5
+
+
+def test_there_are_no_more_pilots_than_there_are_cores_for(world: World, store: CrewStore) -> None:
+    world.terms = replace(world.terms, cores_at_once=2)
+    service = world.service()
+    submitted(world, service, burst(ONE, *KEYS))
+    assert shapes(world) == [("rx-b-p0", 2)]
+    service.handle(Resize(5))
+    world.run(service, 20.0)
+    assert shapes(world) == [("rx-b-p0", 2)]
 
 
 def test_pilots_that_are_too_many_are_dismissed_those_that_have_not_begun_first(world: World, store: CrewStore) -> None:

@@ -29,6 +29,8 @@ from remoteexec_server.wire.messages import (
     Closed,
     Entry,
     Known,
+    Leave,
+    Left,
     Loss,
     Lost,
     OutcomeReady,
@@ -372,10 +374,17 @@ def test_leaving_waits_for_what_waits_for_another_executor(driver: Driver, servi
     driver.submit(abs, (held,), {}, PLAIN)
     driver.stop()
     left = ThreadPoolExecutor(1).submit(driver.leave, 30.0)
+    assert service.next() == Leave()
+    service.say(Left(0))
     with pytest.raises(concurrent.futures.TimeoutError):
         left.result(0.2)
     other.set_result(-5)
-    service.accept(service.next_submit())
+    request = service.next_submit()
+    assert service.next() == Leave()
+    service.accept(request)
+    with pytest.raises(concurrent.futures.TimeoutError):
+        left.result(0.2)
+    service.say(Left(0))
     assert left.result(10.0) is None
 
 
@@ -569,6 +578,59 @@ def test_waiting_until_everything_is_sent_ends_with_the_last_acceptance(
     service.accept(request)
 
     assert driver.wait_sent(10.0) is True
+
+
+def test_who_leaves_sends_what_is_gathered_and_waits_for_the_last_acceptance(
+    driver: Driver, service: ScriptedService
+) -> None:
+    submit(driver)
+    driver.stop()
+    leaving = threading.Thread(target=driver.leave, args=(10.0,))
+    leaving.start()
+    request = service.next_submit()
+    assert service.next() == Leave()
+    service.say(Left(0))
+    leaving.join(0.1)
+    assert leaving.is_alive()
+    service.accept(request)
+    leaving.join(5.0)
+    assert not leaving.is_alive()
+
+
+def test_who_leaves_does_not_wait_for_what_stays_in_the_store(
+    driver: Driver, service: ScriptedService, caplog: pytest.LogCaptureFixture
+) -> None:
+    submit(driver)
+    service.next_submit()
+    driver.stop()
+    driver.hand_over()
+    assert service.next() == Leave()
+    service.say(Problem("the quota is full; 1 tasks stay in the store"))
+    service.say(Left(1))
+    driver.leave(10.0)
+    assert [record.message for record in caplog.records] == ["the quota is full; 1 tasks stay in the store"]
+
+
+def test_who_leaves_a_service_that_does_not_answer_says_what_may_not_run(
+    driver: Driver, service: ScriptedService, caplog: pytest.LogCaptureFixture
+) -> None:
+    submit(driver)
+    service.next_submit()
+    driver.stop()
+    driver.leave(0.1)
+    assert [record.message for record in caplog.records] == [
+        "1 tasks may not run until somebody uses the session again: the scheduler was not reached within 0 s"
+    ]
+
+
+def test_after_a_reconnection_it_is_said_again_that_the_client_leaves(driver: Driver, service: ScriptedService) -> None:
+    submit(driver)
+    request = service.next_submit()
+    driver.hand_over()
+    assert service.next() == Leave()
+    service.say(Unlinked("gone"))
+    service.say(Linked())
+    assert [service.next(), service.next(), service.next()] == [request, Watch((request.tasks[0].key,)), Leave()]
 
 
 def test_a_callback_may_submit_wait_and_shut_down(driver: Driver, service: ScriptedService) -> None:

@@ -1,10 +1,10 @@
-"""No attempt asks for more time than its partition gives."""
+"""No attempt asks for more time than its partition gives; and what is more than there is can be told."""
 
 from __future__ import annotations
 
 import pytest
 
-from remoteexec_server.batch.limits import allowed
+from remoteexec_server.batch.limits import allowed, beyond
 from remoteexec_server.batch.slurm_text import Partition
 from remoteexec_server.wire.resources import Resources
 
@@ -34,3 +34,33 @@ def test_time_is_what_was_asked_for_up_to_what_the_partition_gives(
 ) -> None:
     resources = Resources(partition=partition, run_time_max_s=asked, cores=3)
     assert allowed(resources, PARTITIONS) == Resources(partition=partition, run_time_max_s=most, cores=3)
+
+
+SMALL, LARGE = Partition("small", True, "10:00", 2, True, 8), Partition("large", True, "10:00", 60, False, 960)
+
+
+@pytest.mark.parametrize(
+    ("asked", "partitions", "said"),
+    [
+        (Resources(num_nodes=50), [SMALL], "num_nodes=50, and partition small has 2"),
+        (Resources(num_nodes=50), [LARGE], None),
+        (Resources(num_nodes=50), [SMALL, LARGE], None),
+        (Resources(num_nodes=61), [SMALL, LARGE], "num_nodes=61, and the largest partition has 60"),
+        (Resources(num_nodes=2), [SMALL], None),
+        (Resources(cores=8), [SMALL], None),
+        (Resources(cores=9), [SMALL], "9 CPUs (cores x threads_per_core), and partition small has 8"),
+        (Resources(threads_per_core=9), [SMALL], "9 CPUs (cores x threads_per_core), and partition small has 8"),
+        (
+            Resources(num_nodes=2, threads_per_core=5),
+            [SMALL],
+            "10 CPUs (cores x threads_per_core), and partition small has 8",
+        ),
+        (Resources(cores=9), [SMALL, LARGE], None),
+        (Resources(cores=9), [Partition("old", True, "10:00", 2)], None),
+        (Resources(cores=9), [], None),
+    ],
+)
+def test_what_is_more_than_there_is_is_told_with_both_numbers(
+    asked: Resources, partitions: list[Partition], said: str | None
+) -> None:
+    assert beyond(asked, partitions) == said

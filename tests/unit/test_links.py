@@ -182,7 +182,12 @@ def test_a_task_sees_only_what_it_has_submitted_itself(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "trouble", [DOWN, SubmitRejected("sbatch: error: Batch job submission failed: Access/permission denied")]
+    "trouble",
+    [
+        DOWN,
+        SubmitRejected("sbatch: error: Batch job submission failed: Access/permission denied"),
+        SubmitRejected("sbatch cannot be run on this machine: [Errno 2] No such file or directory: 'sbatch'"),
+    ],
 )
 def test_what_a_tasks_host_cannot_submit_another_service_does(world: World, trouble: Exception) -> None:
     service = world.service()

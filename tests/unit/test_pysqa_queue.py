@@ -11,17 +11,61 @@ from remoteexec_server.batch.base import JobSpec, SchedulerUnavailable, SubmitRe
 from remoteexec_server.batch.pysqa_queue import SlurmQueue
 from remoteexec_server.wire.resources import Resources
 
+SPEC = JobSpec("rx-b-0", Path("/x"), ("true",), 1, Resources())
+
 
 def test_an_sbatch_that_never_gives_a_number_is_believed_four_times(monkeypatch: pytest.MonkeyPatch) -> None:
     queue = SlurmQueue()
     answer: dict[str, Any] = {"command": "sbatch", "exit_code": 0, "errors": "", "output": "thanks!"}
     monkeypatch.setattr(queue, "_request", lambda request: answer)
-    spec = JobSpec("rx-b-0", Path("/x"), ("true",), 1, Resources())
-
     for _ in range(4):
         with pytest.raises(SchedulerUnavailable):
-            queue.submit(spec)
+            queue.submit(SPEC)
     with pytest.raises(SubmitRejected) as caught:
-        queue.submit(spec)
+        queue.submit(SPEC)
 
     assert str(caught.value) == "sbatch gives no job number for rx-b-0: thanks! (exit code 0)"
+
+
+LOCAL = [
+    "bash: fork: Cannot allocate memory",
+    "sbatch: fork: retry: Resource temporarily unavailable",
+    "sbatch: error: Batch job submission failed: Resource temporarily unavailable",
+    "sbatch: error while loading shared libraries: libslurmfull.so: cannot open it: Too many open files",
+    "sbatch: error: Unable to open file /home/me/run_queue.sh: Input/output error",
+    "sbatch: error: Batch job submission failed: Memory management error",
+    "sbatch: error: Batch job submission failed: Unable to create job record, try again",
+    "sbatch: error: Batch job submission failed: Failed to connect to authentication agent",
+    "sbatch: error: Batch job submission failed: Slurm internal error, contact system administrator",
+]
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, errors: str) -> SlurmQueue:
+    """A queue whose sbatch fails with these words."""
+    queue = SlurmQueue()
+    answer: dict[str, Any] = {"failed": "command", "command": "sbatch", "exit_code": 1, "errors": errors, "output": ""}
+    monkeypatch.setattr(queue, "_request", lambda request: answer)
+    return queue
+
+
+@pytest.mark.parametrize("errors", LOCAL)
+def test_a_login_node_that_has_run_out_of_something_refuses_nothing(
+    monkeypatch: pytest.MonkeyPatch, errors: str
+) -> None:
+    with pytest.raises(SchedulerUnavailable):
+        answering(monkeypatch, errors).submit(SPEC)
+
+
+def test_an_error_without_a_reason_is_for_now_four_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = answering(monkeypatch, "sbatch: error: Batch job submission failed: Unspecified error\n")
+    for _ in range(4):
+        with pytest.raises(SchedulerUnavailable):
+            queue.submit(SPEC)
+    with pytest.raises(SubmitRejected, match="Unspecified error"):
+        queue.submit(SPEC)
+
+
+def test_a_plug_in_that_says_why_it_refuses_is_believed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "sbatch: error: lua: jobs need an account\nsbatch: error: Batch job submission failed: Unspecified error\n"
+    with pytest.raises(SubmitRejected, match="jobs need an account"):
+        answering(monkeypatch, words).submit(SPEC)

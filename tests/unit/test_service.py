@@ -32,6 +32,8 @@ from remoteexec_server.wire.messages import (
     Cancel,
     Entry,
     Event,
+    Leave,
+    Left,
     Loss,
     Lost,
     OutcomeReady,
@@ -485,6 +487,20 @@ def test_cores_at_once_count_those_of_each_task(world: World) -> None:
     assert sizes(world.queue) == [2, 1]
 
 
+def test_a_task_that_is_larger_than_the_limit_is_refused_and_the_rest_goes_on(world: World) -> None:
+    world.terms = Terms(cores_at_once=2)
+    wide = burst(ONE, Entry(A, 0), Entry(B, 1), resources=(Resources(cores=4), Resources()))
+
+    said = (
+        "a task asks for 4 CPUs (cores x threads_per_core), and max_cores is 2: it could never start; raise max_cores, "
+        "or ask for fewer"
+    )
+    assert submitted(world, world.service(), wide) == [
+        Rejected(ONE, (A,), "SubmitRejected", said),
+        Accepted(ONE, ("", "100")),
+    ]
+
+
 def test_what_a_quota_refuses_waits_in_the_store_and_is_said_once(world: World) -> None:
     refused = QuotaReached("QOSMaxSubmitJobPerUserLimit")
     world.queue.troubles["submit"] = [refused, refused]
@@ -566,6 +582,72 @@ def test_who_follows_a_burst_sees_that_an_array_of_it_was_halved(world: World) -
     ]
 
 
+def test_who_leaves_has_what_waits_for_room_put_behind_what_fills_it(world: World) -> None:
+    world.terms = Terms(jobs_at_once=2)
+    service = world.service()
+    kinds = tuple(Resources(run_time_max_s=60.0 * n) for n in range(1, 5))
+    entries = [Entry(TaskKey(f"t{n}"), n) for n in range(4)]
+    assert submitted(world, service, burst(ONE, *entries, resources=kinds)) == []
+    assert sizes(world.queue) == [1, 1]
+
+    events = service.handle(Leave()) + world.run(service, 2.0)
+
+    assert events == [Accepted(ONE, ("100", "101", "102", "103")), Left(0)]
+    assert [spec.after for spec in world.queue.jobs.values()] == [(), (), (job(100),), (job(101),)]
+
+
+def test_who_leaves_puts_an_array_behind_with_the_limit_on_its_elements(world: World) -> None:
+    world.terms = Terms(cores_at_once=4)
+    service = world.service()
+    kinds = (Resources(cores=2), Resources(cores=2, run_time_max_s=60.0))
+    entries = [Entry(TaskKey(f"t{n}"), n // 3) for n in range(6)]
+    submitted(world, service, burst(ONE, *entries, resources=kinds))
+    service.handle(Leave())
+    world.run(service, 2.0)
+    assert [(spec.count, spec.at_once, spec.after) for spec in world.queue.jobs.values()] == [
+        (3, 2, ()),
+        (3, 2, (job(100),)),
+    ]
+
+
+def test_what_a_quota_refuses_a_client_that_leaves_stays_in_the_store_and_is_said_once(world: World) -> None:
+    refused = QuotaReached("QOSMaxSubmitJobPerUserLimit")
+    world.queue.troubles["submit"] = [refused, refused, refused]
+    service = world.service()
+    submitted(world, service, burst(ONE, A), burst(TWO, B))
+
+    events = service.handle(Leave()) + world.run(service, 1.0)
+
+    assert service.left() == 1
+    assert events == [
+        Accepted(TWO, ("100",)),
+        Problem("QOSMaxSubmitJobPerUserLimit; 1 tasks stay in the store until somebody uses session='s-1' again"),
+        Left(1),
+    ]
+
+
+def test_who_leaves_does_not_wait_for_a_slow_pace(world: World) -> None:
+    world.terms = Terms(submits_per_minute=1.0)
+    service = world.service()
+    submitted(world, service, burst(ONE, A), burst(TWO, B))
+    assert service.handle(Leave()) + world.run(service, 1.0) == [
+        Problem(
+            "submits_per_minute allows no more now; 1 tasks stay in the store until somebody uses session='s-1' again"
+        ),
+        Left(1),
+    ]
+    assert service.left() is None  # what goes on without the client has the time
+
+
+def test_who_leaves_waits_for_a_scheduler_that_does_not_answer(world: World) -> None:
+    world.queue.troubles["submit"] = [DOWN, DOWN]
+    service = world.service()
+    submitted(world, service, burst(ONE, A))
+    service.handle(Leave())
+    assert Left(0) not in world.run(service, 0.5)
+    assert world.run(service, 10.0)[-2:] == [Accepted(ONE, ("100",)), Left(0)]
+
+
 def test_a_job_that_may_wait_for_long_is_told_once(world: World) -> None:
     service = world.service()
     submitted(world, service, burst(ONE, A, B))
@@ -581,16 +663,22 @@ def test_a_job_that_may_wait_for_long_is_told_once(world: World) -> None:
     assert world.run(service, 100.0) == [Problem("job 100 waits: its partition is down (PartitionDown)")]
 
 
-def test_many_submissions_are_spread_over_time(world: World) -> None:
-    world.terms = Terms(submits_per_minute=30.0)
+@pytest.mark.parametrize(
+    ("a_minute", "at_once", "after_a_minute"),
+    [(0.5, 1, 1), (1.0, 1, 2), (30.0, 30, 60), (60.0, 60, 80), (90.0, 60, 80)],
+)
+def test_as_many_submissions_as_a_minute_has_come_at_once_and_the_rest_is_spread(
+    world: World, a_minute: float, at_once: int, after_a_minute: int
+) -> None:
+    world.terms = Terms(submits_per_minute=a_minute)
     world.queue.array = 1
     service = world.service()
     submitted(world, service, burst(ONE, *[TaskKey(f"t{n}") for n in range(80)]))
 
     world.run(service, 0.1)
-    at_once = len(world.queue.jobs)
-    world.run(service, 20.0)
-    assert (at_once, len(world.queue.jobs)) == (60, 70)
+    first = len(world.queue.jobs)
+    world.run(service, 60.0)
+    assert (first, len(world.queue.jobs)) == (at_once, after_a_minute)
 
 
 def test_a_job_submitted_twice_in_spite_of_all_is_followed_where_its_task_runs(world: World) -> None:

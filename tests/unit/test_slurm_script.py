@@ -32,6 +32,7 @@ def test_the_plainest_job() -> None:
         "#SBATCH --cpus-per-task=1",
         "#SBATCH --job-name=rx-a-0",
         "#SBATCH --output=/r/jobs/rx-a-0/0.log",
+        "#SBATCH --error=/r/jobs/rx-a-0/0.log",
         "#SBATCH --no-requeue",
         "exec '/opt/py thon' /r/server runner /r/jobs/rx-a-0 0",
     ]
@@ -68,6 +69,7 @@ def test_every_resource_reaches_the_script() -> None:
         "#SBATCH --constraint=haswell '--comment=it'\"'\"'s # \"x\"'",
         "#SBATCH --job-name=rx-a-0.energy:Ag",
         "#SBATCH '--output=/r/a'\"'\"'; echo b/%a.log'",
+        "#SBATCH '--error=/r/a'\"'\"'; echo b/%a.log'",
         "#SBATCH --no-requeue",
         "#SBATCH --array=0-2",
         "#SBATCH --dependency=afterany:5:6_3",
@@ -137,6 +139,7 @@ def test_what_must_hold_is_on_the_command_line_whatever_the_template_says() -> N
     assert slurm_script.options(job) == [
         "--job-name=rx-a-0",
         "--output=/r/d/%a.log",
+        "--error=/r/d/%a.log",
         "--no-requeue",
         "--array=0-2",
         "--dependency=afterany:7",
@@ -223,10 +226,12 @@ def test_an_option_that_makes_other_jobs_than_one_here_is_refused(argument: str)
 
 
 def test_options_that_ours_overrule_are_named() -> None:
-    arguments = ("--output=x", "-Jname", "--requeue", "--qos=high", "--open-mode=append", "--overcommit")
+    arguments = ("--output=x", "--err=x", "-ex", "-Jname", "--requeue", "--qos=high", "--export=ALL", "--overcommit")
     found = slurm_script.overruled(Resources(slurm_cmd_args=arguments))
     assert [text.split(" has no effect")[0] for text in found] == [
         "slurm_cmd_args='--output=x'",
+        "slurm_cmd_args='--err=x'",
+        "slurm_cmd_args='-ex'",
         "slurm_cmd_args='-Jname'",
         "slurm_cmd_args='--requeue'",
     ]

@@ -174,6 +174,13 @@ def test_sinfo_adds_up_the_states_of_a_partition() -> None:
     ]
 
 
+def test_sinfo_counts_cpus_in_all_states() -> None:
+    assert slurm_text.parse_sinfo(recorded("sinfo_cpus.txt")) == [
+        Partition("debug", True, "1:00:00", 2, default=True, cpus=8),
+        Partition("short", True, "2:00", 1, cpus=4),
+    ]
+
+
 @every_version
 def test_sinfo(version: Path) -> None:
     found = slurm_text.parse_sinfo((version / "sinfo.txt").read_text())

@@ -19,6 +19,11 @@ class ConfiguredQueue:
         self._queue, self._config = queue, config
 
     @property
+    def inner(self) -> Queue:
+        """The queue that gets the jobs."""
+        return self._queue
+
+    @property
     def name(self) -> str:
         return self._queue.name
 

@@ -25,7 +25,7 @@ from ..store.session import Job, Journal, Session, log_tail
 from ..store.tickets import cut, enough
 from ..wire import messages
 from ..wire.messages import BurstId, Loss, TaskKey
-from ..wire.pilots import pilot_resources
+from ..wire.pilots import limited, pilot_resources
 from ..wire.resources import Resources
 from . import diagnose
 from .base import (
@@ -42,6 +42,7 @@ from .base import (
 from .book import Book
 from .records import Burst, Task
 from .recovery import recover, writers_of
+from .stuck import Stuck
 from .submitter import Jobs, Pace
 
 _CHECK_S, _REST_S = 2.0, 10.0
@@ -108,6 +109,7 @@ class Crew:
     def __init__(self, store: CrewStore, spec: Spec, book: Book, queue: Queue, journal: Journal, pace: Pace) -> None:
         self.store, self._spec, self._book, self._queue = store, spec, book, queue
         self._journal, self._pace, self._clock = journal, pace, pace.clock
+        self._stuck = Stuck(queue)
         self._pilots: dict[str, JobRef] = {}  # whose jobs have not ended, as far as is known
         self._gone: set[str] = set()
         self._dismissed: set[str] = set()
@@ -116,6 +118,7 @@ class Crew:
         self._bursts: dict[BurstId, Burst] = {}
         self._hiring: tuple[str, int] | None = None  # name and number of what is being submitted
         self._attempt = 0
+        self.refusal = ""  # what the scheduler said, while a quota is full
         self._hire_at = 0.0
         self._check_at = self._clock()
         self._barren: dict[str, Loss | None] = {}
@@ -129,6 +132,14 @@ class Crew:
     def busy(self) -> bool:
         """Pilots that are needed are not in the queue yet."""
         return self.adopted and bool(self._book.open) and (self._hiring is not None or self._due)
+
+    def left(self, patience_s: float) -> int | None:
+        """Tasks that no pilot will run until somebody is there, since a quota, or the pace for longer than that, allows
+        none; None: pilots can be submitted yet."""
+        slow = self._pace.due_at - self._clock() > patience_s
+        if self.busy and not (self._hiring is not None and (self.refusal or slow)):
+            return None
+        return sum(not task.over for task in self._tasks()) if self.busy and not self._pilots else 0
 
     def add(self, burst: Burst) -> None:
         """Let pilots run a burst.
@@ -197,21 +208,24 @@ class Crew:
         for pilot, ref in list(self._pilots.items()):
             if ref in facts and facts[ref].state.ended:
                 self._see_to(pilot, ref, facts[ref], outcomes)
-            elif ref in facts and (loss := diagnose.loss(facts[ref], ref, "", None, self._spec.pilots.resources)):
+            elif ref in facts and (loss := self._stuck.loss(facts[ref], ref, self._spec.pilots.resources)):
                 self._book.doomed.append(ref)  # it will never start
                 self._dismiss(pilot, loss, barren=True)
         self._finish_seizures(outcomes)
         self._fill_gaps()
         self._check_at = min(self._check_at, self._clock())
 
-    def resize(self, count: int) -> None:
+    def resize(self, count: int, cores: int | None) -> None:
         """So many pilots from now on: more are submitted while there is work for them, those that are too many end when
         what they run has ended.
+
+        Args:
+            cores: CPUs that all of them may have.
 
         Raises:
             OSError: the store cannot be written.
         """
-        self._spec = replace(self._spec, pilots=replace(self._spec.pilots, count=count))
+        self._spec = replace(self._spec, pilots=limited(replace(self._spec.pilots, count=count), cores))
         self.store.change(self._spec)
         self._trim()
         self._check_at, self._due = self._clock(), True
@@ -321,11 +335,12 @@ class Crew:
             pause = _AGAIN_S[min(self._attempt, len(_AGAIN_S) - 1)]
             self._attempt += 1
             self._hire_at = self._clock() + pause
+            self.refusal = str(exc) if isinstance(exc, QuotaReached) and count == 1 else ""
             if isinstance(exc, QuotaReached) and count > 1:
                 self._hire_fewer(name, count // 2)
             self._book.say(f"{exc}; submitting pilots again in {pause:.0f} s")
             return
-        self._hiring = None
+        self._hiring, self.refusal = None, ""
         self._hire_at = self._clock() + _AGAIN_S[min(len(self._barren), len(_AGAIN_S) - 1)]
         try:
             self._journal.append({"job": job, "name": name, "tasks": count})
@@ -462,15 +477,14 @@ class Crews:
 
     def __init__(self, book: Book, queue: Queue, jobs: Jobs, client: str, owner: str, pace: Pace) -> None:
         self._book, self._queue, self._client, self._owner, self._pace = book, queue, client, owner, pace
-        self._session = book.session
+        self._session, self._cores = book.session, jobs.terms.cores_at_once
         self._journal = Journal(self._session)
         self._crews: dict[str, Crew] = {}
         self._losses: LogWriter | None = None
         self._unsynced = False
         if jobs.terms.pilots is not None:
-            spec = Spec(
-                without_init(jobs.terms.pilots), pilot_command(jobs.command), jobs.scheduler, jobs.terms.grace_s
-            )
+            pilots = limited(without_init(jobs.terms.pilots), self._cores)
+            spec = Spec(pilots, pilot_command(jobs.command), jobs.scheduler, jobs.terms.grace_s)
             store = CrewStore(self._session, client)
             store.create(spec, base64.b64decode(jobs.terms.pilots.init))
             self._crews[client] = self._made(store, spec)
@@ -505,7 +519,7 @@ class Crews:
         crew = self._crews.get(self._client)
         if crew is not None and crew.adopted:
             try:
-                crew.resize(count)
+                crew.resize(count, self._cores)
             except OSError as exc:
                 self._book.say(f"the store on the cluster cannot be written: {exc}")
 
@@ -524,6 +538,16 @@ class Crews:
     def busy(self) -> bool:
         """Pilots that are needed are not in the queue yet."""
         return any(crew.busy for crew in self._crews.values())
+
+    def left(self, patience_s: float) -> int | None:
+        """Tasks that no pilot will run until somebody is there; None: pilots can be submitted yet."""
+        parts = [crew.left(patience_s) for crew in self._crews.values()]
+        return None if None in parts else sum(part for part in parts if part is not None)
+
+    @property
+    def refusal(self) -> str:
+        """What the scheduler said when it refused pilots, while a quota is full."""
+        return next((crew.refusal for crew in self._crews.values() if crew.refusal), "")
 
     def due_at(self) -> float | None:
         """When `step` has something to do; None: nothing, for now."""

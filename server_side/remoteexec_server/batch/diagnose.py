@@ -22,7 +22,10 @@ from ..wire.resources import Resources
 from . import advice
 from .base import JobFacts, JobRef, JobState
 
-__all__ = ["loss", "names_memory", "unexplained", "waiting"]
+__all__ = ["TOO_MUCH_NOW", "loss", "names_memory", "too_large", "unexplained", "waiting"]
+
+TOO_MUCH_NOW = "PartitionConfig"
+"""SLURM's reason for a job that asks for more than the partition has: nodes that are down, or that there are not."""
 
 _EX_IOERR = 74
 """The runner's exit code for "neither outcome nor loss could be written"."""
@@ -68,7 +71,7 @@ _HELD = {
     "JobHeldAdmin": "an administrator holds it, who can release it",
     "JobHeldUser": "you, or a tool of yours, hold it: `scontrol release` ends that",
     "QOSUsageThreshold": "its account has used up its share",
-    "PartitionConfig": "it asks for more than the partition has now",
+    TOO_MUCH_NOW: "it asks for more than the partition has now",
     "PartitionDown": "its partition is down",
     "PartitionInactive": "its partition is inactive",
     "ReqNodeNotAvail": "a node it needs is down, drained or reserved",
@@ -165,6 +168,17 @@ def unexplained(facts: JobFacts, ref: JobRef, grace_s: float, log_tail: str, log
         log_path=log_path,
         evidence=Evidence(facts.state.value, facts.reason, facts.cancelled_by, facts.usage),
     )
+
+
+def too_large(facts: JobFacts, ref: JobRef, resources: Resources, lacking: str) -> Loss:
+    """The loss of a job that waits for what the cluster does not have.
+
+    Args:
+        lacking: what it asks for, against what there is.
+    """
+    what = f"will never start: it asks for {lacking}"
+    case = _Case(facts, ref, "", None, resources)
+    return case.lost("rejected", what, "Ask for less", advice.remedy("node configuration is not available"))
 
 
 def names_memory(log_tail: str) -> bool:

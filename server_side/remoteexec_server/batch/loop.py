@@ -23,6 +23,7 @@ from ..wire.messages import (
     Event,
     Hello,
     JobScript,
+    Leave,
     Refused,
     Request,
     Resize,
@@ -33,6 +34,7 @@ from ..wire.messages import (
     Welcome,
 )
 from . import queues
+from .answers import Answers
 from .base import QueueError
 from .preview import preview
 from .pysqa_config import PysqaConfigError
@@ -70,16 +72,20 @@ def run(inbox: Inbox, emit: Emit, root: str, scheduler: str, command: tuple[str,
     discard = False
     try:
         discard = _serve(service, inbox, emit, partial(preview, service.queue, service.session, jobs, hello.client))
-        _finish_submitting(service, emit)
+        _finish_submitting(service, emit, hello.alone)
     finally:
         service.close(discard)
     emit(Closed(), b"")
 
 
-def _finish_submitting(service: Service, emit: Emit) -> None:
-    """What was taken from a client that is gone, or is about to go, is submitted all the same."""
+def _finish_submitting(service: Service, emit: Emit, alone: bool) -> None:
+    """What was taken from a client that is gone, or is about to go, is submitted all the same.
+
+    A task's (`alone`) is tried for longer where a quota is full: nobody may be there to do so later.
+    """
     deadline = service.clock() + _FINISH_S
-    while service.submitting and service.clock() < deadline:
+    service.leave()
+    while service.submitting and (alone or service.left() is None) and service.clock() < deadline:
         for event in service.step():
             with contextlib.suppress(OSError):
                 emit(event, b"")
@@ -102,7 +108,7 @@ def _serve(service: Service, inbox: Inbox, emit: Emit, script: Callable[[JobScri
                     return request.discard
                 case JobScript():
                     emit(script(request), b"")
-                case Submit() | Cancel() | Watch() | Tell() | Resize():
+                case Submit() | Cancel() | Watch() | Tell() | Resize() | Leave():
                     for event in service.handle(request, data):
                         emit(event, b"")
                 case _:
@@ -125,7 +131,8 @@ def _open(hello: Hello, root: str, jobs: Jobs) -> tuple[Service, Welcome] | Refu
     try:
         path = open_root(root)
         session = Session.create(path, hello.session, hello.session_key)
-        batch = queues.connect(jobs.scheduler, path, hello.terms.pysqa_config_directory)
+        answers = Answers(session.path / "answers", hello.terms.poll_s)
+        batch = queues.connect(jobs.scheduler, path, hello.terms.pysqa_config_directory, answers)
         service = Service(session, batch, jobs, hello.client)
     except UnsafeRootError as exc:
         return Refused("UnsafeRoot", str(exc))

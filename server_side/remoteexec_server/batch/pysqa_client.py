@@ -48,7 +48,7 @@ a wrapper that prints something else, or a template may say --test-only."""
 
 
 class Unnumbered:
-    """Submissions that succeeded, it seemed, but gave no number, counted by the name of their job."""
+    """Submissions that gave no number and no reason for that, counted by the name of their job."""
 
     def __init__(self) -> None:
         self._seen: dict[str, int] = {}

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..wire.resources import ResourceError, Resources
 from . import advice, commands, slurm_script, slurm_text
+from .answers import Answers
 from .base import (
     JobFacts,
     JobId,
@@ -42,12 +43,21 @@ _TRANSIENT = re.compile(
     r"|zero bytes were transmitted|insufficient data|message (send|receive) failure|unexpected message"
     r"|temporarily|authentication (error|credential)|munge|unable to resolve|configuration source|presently disabled"
     r"|slurmctld.*(not responding|down)|please retry|try again|submissions disabled|not available now"
-    r"|i/o error writing",
+    r"|i/o error writing|cannot allocate memory|memory (management error|allocation failure)|too many open files"
+    r"|resource busy|interrupted system call|text file busy|stale file handle|input/output error"
+    r"|authentication agent|unable to connect|error generating job credential|slurm internal error",
     re.IGNORECASE,
 )
-"""Words of SLURM's that mean "not now"; the job may have been taken all the same."""
+"""Words of SLURM's, and of a login node that has run out of something, that mean "not now"; the job may have been taken
+all the same. Source: slurm_errno.c of 22.05, and errno's own texts."""
+
+_VAGUE = re.compile(r"(unspecified|generic) error", re.IGNORECASE)
+"""What SLURM says where it has no word: for now after a trouble of its own, for good when a site's plug-in refuses."""
 
 _OVER_ALREADY = re.compile(r"invalid job id|already completing or completed|job/step already|not found", re.IGNORECASE)
+
+_CONFIG_S = 3600.0
+"""For how long SLURM's settings are taken to be what another service was told."""
 
 _DETAILED = 20
 """Jobs asked about one by one in one call of `states`, where there is no sacct; picked, not measured."""
@@ -59,15 +69,27 @@ _URGENCY = {JobState.GONE: -2, JobState.FAILED: -2}
 
 
 class SlurmQueue:
-    """The SLURM of the cluster whose login node this process runs on."""
+    """The SLURM of the cluster whose login node this process runs on.
 
-    def __init__(self, settings: SlurmSettings | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        answers: shares what SLURM says with others; None: asks for itself.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        settings: SlurmSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        answers: Answers | None = None,
+    ) -> None:
         self._settings = settings or SlurmSettings()
         self._clock = clock
         self._unnumbered = Unnumbered()
         self._pending: dict[JobRef, float] = {}  # elements of arrays, when they were last known to wait
         self._helper = PysqaHelper("SLURM", self._settings)
         self._known: slurm_text.Config | None = None
+        self._answers = answers
+        self._distrusts = False  # what others were told is out of date
 
     @property
     def name(self) -> str:
@@ -78,13 +100,15 @@ class SlurmQueue:
             return "slurm"
 
     def config(self) -> slurm_text.Config:
-        """SLURM's own settings, asked for once.
+        """SLURM's own settings, asked for once, by one service of those that share answers.
 
         Raises:
             SchedulerUnavailable: it does not answer.
         """
         if self._known is None:
-            self._known = slurm_text.parse_config(self._ask(["scontrol", "show", "config"]))
+            shared = self._answers.read("config", _CONFIG_S) if self._answers is not None else None
+            text = shared or self._asked("config", ["scontrol", "show", "config"])
+            self._known = slurm_text.parse_config(text)
         return self._known
 
     def max_array(self) -> int:
@@ -107,7 +131,11 @@ class SlurmQueue:
         """See Queue.submit. The rendered script stays in the job's directory as `run_queue.sh`."""
         answer = self._request({"do": "submit", **_described(spec)})
         if "failed" in answer:
-            raise _refusal(spec, answer)
+            if _is_vague(answer):
+                raise self._unnumbered.refusal("sbatch", spec, answer)
+            refusal = _refusal(spec, answer)
+            self._distrusts = isinstance(refusal, SubmitRejected) and refusal.dependency
+            raise refusal
         job = slurm_text.parse_job_id(answer["output"])
         if job is None:
             raise self._unnumbered.refusal("sbatch", spec, answer)
@@ -150,12 +178,13 @@ class SlurmQueue:
     def states(self, refs: Sequence[JobRef]) -> Mapping[JobRef, JobFacts]:
         """See Queue.states: one squeue, and one sacct for what it has forgotten or does not explain.
 
-        Where there is no accounting, scontrol is asked about failed jobs, as squeue does not print exit codes.
+        Where there is no accounting, scontrol is asked about failed jobs, as squeue does not print exit codes. What
+        squeue has told another service a moment ago is believed, if it says something of each of these jobs.
         """
         wanted = list(dict.fromkeys(refs))
         if not wanted:
             return {}
-        found = _by_ref(self._squeue())
+        found = self._shown(wanted)
         facts = {ref: _lookup(found, ref) for ref in wanted}
         ends = {ref: fact for ref, fact in facts.items() if fact.state not in _CLEAR}
         if ends:
@@ -239,8 +268,25 @@ class SlurmQueue:
             return done
         return self._run(argv)
 
+    def _shown(self, wanted: Sequence[JobRef]) -> dict[JobRef, JobFacts]:
+        """What squeue shows; what it showed to another service, where that is recent and tells of all jobs wanted."""
+        if self._answers is not None and not self._distrusts:
+            found = _by_ref(slurm_text.parse_squeue(self._answers.read("squeue", self._answers.recent_s) or ""))
+            if all(ref in found for ref in wanted):
+                return found
+        self._distrusts = False
+        return _by_ref(self._squeue())
+
     def _squeue(self) -> list[slurm_text.Line]:
-        return slurm_text.parse_squeue(self._ask(["squeue", "--me", "-h", "-t", "all", "-o", slurm_text.SQUEUE_FORMAT]))
+        argv = ["squeue", "--me", "-h", "-t", "all", "-o", slurm_text.SQUEUE_FORMAT]
+        return slurm_text.parse_squeue(self._asked("squeue", argv))
+
+    def _asked(self, question: str, argv: list[str]) -> str:
+        """The answer, kept for others."""
+        text = self._ask(argv)
+        if self._answers is not None:
+            self._answers.keep(question, text)
+        return text
 
     def _ask(self, argv: list[str]) -> str:
         done = self._run(argv)
@@ -297,6 +343,12 @@ def _refusal(spec: JobSpec, answer: Mapping[str, Any]) -> SubmitRejected | Quota
             said = f"{words(answer)}{'. See ' if remedy else ''}{remedy}"
             return refused("sbatch", spec, said, dependency=bool(spec.after) and "dependency" in errors.lower())
     return not_submitted("sbatch", spec, answer)
+
+
+def _is_vague(answer: Mapping[str, Any]) -> bool:
+    """Whether sbatch says that it failed, and nothing of why; a plug-in that refuses has mostly said more before."""
+    said = [line for line in str(answer.get("errors", "")).splitlines() if line.strip()]
+    return answer["failed"] == "command" and len(said) == 1 and bool(_VAGUE.search(said[0]))
 
 
 def _scancel_arguments(refs: Iterable[JobRef]) -> list[str]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .answers import Answers
 from .base import Queue
 from .dialects.base import Dialect
 
 NAMES = ("slurm", "flux", "pbs", "torque", "lsf", "sge", "moab", "local")
 
 
-def connect(name: str, root: Path, pysqa_config_directory: str | None = None) -> Queue:
+def connect(name: str, root: Path, pysqa_config_directory: str | None = None, answers: Answers | None = None) -> Queue:
     """The queue a cluster's configuration names.
 
     Args:
         name: one of `NAMES`.
         root: our root directory, where the embedded scheduler keeps its spool.
         pysqa_config_directory: with the site's templates and limits; see `pysqa_config`.
+        answers: what the scheduler has told others who use it for the same session.
 
     Raises:
         PysqaConfigError: that directory cannot be used.
@@ -27,11 +29,11 @@ def connect(name: str, root: Path, pysqa_config_directory: str | None = None) ->
         from .configured import ConfiguredQueue
 
         config = pysqa_config.read(pysqa_config_directory, name)
-        return ConfiguredQueue(connect(name, root), config)
+        return ConfiguredQueue(connect(name, root, answers=answers), config)
     if name == "slurm":
         from .pysqa_queue import SlurmQueue
 
-        return SlurmQueue()
+        return SlurmQueue(answers=answers)
     if name == "flux":
         from .flux_queue import FluxQueue
 

@@ -77,6 +77,7 @@ class Group:
         due_at: not before.
         number: which attempt of the tasks it is, from 1.
         resources: those of that attempt; None: those of the burst.
+        refused: a quota was full the last time.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Group:
     due_at: float = 0.0
     number: int = 1
     resources: Resources | None = None
+    refused: bool = False
 
 
 def cut(submit: Submit, most: int, halved: Sequence[str] = ()) -> deque[Group]:

@@ -13,6 +13,7 @@ Several services may work for one session: each submits the bursts of its own cl
 
 from __future__ import annotations
 
+import random
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from ..wire.messages import (
     Entry,
     Event,
     Known,
+    Leave,
+    Left,
     Loss,
     Lost,
     OutcomeReady,
@@ -47,6 +50,7 @@ from .crews import Crews
 from .following import Followers
 from .notes import Notes
 from .records import Burst, Task, cut, refusal
+from .stuck import Stuck
 from .submitter import Jobs, Submitter, accepted
 from .unheeded import Notices
 
@@ -58,6 +62,11 @@ _STRANGE_HERE_S = 5.0
 """The same in a session without any: it was removed when its last task had ended, and made anew to look there."""
 _AGAIN_S = 5.0
 """Between attempts to end jobs."""
+_APART = 0.2
+"""Of the time between questions: by up to so much later ask those of tasks, which may all have begun at once, so that
+the first to ask does so for all."""
+_PACE_S = 5.0
+"""How long a client that leaves waits for the pace of submissions; picked, not measured."""
 
 
 class Service:
@@ -95,7 +104,10 @@ class Service:
         self._strangers: dict[TaskKey, float] = {}  # waited for and not known: until when
         self._learn_at = 0.0
         self._doom_at = 0.0
-        self._ask_at = clock() + self._terms.poll_s
+        self._ask_at = clock() + self._terms.poll_s * (1 + _APART * random.random() * jobs.alone)
+        self._stuck = Stuck(queue)
+        self._leaving = False
+        self._told_left: int | None = None
         self._waits: set[tuple[JobId, str]] = set()  # why jobs wait, as it was said
         self._learn()
         if self._book.tasks:
@@ -103,7 +115,7 @@ class Service:
 
     # ---- what the client asks ----
 
-    def handle(self, request: Submit | Cancel | Watch | Tell | Resize, bundle: bytes = b"") -> list[Event]:
+    def handle(self, request: Submit | Cancel | Watch | Tell | Resize | Leave, bundle: bytes = b"") -> list[Event]:
         """Take a request; what follows from it comes from here and from later `step`s."""
         match request:
             case Submit():
@@ -112,6 +124,8 @@ class Service:
                 self._cancel(request.keys)
             case Watch():
                 self._watch(request.keys)
+            case Leave():
+                self.leave()
             case Resize():
                 self._crews.resize(request.pilots)
             case Tell():
@@ -142,12 +156,43 @@ class Service:
             self._look()
         if self._book.open and now >= self._ask_at:
             self._ask()
+        if self._leaving:
+            self._tell_left()
         return self._book.drain()
 
     @property
     def submitting(self) -> bool:
         """The scheduler has not been told yet of something that was asked for: jobs to be run, or to be ended."""
         return self._submitter.busy or self._again.busy or self._crews.busy or bool(self._book.doomed)
+
+    def leave(self) -> None:
+        """Nobody may be there from now on: hand over to the scheduler what can be, and say what cannot."""
+        if not self._leaving:
+            self._submitter.leave()
+        self._leaving, self._told_left = True, None
+
+    def left(self, patience_s: float = float("inf")) -> int | None:
+        """Tasks that stay in the store; None while there is something that may be handed over yet.
+
+        Args:
+            patience_s: for the pace of submissions.
+        """
+        parts = (self._submitter.left(patience_s), self._crews.left(patience_s))
+        if self._again.busy or self._book.doomed or None in parts:
+            return None
+        return sum(part for part in parts if part is not None)
+
+    def _tell_left(self) -> None:
+        left = self.left(_PACE_S)
+        if left is not None and left != self._told_left:
+            if left:
+                why = self._submitter.refusal or self._crews.refusal or "submits_per_minute allows no more now"
+                name = self.session.path.name
+                self._book.say(f"{why}; {left} tasks stay in the store until somebody uses session={name!r} again")
+                self.session.end_beat(self._name)  # who does need not wait for this one to fall silent
+                self._beat_at = self.clock() + _BEAT_S
+            self._book.events.append(Left(left))
+        self._told_left = left
 
     def wait_s(self) -> float | None:
         """Seconds until `step` has something to do; None: only after a request."""
@@ -515,7 +560,7 @@ class Service:
     def _refuse_stuck(self, refs: Mapping[JobRef, Task], facts: Mapping[JobRef, JobFacts]) -> None:
         """A job that waits for what will never come is lost now; the scheduler would keep it for ever."""
         for ref, task in refs.items():
-            loss = None if facts[ref].state.ended else diagnose.loss(facts[ref], ref, "", None, task.resources)
+            loss = None if facts[ref].state.ended else self._stuck.loss(facts[ref], ref, task.resources)
             if loss is not None and not task.started:
                 self._book.doomed.append(ref)
                 self._book.publish_loss(task, loss)

@@ -90,7 +90,7 @@ letters sbatch needs to take a shorter word for them."""
 _ELSEWHERE = {"array": (2, "-a"), "clusters": (8, "-M"), "cluster": (7, ""), "cluster-constraint": (9, "")}
 """Options that make several jobs of one, or put it where we do not look."""
 
-_OURS = {"job-name": (1, "-J"), "output": (1, "-o"), "requeue": (3, ""), "no-requeue": (6, "")}
+_OURS = {"job-name": (1, "-J"), "output": (1, "-o"), "error": (2, "-e"), "requeue": (3, ""), "no-requeue": (6, "")}
 """Options that sbatch's command line repeats; see `options`."""
 
 _OVERRIDING = {
@@ -109,7 +109,8 @@ _OVERRIDING = {
 
 def options(spec: JobSpec) -> list[str]:
     """The options that always hold, one argument each."""
-    found = [f"--job-name={full_name(spec)}", f"--output={_output(spec)}", "--no-requeue"]
+    log = _output(spec)  # named twice: SLURM gives both streams one file then, whatever else says --error
+    found = [f"--job-name={full_name(spec)}", f"--output={log}", f"--error={log}", "--no-requeue"]
     if spec.count > 1:
         found.append(f"--array={_array(spec)}")
     if spec.after:

@@ -39,7 +39,8 @@ SQUEUE_FORMAT = "%i|%T|%r|%N|%j"
 """Job (with the elements of an array still pending as one expression), state, reason, nodes, name."""
 SACCT_FORMAT = "JobID,State,ExitCode,DerivedExitCode,NodeList,Reason,ElapsedRaw,TimelimitRaw,ReqMem,MaxRSS,JobName"
 """The limit in minutes, what was used in seconds; MaxRSS stands in the lines of steps."""
-SINFO_FORMAT = "%P|%a|%l|%D|%T"
+SINFO_FORMAT = "%P|%a|%l|%D|%T|%C"
+"""Partition, whether it is up, its time limit, nodes in a state, the state, their CPUs (allocated/idle/other/total)."""
 
 _STATES = {
     "PENDING": JobState.PENDING,
@@ -124,6 +125,7 @@ class Partition:
 
     Attributes:
         time_limit: as SLURM prints it, "1-00:00:00" or "infinite".
+        cpus: of its nodes; None: not said.
     """
 
     name: str
@@ -131,6 +133,7 @@ class Partition:
     time_limit: str
     nodes: int
     default: bool = False
+    cpus: int | None = None
 
 
 def state_of(word: str) -> JobState:
@@ -295,17 +298,29 @@ def parse_config(output: str) -> Config:
 
 
 def parse_sinfo(output: str) -> list[Partition]:
-    """Lines of `sinfo -h -o SINFO_FORMAT`, one entry for each partition, in SLURM's order."""
+    """Lines of `sinfo -h -o SINFO_FORMAT`, with or without the CPUs; one entry for each partition, in SLURM's order."""
     found: dict[str, Partition] = {}
     for text in output.splitlines():
         fields = text.split("|")
-        if len(fields) != 5 or not fields[3].isdigit():
+        if len(fields) not in (5, 6) or not fields[3].isdigit():
             continue
-        marked, available, limit, nodes, _ = fields
+        marked, available, limit, nodes, _, *cpus = fields
         name = marked.removesuffix("*")
-        before = found[name].nodes if name in found else 0
-        found[name] = Partition(name, available == "up", limit, before + int(nodes), name != marked)
+        line = Partition(name, available == "up", limit, int(nodes), name != marked, _total(cpus))
+        found[name] = _added(found[name], line) if name in found else line
     return list(found.values())
+
+
+def _added(one: Partition, other: Partition) -> Partition:
+    """The same partition with the nodes of two states."""
+    cpus = None if one.cpus is None or other.cpus is None else one.cpus + other.cpus
+    return replace(other, nodes=one.nodes + other.nodes, cpus=cpus)
+
+
+def _total(cpus: list[str]) -> int | None:
+    """The last number of "2/6/0/8", if it is there."""
+    total = cpus[0].rpartition("/")[2] if cpus else ""
+    return int(total) if total.isdigit() else None
 
 
 def _identity(text: str) -> tuple[JobId, tuple[int, ...] | None] | None:

@@ -4,7 +4,8 @@
 
 A job is submitted once: its name is written to the store before, and looked up by that name whenever an answer is
 missing, after a crash of this process too. What a quota refuses, and what is more than may run at once, waits in the
-store. A burst belongs to the service that has written its name beside it last; another leaves it alone then.
+store; when the client leaves, what is too much goes behind the jobs that fill the limit (`places`). A burst belongs to
+the service that has written its name beside it last; another leaves it alone then.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from ..store.session import Job, JobTask, Journal
 from ..wire.messages import Accepted, BurstId, Entry, Loss, Rejected, TaskKey, Terms
 from ..wire.resources import Resources
 from . import notes
-from .base import JobId, JobSpec, Queue, QuotaReached, SchedulerUnavailable, SubmitRejected
+from .base import JobId, JobRef, JobSpec, Queue, QuotaReached, SchedulerUnavailable, SubmitRejected
 from .book import Book
 from .notes import Notes
+from .places import Handover, Holder, Plan
 from .records import Burst, Group, Task, cut, halves
 
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -31,10 +33,12 @@ _NOBODY = "nobody"
 """Owner of bursts that whoever can is to submit."""
 _GIVE_UP = 3
 """Attempts after which a task's host is taken for one that cannot submit."""
-_NOT_HERE = re.compile(r"permission denied|not (allowed|permitted|authorized)|submit host", re.IGNORECASE)
-"""Words of schedulers that let nobody submit from a compute node."""
+_NOT_HERE = re.compile(
+    r"permission denied|not (allowed|permitted|authorized)|submit host|cannot be run on this machine", re.IGNORECASE
+)
+"""Words of schedulers that let nobody submit from a compute node, and of those whose commands are not there."""
 _AT_A_STRETCH = 60
-"""Submissions that may follow each other at once after a pause; then `Terms.submits_per_minute` holds."""
+"""Submissions that may follow each other at once after a pause, at most: no more than those of one minute."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +60,26 @@ class Jobs:
 
 
 class Pace:
-    """Sites ask for few submissions a minute, and a few at once harm nobody.
+    """Sites ask for few submissions a minute, and those of a minute at once harm nobody.
 
     Args:
-        interval_s: between two submissions, on average.
+        a_minute: submissions, on average; after a pause so many, and at most 60, may follow each other at once.
         clock: seconds, monotonic.
 
     Attributes:
         due_at: when the next one is, or was, allowed.
     """
 
-    def __init__(self, interval_s: float, clock: Callable[[], float]) -> None:
-        self._interval_s, self.clock = interval_s, clock
+    def __init__(self, a_minute: float, clock: Callable[[], float]) -> None:
+        self._interval_s, self.clock = 60.0 / a_minute, clock
+        self._at_a_stretch = max(1, min(int(a_minute), _AT_A_STRETCH))
         self._paid_at = 0.0  # when all submissions until now will have had their time
         self.due_at = 0.0
 
     def count(self) -> None:
         """One submission."""
         self._paid_at = max(self._paid_at, self.clock()) + self._interval_s
-        self.due_at = self._paid_at - (_AT_A_STRETCH - 1) * self._interval_s
+        self.due_at = self._paid_at - (self._at_a_stretch - 1) * self._interval_s
 
 
 class Submitter:
@@ -86,6 +91,7 @@ class Submitter:
 
     Attributes:
         pace: of all that the service submits.
+        refusal: what the scheduler said when a quota was full.
     """
 
     def __init__(self, book: Book, queue: Queue, jobs: Jobs, owner: str, clock: Callable[[], float]) -> None:
@@ -93,12 +99,30 @@ class Submitter:
         self._session = book.session
         self._journal = Journal(self._session)
         self._waiting: dict[BurstId, Burst] = {}
-        self.pace = Pace(60.0 / jobs.terms.submits_per_minute, clock)
+        self._widths: dict[JobId, int] = {}  # how many elements of a job may run at once
+        self._leaving = False
+        self._handover: Handover | None = None
+        self.refusal = ""
+        self.pace = Pace(jobs.terms.submits_per_minute, clock)
 
     @property
     def busy(self) -> bool:
         """Something is not in the queue yet."""
         return bool(self._waiting)
+
+    def leave(self) -> None:
+        """Nobody may be there from now on: what waits for room goes behind the jobs that fill it, a quota is tried."""
+        self._leaving = True
+        for burst in self._waiting.values():
+            if burst.groups and burst.groups[0].refused:
+                burst.groups[0].refused, burst.groups[0].due_at = False, 0.0
+
+    def left(self, patience_s: float) -> int | None:
+        """Tasks that a quota keeps back, or the pace for longer than that; None: some can be handed over yet."""
+        slow = self.pace.due_at - self._clock() > patience_s
+        if not all(slow or (burst.groups and burst.groups[0].refused) for burst in self._waiting.values()):
+            return None
+        return sum(len(self._left(_unsubmitted(burst))) for burst in self._waiting.values())
 
     def due_at(self) -> float | None:
         """When there is something to do, by the clock; None: nothing waits."""
@@ -189,12 +213,16 @@ class Submitter:
         if any(self._book.followed(task).waits_again for task in upstream):
             group.due_at = self._clock() + _RETRY_S[0]  # it is to wait for the input's new job, not in one of its own
             return False
-        at_once = self._room(burst, group)
-        if at_once == 0:
-            group.due_at = self._clock() + _RETRY_S[0]
-            return False
         try:
-            self._place(group, entries, self._submitted(burst, group, at_once))
+            plan = self._plan(burst, group)
+            if plan.at_once == 0:
+                group.due_at = self._clock() + _RETRY_S[0]
+                return False
+            job = self._submitted(burst, group, plan)
+            self._widths[job] = plan.at_once
+            self._place(group, entries, job)
+            if self._handover is not None:
+                self._handover.hold(plan, job, len(entries))
         except SubmitRejected as exc:
             if self._jobs.alone and _NOT_HERE.search(str(exc)):
                 self._leave(burst, exc)
@@ -203,8 +231,10 @@ class Submitter:
         except QuotaReached as exc:
             if self._halve(burst, group):
                 return False
-            group.due_at = self._clock() + self._jobs.terms.poll_s
-            self._book.say(f"{exc}; {len(entries)} tasks wait in the store until there is room")
+            group.due_at, group.refused = self._clock() + self._jobs.terms.poll_s, True
+            self.refusal = str(exc)
+            if not self._leaving:
+                self._book.say(f"{exc}; {len(entries)} tasks wait in the store until there is room")
             return False
         except SchedulerUnavailable as exc:
             if self._jobs.alone and group.attempt >= _GIVE_UP:
@@ -258,14 +288,48 @@ class Submitter:
     def _left(self, entries: Sequence[Entry]) -> list[Entry]:
         return [entry for entry in entries if not self._book.tasks[entry.key].over]
 
-    def _room(self, burst: Burst, group: Group) -> int | None:
-        """How many of a group's tasks may run now; None: all."""
-        terms = self._jobs.terms
+    def _plan(self, burst: Burst, group: Group) -> Plan:
+        """How many of a group's tasks may run at once, and what has to end before: nothing, while somebody is there.
+
+        Raises:
+            SubmitRejected: one of them is more by itself than may run at once, and would wait for ever.
+        """
+        terms, resources, count = self._jobs.terms, _resources(burst, group), len(group.positions)
         if terms.jobs_at_once is None and terms.cores_at_once is None:
-            return None
-        resources = _resources(burst, group)
-        mine = [task for task in map(self._book.tasks.__getitem__, self._book.open) if task.ref is not None]
-        room = len(group.positions)
+            return Plan(count, (), ())
+        if terms.cores_at_once is not None and resources.cpus > terms.cores_at_once:
+            raise SubmitRejected(
+                f"a task asks for {resources.cpus} CPUs (cores x threads_per_core), and max_cores is "
+                f"{terms.cores_at_once}: it could never start; raise max_cores, or ask for fewer"
+            )
+        if not self._leaving or self._jobs.alone:
+            return Plan(self._room(count, resources), (), ())
+        if self._handover is None:
+            self._handover = Handover(terms.jobs_at_once, terms.cores_at_once, self._holders())
+        return self._handover.plan(count, resources.cpus)
+
+    def _holders(self) -> list[Holder]:
+        """The jobs in the queue."""
+        found: dict[JobId, list[Task]] = {}
+        for task in self._queued():
+            assert task.ref is not None
+            found.setdefault(task.ref.job, []).append(task)
+        return [
+            Holder(
+                job,
+                [task.ref for task in tasks if task.ref is not None],
+                min(len(tasks), self._widths.get(job, len(tasks))),
+                max(task.resources.cpus for task in tasks),
+            )
+            for job, tasks in found.items()
+        ]
+
+    def _queued(self) -> list[Task]:
+        return [task for task in map(self._book.tasks.__getitem__, self._book.open) if task.ref is not None]
+
+    def _room(self, count: int, resources: Resources) -> int:
+        """How many of so many tasks may run now."""
+        terms, mine, room = self._jobs.terms, self._queued(), count
         if terms.jobs_at_once is not None:
             room = min(room, terms.jobs_at_once - len(mine))
         if terms.cores_at_once is not None:
@@ -319,13 +383,13 @@ class Submitter:
             self._book.tasks[key].wanted = False
             self._book.over(self._book.tasks[key], failed=True)
 
-    def _submitted(self, burst: Burst, group: Group, at_once: int | None) -> JobId:
+    def _submitted(self, burst: Burst, group: Group, plan: Plan) -> JobId:
         """The scheduler's number of a group's job, submitted only if it is not there yet."""
         submit = burst.submit
         entries = [submit.tasks[position] for position in group.positions]
         upstream = {key: self._book.tasks[key] for key in entries[0].upstream if key in self._book.tasks}
         jobs = [self._book.followed(task).ref for task in upstream.values() if not task.over]
-        after = [ref for ref in jobs if ref is not None]
+        after = [*(ref for ref in jobs if ref is not None), *self._alive(plan.after)]
         directory = self._session.job_directory(group.name)
         if group.attempt or directory.exists():  # an attempt that got no answer, or one before a crash
             found = self._queue.find(group.name)
@@ -340,7 +404,7 @@ class Submitter:
             count=len(group.positions),
             resources=job.resources,
             after=self._book.whole_arrays(after),
-            at_once=at_once,
+            at_once=plan.at_once,
         )
         self.pace.count()
         try:
@@ -351,6 +415,12 @@ class Submitter:
         facts = self._queue.states(after)  # it has forgotten a job that ended: the runner finds the outcome by itself
         alive = [ref for ref in after if not facts[ref].state.ended]
         return self._queue.submit(replace(spec, after=self._book.whole_arrays(alive)))
+
+    def _alive(self, refs: Sequence[JobRef]) -> list[JobRef]:
+        """Those that have not ended, as far as is known."""
+        elements = {task.ref for task in self._queued()}
+        jobs = {ref.job for ref in elements if ref is not None}
+        return [ref for ref in refs if ref in elements or (ref.index is None and ref.job in jobs)]
 
     def _description(self, burst: Burst, group: Group, upstream: dict[TaskKey, Task]) -> Job:
         submit, resources = burst.submit, _resources(burst, group)
@@ -388,6 +458,13 @@ class Submitter:
 def _resources(burst: Burst, group: Group) -> Resources:
     """What each task of a group asks for."""
     return group.resources or burst.submit.resources[burst.submit.tasks[group.positions[0]].resources]
+
+
+def _unsubmitted(burst: Burst) -> list[Entry]:
+    """Tasks that wait for their first job, or for another."""
+    if burst.groups is None:
+        return list(burst.submit.tasks)
+    return [burst.submit.tasks[position] for group in burst.groups for position in group.positions]
 
 
 def accepted(burst: Burst, book: Book) -> Accepted:

@@ -98,6 +98,11 @@ class Resize:
 
 
 @dataclass(frozen=True)
+class Leave:
+    """The client may be gone soon, and nobody there: what waits for room goes behind the jobs that fill it."""
+
+
+@dataclass(frozen=True)
 class JobScript:
     """What would be submitted for `count` tasks of these resources? `number` comes back with the answer."""
 
@@ -118,7 +123,7 @@ class Close:
     discard: bool
 
 
-Request = Hello | Submit | Cancel | Watch | Tell | Resize | JobScript | Ping | Close
+Request = Hello | Submit | Cancel | Watch | Tell | Resize | Leave | JobScript | Ping | Close
 
 
 @dataclass(frozen=True)
@@ -200,6 +205,13 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Left:
+    """Answer to `Leave`, when all that can be is with the scheduler: so many tasks stay in the store, as was said."""
+
+    tasks: int
+
+
+@dataclass(frozen=True)
 class Script:
     """Answer to `JobScript`: the text, or in `kind` the client's error class, and in `text` what it says."""
 
@@ -219,7 +231,19 @@ class Closed:
 
 
 Event = (
-    Welcome | Refused | Known | Accepted | Rejected | Started | OutcomeReady | Lost | Problem | Script | Pong | Closed
+    Welcome
+    | Refused
+    | Known
+    | Accepted
+    | Rejected
+    | Started
+    | OutcomeReady
+    | Lost
+    | Problem
+    | Left
+    | Script
+    | Pong
+    | Closed
 )
 Message = Request | Event
 

@@ -32,6 +32,14 @@ class Pilots:
     init: str = ""
 
 
+def limited(pilots: Pilots, cores: int | None) -> Pilots:
+    """The same, no more at the same time than so many CPUs are enough for, and at least one; None: no limit."""
+    if cores is None:
+        return pilots
+    each = pilots.resources.cpus * pilots.workers
+    return replace(pilots, count=max(1, min(pilots.count, cores // each)))
+
+
 def pilot_resources(pilots: Pilots, scheduler: str) -> Resources:
     """What the job of a pilot asks for: one node that has room for all its workers, and with SLURM a warning."""
     worker = pilots.resources

@@ -26,7 +26,7 @@ class Terms:
     Attributes:
         poll_s: seconds between questions to the scheduler, for all jobs at once.
         grace_s: seconds after a job's end before a missing outcome counts as lost; NFS may hide a file for 60.
-        submits_per_minute: submissions, on average.
+        submits_per_minute: submissions, on average; see `batch.submitter.Pace`.
         jobs_at_once: jobs and elements of arrays that may run or wait in the queue at the same time; None: no limit.
         cores_at_once: the same, in CPUs.
         pilots: run tasks in these; None: each is a job.
