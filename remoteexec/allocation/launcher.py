@@ -154,7 +154,7 @@ class AllocationLauncher:
                     os.close(handle)
             raise
         endpoint = FarEndpoint(number, ours, tokens[1] if tokens else None, None, printed[0] if printed else None)
-        endpoint.recall = self._recall if kept else None
+        endpoint.recall, endpoint.node = self._recall if kept else None, self._names[node]
         self._endpoints[number] = endpoint
         cores = place.cores if isinstance(place, Place) else self._take_turn(number, node)
         if self._pinned and cores:

@@ -27,7 +27,8 @@ def outcome(future: TaskFuture[Any], end: End) -> tuple[Any, BaseException | Non
     match end:
         case Answered():
             _, ok, rest, _, started, ended, max_rss_bytes, pid = end.result
-            future.ran = (_HOST, pid, end.worker, None, started, ended, max_rss_bytes)  # a Ran takes longer to make
+            host = end.node or _HOST
+            future.ran = (host, pid, end.worker, None, started, ended, max_rss_bytes)  # a Ran takes longer to make
             data, buffers = pooled.joined(rest, end.buffers)
             if ok:
                 return outcomes.result(data, buffers, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from .allocated import AllocatedExecutor, Pmi
 
 __all__ = ["FluxJobExecutor"]
 
+log = logging.getLogger("remoteexec")
 _LOGS = ("flux.out", "flux.err")
 
 
@@ -29,7 +31,8 @@ class FluxJobExecutor(AllocatedExecutor):
     Args:
         max_workers: see SingleNodeExecutor.
         pmi_mode: taken, and without effect: MPI ranks of a call are started by mpiexec, on one node.
-        flux_executor: refused: agents need no job that it could submit.
+        flux_executor: a `flux.job.FluxExecutor` of the instance that FLUX_URI names, as executorlib takes it; nothing
+            is submitted through it, and it stays open. Agents run in that instance, beside the jobs that it submits.
         flux_executor_nesting: each call, or each kept worker, runs in a Flux instance of its own, which has the call's
             cores and GPUs, so that it can submit jobs there or open a FluxJobExecutor; `cores` are then no MPI ranks.
         flux_log_files: what agents and calls print goes to `flux.out` and `flux.err` in the current directory, at
@@ -40,7 +43,8 @@ class FluxJobExecutor(AllocatedExecutor):
 
     Raises:
         NoAllocation: (a ValueError) this process is in no instance.
-        ValueError: see SingleNodeExecutor; `flux_executor`; nesting in a job that is no instance.
+        TypeError: `flux_executor` is none.
+        ValueError: see SingleNodeExecutor; nesting in a job that is no instance.
     """
 
     def __init__(
@@ -55,17 +59,13 @@ class FluxJobExecutor(AllocatedExecutor):
         resource_dict: Mapping[str, Any] | Resources | None = None,
         **options: Any,
     ) -> None:
-        if flux_executor is not None:
-            raise ValueError(
-                f"flux_executor={flux_executor!r} cannot be used: agents are started by `flux exec` in the instance "
-                "that FLUX_URI names; leave flux_executor out, and set FLUX_URI for another instance"
-            )
+        _check_executor(flux_executor)
         if flux_executor_nesting and job_of(os.environ) is not None:
             raise ValueError(
                 "flux_executor_nesting=True needs a Flux instance for this job, where jobs can be submitted: start the "
                 "script with `flux batch` or `flux alloc`, or with `flux start` inside the job"
             )
-        self._nesting = flux_executor_nesting
+        self._nesting, self._executor = flux_executor_nesting, flux_executor
         self._logs = (os.path.abspath(_LOGS[0]), os.path.abspath(_LOGS[1])) if flux_log_files else None
         super().__init__(
             max_workers,
@@ -74,12 +74,19 @@ class FluxJobExecutor(AllocatedExecutor):
             resource_dict=resource_dict,
             **options,
         )
+        if flux_executor is not None:
+            log.warning(
+                "nothing is submitted through flux_executor=%r: agents and calls run in the instance that FLUX_URI "
+                "names, and share its cores with the jobs that it submits",
+                flux_executor,
+            )
 
     @property
     def info(self) -> dict[str, Any]:
         """See BaseExecutor."""
         return {
             **super().info,
+            "flux_executor": self._executor,
             "flux_executor_nesting": self._nesting,
             "flux_log_files": self._logs is not None,
         }
@@ -99,3 +106,9 @@ class FluxJobExecutor(AllocatedExecutor):
         cores, gpus, _ = self._takes(resources)
         argv = ["flux", "run", "--quiet", "-N1", "-n1", f"-c{cores}", *([f"-g{gpus}"] if gpus else [])]
         return 1, [*argv, "--requires=rank:{node}", "flux", "start"], False, True
+
+
+def _check_executor(given: Any) -> None:
+    """Refuse what is no `flux.job.FluxExecutor`; it is known by what it does, since Flux may be of another Python."""
+    if given is not None and not all(callable(getattr(given, name, None)) for name in ("submit", "attach")):
+        raise TypeError(f"flux_executor must be a flux.job.FluxExecutor(), not {given!r}")

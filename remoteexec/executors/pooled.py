@@ -103,10 +103,12 @@ class PooledExecutor(BaseExecutor):
         if self._growth is not None and self._growth.parted(task, end):
             return
         try:
-            if self.tried_again(task, end):
+            if task.resources is None and not task.deaths:  # most often
+                result, exc = outcome(task.future, end)
+            elif self.tried_again(task, end):
                 return
-            result, exc = outcome(task.future, tries.with_deaths(task, end))
-            if task.resources is not None or task.deaths:
+            else:
+                result, exc = outcome(task.future, tries.with_deaths(task, end))
                 attempts = len(task.deaths) + (not isinstance(end, Broken))
                 task.future.ran = task.future.ran._replace(attempts=attempts or None)
         except BaseException as why:  # the pool thread's edge: the future must not wait for ever
@@ -115,8 +117,6 @@ class PooledExecutor(BaseExecutor):
 
     def tried_again(self, task: PoolTask, end: End) -> bool:
         """See engine.growing.Host. It goes to the end of the line: what ends its workers is to keep nobody waiting."""
-        if task.resources is None:  # most often
-            return False
         following = tries.following(task, end)
         if following is None:
             return False

@@ -470,7 +470,8 @@ class Pool(Choices):
         at = 0
         for task, result in ended:
             count = result[3]
-            task.end(Answered(result, buffers[at : at + count] if count else (), self._named(worker)))
+            its = buffers[at : at + count] if count else ()
+            task.end(Answered(result, its, self._named(worker), worker.endpoint.node))
             at += count
 
     def _hear(self) -> None:

@@ -263,11 +263,12 @@ def how_ended(status: int) -> str:
 
 
 class Answered(NamedTuple):
-    """The worker has answered."""
+    """The worker has answered; `node` is None on this machine."""
 
     result: pooled.Result
     buffers: Sequence[Any]
     worker: int | None = None
+    node: str | None = None
 
 
 class Died(NamedTuple):

@@ -42,10 +42,12 @@ class Endpoint:
         output: where what it prints is read, if it is; does not block.
         lost: its node is gone, and its own end not told yet.
         cores: which cores of its node are its own, and how many those are; None: it is not pinned.
+        node: name of its node; None: this machine.
     """
 
     lost = False
     cores: tuple[tuple[int, ...], int] | None = None
+    node: str | None = None
 
     def __init__(
         self,

@@ -25,6 +25,10 @@ def test_objects_are_shared_across_nodes(slurm_cluster: SlurmCluster) -> None:
     run_in_allocation(slurm_cluster, HERE.parent / "integration" / "test_shared.py", "shared")
 
 
+def test_calls_are_tried_again_across_nodes(slurm_cluster: SlurmCluster) -> None:
+    run_in_allocation(slurm_cluster, HERE.parent / "integration" / "test_pool_retries.py", "retries")
+
+
 def test_cpythons_own_tests_pass_across_nodes(slurm_cluster: SlurmCluster) -> None:
     pytest.importorskip("test.test_concurrent_futures", reason="this Python comes without its tests")
     run_in_allocation(slurm_cluster, HERE / "test_cpython_executor.py", "cpython", "-k", "Fresh or Kept", timeout_s=240)

@@ -51,9 +51,11 @@ def inside(cluster: SlurmCluster, script: str, *options: str, timeout_s: float =
 def test_all_cores_of_all_nodes_are_used_at_once(slurm_cluster: SlurmCluster, kept: bool) -> None:
     script = f"""
 with SlurmJobExecutor(block_allocation={kept}) as exe:
-    print(sorted(exe.map(sleep_on, [0.3] * 8)))
+    futures = [exe.submit(sleep_on, 0.3) for _ in range(8)]
+    print(sorted(future.result() for future in futures))
+    print(all(future.task.host == future.result() for future in futures))
 """
-    assert inside(slurm_cluster, script) == f"{['n1'] * 4 + ['n2'] * 4}\n"
+    assert inside(slurm_cluster, script) == f"{['n1'] * 4 + ['n2'] * 4}\nTrue\n"
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])

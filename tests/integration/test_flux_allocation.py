@@ -6,6 +6,7 @@ import ast
 import itertools
 import os
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -164,3 +165,25 @@ with FluxJobExecutor(flux_log_files=True) as exe:
 print("from a call" in open("flux.out").read(), os.path.exists("flux.err"))
 """
     assert inside(flux_instance, script) == "True True\n"
+
+
+def test_an_executor_of_flux_own_binding_is_taken_and_stays_open(flux_instance: FluxInstance) -> None:
+    script = """
+    bindings = subprocess.run(["flux", "env", "printenv", "PYTHONPATH"], capture_output=True, text=True).stdout.strip()
+    sys.path += [*bindings.split(":"), "/usr/lib/python3/dist-packages"]  # there is what it imports, if it is not here
+    try:
+        from flux.job import FluxExecutor, JobspecV1
+    except ImportError as exc:
+        print("no binding", exc)
+        sys.exit()
+    with FluxExecutor() as flux_executor:
+        with FluxJobExecutor(flux_executor=flux_executor) as exe:
+            print(exe.submit(pow, 2, 3).result())
+        jobspec = JobspecV1.from_command(["true"])
+        jobspec.cwd, jobspec.environment = os.getcwd(), dict(os.environ)
+        print(flux_executor.submit(jobspec).result())
+"""
+    done = inside(flux_instance, textwrap.dedent(script))
+    if done.startswith("no binding"):
+        pytest.skip(done)
+    assert done == "8\n0\n"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from remoteexec import FluxJobExecutor
 from remoteexec.allocation.base import Allocation, NoAllocation, Node
 from remoteexec.allocation.flux import allocation, parse_allocation
+from remoteexec.executors import flux_job
+from remoteexec.executors.allocated import Pmi
 
 INSTANCE = (
     '{"version": 1, "execution": {"R_lite": [{"rank": "0-1", "children": {"core": "0-3", "gpu": "0-1"}}], '
@@ -44,8 +48,49 @@ def test_other_places_than_an_instance_are_told_what_to_do(monkeypatch: pytest.M
 
 
 def test_parameters_that_cannot_be_are_refused_before_flux_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"flux_executor=<object .* set FLUX_URI"):
+    with pytest.raises(TypeError, match=r"flux_executor must be a flux\.job\.FluxExecutor\(\), not <object"):
         FluxJobExecutor(flux_executor=object())
     monkeypatch.setenv("FLUX_JOB_ID", "f1")
     with pytest.raises(ValueError, match="flux_executor_nesting=True needs a Flux instance"):
         FluxJobExecutor(flux_executor_nesting=True)
+    with pytest.raises(ValueError, match="pmi_mode must be 'pmi1', 'pmi2' or 'pmix', not 'pmi9'"):
+        FluxJobExecutor(pmi_mode="pmi9")  # type: ignore[arg-type]  # what is refused
+
+
+@pytest.fixture
+def instance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An instance that is only described, and this directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(flux_job, "allocation", lambda: parse_allocation("instance", INSTANCE))
+    monkeypatch.delenv("FLUX_JOB_ID", raising=False)
+
+
+@pytest.mark.usefixtures("instance")
+@pytest.mark.parametrize("mode", ["pmi1", "pmi2", "pmix", None])
+def test_every_pmi_mode_is_taken_and_changes_nothing(mode: Pmi | None) -> None:
+    assert FluxJobExecutor(pmi_mode=mode)._step() == FluxJobExecutor()._step()
+
+
+@pytest.mark.usefixtures("instance")
+def test_log_files_are_those_of_the_directory_at_construction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exe, without = FluxJobExecutor(flux_log_files=True), FluxJobExecutor()
+    monkeypatch.chdir("/")
+    assert exe._step().logs == (str(tmp_path / "flux.out"), str(tmp_path / "flux.err"))
+    assert (without._step().logs, exe.info["flux_log_files"], without.info["flux_log_files"]) == (None, True, False)
+
+
+class FluxExecutor:
+    """What ours looks at of `flux.job.FluxExecutor`."""
+
+    def submit(self, jobspec: object) -> None:
+        raise AssertionError("nothing is submitted through it")
+
+    attach = submit
+
+
+@pytest.mark.usefixtures("instance")
+def test_an_executor_of_flux_is_taken_with_a_word_about_what_it_does_not_do(caplog: pytest.LogCaptureFixture) -> None:
+    given = FluxExecutor()
+    assert FluxJobExecutor(flux_executor=given).info["flux_executor"] is given
+    [record] = caplog.records
+    assert record.getMessage().startswith("nothing is submitted through flux_executor=<")
