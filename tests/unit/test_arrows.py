@@ -74,7 +74,7 @@ SERVER = {
         "wire",
         "worker",
     },
-    "zygote": {"growing", "worker", "wire"},
+    "zygote": {"growing", "shared_objects", "worker", "wire"},
     "relay": {"shared_copies", "wire", "zygote"},
     "agent": {"shared_copies", "wire", "zygote"},
     "worker": {"failure", "growing", "mpi", "wire"},
