@@ -167,18 +167,28 @@ class Sharing:
         pickled = payload.dumps(obj, _contiguous, by_value=False, out_of_band=1)
         parts: list[bytes | memoryview] = [pickled.data, *(view.cast("B") for view in pickled.buffers)]
         digest = shared_objects.digest_of(parts)
+        found = self._handle(digest)
+        if found is None:  # written without the lock, for which the pool waits whenever a call with a handle ends
+            found = self._handle(digest, (_write(parts, digest, pickled.size), pickled.size))
+            assert found is not None
+        return found
+
+    def _handle(self, digest: str, new: tuple[int, int] | None = None) -> Shared[Any] | None:
+        """One handle more of an object that is shared; None if it is not, unless its file and size are given."""
         with self._lock:
+            stored = self._by_digest.get(digest)
+            if new is not None and (self.closed or stored is not None):  # another thread was faster
+                os.close(new[0])
             if self.closed:
                 raise RuntimeError("cannot share after shutdown")
-            stored = self._by_digest.get(digest)
             if stored is None:
-                handle_of_file = _write(parts, digest, pickled.size)
-                stored = _Stored(next(self._numbers), digest, handle_of_file, pickled.size)
-                self._by_digest[digest] = stored
+                if new is None:
+                    return None
+                stored = self._by_digest[digest] = _Stored(next(self._numbers), digest, *new)
                 if self._carrier is not None:
                     self._carrier.share(stored.number, stored.handle)
             self.take(stored)
-            handle: Shared[T] = Shared(self, stored)
+            handle: Shared[Any] = Shared(self, stored)
             self._handles.add(handle)
         return handle
 

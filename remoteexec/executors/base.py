@@ -123,7 +123,7 @@ class BaseExecutor(concurrent.futures.Executor):
         return selections.batched(futures, n)
 
     def share(self, obj: T) -> Shared[T]:
-        """Share an object with many calls: it is pickled once, and is in memory once for all of them.
+        """Share an object with many calls: it is pickled once, and is in memory once for all of them on a machine.
 
         Returns:
             A handle; calls of this executor receive the object where it stands in their arguments, at any depth.

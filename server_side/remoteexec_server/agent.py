@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         return 1
     link.sock.setblocking(False)
     link.put(lanes.HELLO, told["nodes"].index(name))
-    with contextlib.suppress(OSError, EOFError):
+    with contextlib.closing(copies), contextlib.suppress(OSError, EOFError):
         _Agent(link, ours, copies).serve()
     return 0
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-_V2 = ("memory.max", "memory.current", "inactive_file")
-_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-"""Files of a cgroup: what it may have and what it has; and what of that, in `memory.stat`, is given up when need be.
+_V2 = ("memory.max", "memory.current", "")
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+"""Files of a cgroup: what it may have and what it has; how lines of `memory.stat` begin that count groups in it, too.
 
-Source: https://docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/memory.html, read for Linux 6.1.
+Source: https://docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/memory.html
 """
+_RECLAIMABLE = ("active_file", "inactive_file")
+"""Contents of files, which are given up when need be: a job that reads many has as much of them as it may."""
 
 
 def available_bytes(root: Path = Path("/")) -> int:
@@ -42,10 +44,11 @@ def _of_groups(root: Path) -> Iterator[int]:
                 yield from _of_group(each, *files)
 
 
-def _of_group(group: Path, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
+def _of_group(group: Path, limit: str, usage: str, prefix: str) -> Iterator[int]:
     most, used = _text(group / limit).strip(), _text(group / usage).strip()
     if most.isdigit() and used.isdigit():  # else it has none, or says "max"
-        yield int(most) - int(used) + _numbers(group / "memory.stat").get(reclaimable, 0)
+        has = _numbers(group / "memory.stat")
+        yield int(most) - int(used) + sum(has.get(prefix + kind, 0) for kind in _RECLAIMABLE)
 
 
 def _numbers(file: Path) -> dict[str, int]:

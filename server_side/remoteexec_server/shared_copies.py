@@ -53,7 +53,8 @@ class Originals:
         """The caller shares it no more; the nodes that are to be told so."""
         if number not in self._files:
             return set()
-        os.close(self._files.pop(number))
+        with contextlib.suppress(OSError):  # it could not be received: too many files
+            os.close(self._files.pop(number))
         told = self._sent.pop(number)
         for node in told:
             self._stop(node, number)

@@ -24,6 +24,7 @@ import traceback
 from typing import Any
 
 from . import growing as _growing  # noqa: F401  # so that workers need not import it each
+from . import shared_objects as _shared_objects  # noqa: F401  # the same
 from . import worker
 
 REQUEST = struct.Struct("<cq")

@@ -128,11 +128,12 @@ with SlurmJobExecutor(block_allocation={kept}) as exe:
     os.kill(other, signal.SIGKILL)
     wait(futures)
     lost = [future for future in futures if isinstance(future.exception(), errors.TaskNodeFailure)]
-    print(len(lost), {{future.result() for future in futures if future not in lost}}, exe.submit(total, small).result())
+    print(0 < len(lost) <= 4, {{future.result() for future in futures if future not in lost}})
+    print(exe.submit(total, small).result())
     large.release()
     print(within(lambda: len(copies_of(one)) == 1), within(lambda: len(copies_of(relay_of(exe))) == 1))
 """
-    assert inside(slurm_cluster, script) == f"4 {{{40.0 * (1 << 20)}}} 10.0\nTrue True\n"
+    assert inside(slurm_cluster, script) == f"True {{{40.0 * (1 << 20)}}}\n10.0\nTrue True\n"
 
 
 def test_a_node_that_comes_late_gets_its_copy_all_the_same(slurm_cluster: SlurmCluster) -> None:

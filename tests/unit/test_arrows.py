@@ -75,7 +75,7 @@ SERVER = {
         "wire",
         "worker",
     },
-    "zygote": {"growing", "worker", "wire"},
+    "zygote": {"growing", "shared_objects", "worker", "wire"},
     "relay": {"shared_copies", "wire", "zygote"},
     "affinity": set(),
     "agent": {"affinity", "shared_copies", "wire", "zygote"},

@@ -94,6 +94,19 @@ def test_who_has_no_room_gets_no_more_until_he_wants_it_again() -> None:
     assert sum(length for _, _, length in sent(originals, 1)) == SIZE
 
 
+def test_objects_may_have_more_than_4_gb() -> None:
+    file, large = file_of(b""), 5 << 30
+    os.ftruncate(file, large)
+    os.pwrite(file, b"end", large - 3)
+    originals = Originals()
+    originals.add(0, file)
+    originals.want(1, 0)
+    originals.due[1][0][1] = large - 3
+    assert originals.next(1) == (lanes.PIECE, 0, lanes.COUNT.pack(large - 3) + b"end")
+    assert (originals.due, shared_objects.ASK.unpack(shared_objects.ASK.pack(0, large))) == ({}, (0, large))
+    originals.remove(0)
+
+
 def test_a_file_that_cannot_be_read_is_said_to_be_gone() -> None:
     originals = Originals()
     originals.add(0, -1)
@@ -101,6 +114,7 @@ def test_a_file_that_cannot_be_read_is_said_to_be_gone() -> None:
     kind, number, reason = originals.next(1)
     assert (kind, number, originals.due) == (lanes.GONE, 0, {})
     assert b"cannot be read" in reason
+    assert originals.remove(0) == set()
 
 
 # ---- the agent's side ----
