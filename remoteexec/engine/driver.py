@@ -360,7 +360,7 @@ class Driver:
             return self._progress.wait_for(lambda: self._submitted == self._taken and not self._unsent, timeout_s)
 
     def _wait_left(self, timeout_s: float) -> bool:
-        """Wait until the scheduler has all that it takes, and no call waits for another executor; False after the timeout.
+        """Wait until the scheduler has all that it takes and no call waits for another executor; False after timeout_s.
 
         What it does not take, the service has said.
         """
