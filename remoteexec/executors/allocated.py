@@ -95,8 +95,8 @@ class AllocatedExecutor(SingleNodeExecutor):
         return Ledger(None, tasks=self._max_workers, room=ManyNodes(self._allocation.nodes, self._max_cores))
 
     def _takes(self, resources: Resources) -> Need:
-        cores, gpus, _ = super()._takes(resources)
-        return Need(cores, gpus, int((resources.memory_max_gb or 0) * _GIB))
+        need = super()._takes(resources)
+        return Need(need.cores, need.gpus, int((resources.memory_max_gb or 0) * _GIB))
 
     def _check(self, need: Need, resources: Resources) -> None:
         super()._check(need, resources)
