@@ -108,6 +108,12 @@ class ManyNodes:
         for at in self._nodes:
             self._put(at)
 
+    def may_spread(self, need: Need) -> bool:
+        """Whether it may be on several nodes, now or when some are lost."""
+        if need.parts == 1 or need.nodes == 1:
+            return False
+        return need.nodes > 1 or not all(state.ever_fits(need) for state in self._nodes.values())
+
     def check(self, need: Need) -> None:
         """See Room."""
         if need.cores <= self.capacity and self._ever_fits(need):

@@ -16,6 +16,7 @@ from ..pool.fresh import FreshWorkers
 from ..pool.kept import KeptWorkers
 from ..pool.ledger import Ledger, Need, TooLarge
 from ..pool.tasks import GpuVariables, PoolTask
+from ..resources import with_defaults
 from .base import BaseExecutor
 from .single_node import SingleNodeExecutor
 
@@ -24,13 +25,15 @@ __all__ = ["AllocatedExecutor", "Pmi"]
 T = TypeVar("T")
 _GIB = 2**30
 _CUDA = "CUDA_VISIBLE_DEVICES"
+_KEPT_HERE = "workers that are kept have all their MPI ranks on one node; leave out block_allocation for several"
 Pmi = Literal["pmi1", "pmi2", "pmix"]
 
 
 class AllocatedExecutor(SingleNodeExecutor):
     """Runs calls on all nodes of an allocation, where an agent on each starts the workers.
 
-    A subclass says what the allocation has, `_find_allocation`, and what starts the agents, `_step`.
+    A subclass says what the allocation has, `_find_allocation`, and what starts the agents, `_step`; and, if it can
+    start MPI ranks on several nodes, `_spreads`.
 
     Args:
         max_workers: see SingleNodeExecutor.
@@ -44,6 +47,8 @@ class AllocatedExecutor(SingleNodeExecutor):
         ValueError: see SingleNodeExecutor.
     """
 
+    _spreads = False  # MPI ranks over several nodes
+
     def __init__(
         self,
         max_workers: int | None = None,
@@ -55,6 +60,7 @@ class AllocatedExecutor(SingleNodeExecutor):
     ) -> None:
         if pmi_mode not in (None, "pmi1", "pmi2", "pmix"):
             raise ValueError(f"pmi_mode must be 'pmi1', 'pmi2' or 'pmix', not {pmi_mode!r}")
+        resource_dict = with_defaults(resource_dict, pmi_mode=pmi_mode)
         self._allocation = self._find_allocation()
         self._localhost = bool(hostname_localhost)
         super().__init__(max_workers, hostname_localhost=hostname_localhost, resource_dict=resource_dict, **options)
@@ -95,10 +101,22 @@ class AllocatedExecutor(SingleNodeExecutor):
         return Ledger(None, tasks=self._max_workers, room=ManyNodes(self._allocation.nodes, self._max_cores))
 
     def _takes(self, resources: Resources) -> Need:
-        need = super()._takes(resources)
-        return Need(need.cores, need.gpus, int((resources.memory_max_gb or 0) * _GIB))
+        cores, gpus, *_ = super()._takes(resources)
+        memory_bytes = int((resources.memory_max_gb or 0) * _GIB)
+        if not self._spreads or resources.cores == 1:
+            return Need(cores, gpus, memory_bytes)
+        nodes = resources.num_nodes or 0
+        if cores == resources.cores * resources.threads_per_core:
+            return Need(cores, gpus, memory_bytes, resources.cores, nodes)
+        parts = max(1, cores // resources.threads_per_core) if not gpus else 1  # ranks that share cores
+        return Need(cores - cores % parts, gpus, memory_bytes, parts, nodes)
 
     def _check(self, need: Need, resources: Resources) -> None:
+        if self._spreads and (resources.num_nodes or 1) > resources.cores:
+            raise TooLarge(
+                f"num_nodes={resources.num_nodes} with cores={resources.cores}: each node gets one rank at least, so "
+                "cores has to be as large"
+            )
         super()._check(need, resources)
         if self._kept:
             self._ledger.check(need)
@@ -106,11 +124,15 @@ class AllocatedExecutor(SingleNodeExecutor):
     def _workers(self, most: int | None) -> int:
         """Kept workers: as many as the nodes have room for, each on one node."""
         each = self._need.cores
+        if self._need.nodes > 1:
+            raise TooLarge(f"num_nodes={self._need.nodes} with block_allocation=True: {_KEPT_HERE}")
         room = sum(node.cores // each for node in self._allocation.nodes)
         if self._max_cores is not None:
             room = min(room, self._max_cores // each)
         if room < 1:
-            raise TooLarge(f"a worker takes {each} cores, and no node of the allocation has them: none could start")
+            raise TooLarge(
+                f"a worker takes {each} cores, and no node of the allocation has them: none could start; {_KEPT_HERE}"
+            )
         return min(room, most or room)
 
     def _worker_gpus(self, workers: int) -> list[tuple[str, ...]]:

@@ -45,6 +45,7 @@ class WorkerState:
         retiring: it has nothing and was told to end.
         timed_out: we ended it, since a task took too long.
         cancelled: we ended it, since its task was cancelled.
+        lost_with: a node besides its own, of which its task had a part, and with which we ended it.
         gpus: it has for all its life.
         need: what it takes of the machine and has not given back.
         resting: its task waits for tasks that it has submitted, or is taken to, and its place is theirs.
@@ -66,6 +67,7 @@ class WorkerState:
         self.retiring = False
         self.timed_out = False
         self.cancelled = False
+        self.lost_with: str | None = None
         self.gpus: tuple[str, ...] = ()
         self.need: Need | None = None
         self.resting = False

@@ -22,7 +22,7 @@ import subprocess
 import sys
 from typing import Any
 
-from . import zygote
+from . import far_session, zygote
 from .wire import names
 
 _CHUNK = 1 << 18
@@ -33,6 +33,7 @@ _IDENTIFY_S = 30.0
 def main(argv: list[str]) -> int:
     """Serve until the relay is gone."""
     told = json.loads(sys.stdin.buffer.readline())
+    far_session.remember(far_session.FarSession(told["certificate"], told["addresses"] == [far_session.LOCALHOST]))
     name = os.environ[names.NODE] = _name(told["identify"])
     if hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):  # all that the job has here, though its step was bound to one core

@@ -104,6 +104,7 @@ class Setup(TypedDict, total=False):
         memory_bytes: most data it may have.
         init: pickled `init_function`.
         launch: how MPI ranks are started; see `mpi`.
+        step: how they are over several nodes; see `mpi.Step`.
         mark: what, with the number of the task behind it, is printed before each call.
     """
 
@@ -114,6 +115,7 @@ class Setup(TypedDict, total=False):
     memory_bytes: int | None
     init: bytes | None
     launch: Any
+    step: Any
     mark: bytes | None
 
 
