@@ -557,7 +557,9 @@ class _Program:
         """Wait for mpiexec's end; whether it came."""
         with _end_of(self._process.pid) as end:
             if end is not None:
-                select.select([end], [], [], most_s)
+                poll = select.poll()  # there may be more files than `select` takes
+                poll.register(end, select.POLLIN)
+                poll.poll(most_s * 1000)
                 return self._process.poll() is not None
         try:
             self._process.wait(most_s)

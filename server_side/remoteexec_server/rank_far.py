@@ -41,6 +41,8 @@ _WAITED, _ABORT, _FILE = b"W", b"A", b"F"
 _STRANGER_S = 10.0
 """For somebody who has connected to show who he is."""
 _CONNECT_S = 10.0
+_FILES = 256
+"""Left for all else of the worker. Picked, not measured."""
 _TOLD_S = 2.0
 """For the watch to pass on that a rank aborts."""
 _LAUNCHER = "SLURM_LAUNCH_NODE_IPADDR"
@@ -56,6 +58,7 @@ class FarLinks:
     """
 
     def __init__(self, session: FarSession, size: int) -> None:
+        _allow_files(2 * size)
         self._tls = lanes.context(session.certificate, server=True)
         self._tls.num_tickets = 0  # nobody comes again, and what a watch does not read would cut off its last word
         self._listener = socket.create_server(
@@ -171,6 +174,19 @@ class FarLinks:
             return
         kind, ident, value = _WORD.unpack(said)
         self._told.append(Word(ident, None, value) if kind == _ABORT else Word(ident, value, None))
+
+
+def _allow_files(count: int) -> None:
+    """Let this process have as many more open, as far as it may."""
+    import resource  # late: Windows has none, and the client imports this package
+
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _FILES
+    if least != resource.RLIM_INFINITY and least < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(
+                resource.RLIMIT_NOFILE, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most)
+            )
 
 
 def _addresses(session: FarSession) -> list[str]:

@@ -106,6 +106,24 @@ with SlurmJobExecutor(resource_dict={{"environment": {environment!r}}}) as exe:
     ]
 
 
+def test_each_rank_sees_its_own_gpus(slurm_cluster: SlurmCluster) -> None:
+    script = """
+def gpus():
+    from mpi4py import MPI
+    return MPI.COMM_WORLD.rank, os.environ["SLURMD_NODENAME"], os.environ["CUDA_VISIBLE_DEVICES"]
+
+with SlurmJobExecutor() as exe:
+    for cores, each in ((3, 1), (2, 1), (2, 2)):
+        ranks = exe.submit(gpus, resource_dict={"cores": cores, "gpus_per_core": each}).result()
+        print([(rank, name, sorted(its.split(","))) for rank, name, its in ranks])
+"""
+    assert inside(slurm_cluster, script, options=["--gpus-per-node=2"]).splitlines() == [
+        str([(0, "n1", ["0"]), (1, "n1", ["1"]), (2, "n2", ["0"])]),
+        str([(0, "n1", ["0"]), (1, "n1", ["1"])]),
+        str([(0, "n1", ["0", "1"]), (1, "n2", ["0", "1"])]),
+    ]
+
+
 @pytest.mark.parametrize("limit", [None, 7])
 def test_ranks_are_counted_with_all_other_calls(slurm_cluster: SlurmCluster, limit: int | None) -> None:
     script = f"""
@@ -219,6 +237,23 @@ with SlurmJobExecutor() as exe:
     print(type(waiting.exception(30)).__name__, len(exe.submit(who, resource_dict={{"cores": 2}}).result()))
 """
     assert inside(slurm_cluster, TOOLS + script) == "TaskNodeFailure True True\nTaskKilled 2\n"
+
+
+def test_a_node_that_the_controller_holds_for_dead_is_named(slurm_cluster: SlurmCluster) -> None:
+    script = """
+import subprocess, tempfile
+here = tempfile.mkdtemp()
+with SlurmJobExecutor() as exe:
+    future = exe.submit(misbehave, "wait", 1, here, resource_dict=SIX)
+    assert within(lambda: len(os.listdir(here)) == 12)
+    subprocess.run(["scontrol", "update", "nodename=n2", "state=down", "reason=test"], check=True)
+    exc = future.exception(60)
+    print(type(exc).__name__, "node n2" in str(exc) or exc.node == "n2", within(lambda: not living(os.listdir(here))))
+"""
+    try:
+        assert inside(slurm_cluster, TOOLS + script, options=["--no-kill"]) == "TaskNodeFailure True True\n"
+    finally:
+        slurm_cluster.resume("n2")
 
 
 def test_hostile_options_of_srun_start_nothing_of_their_own(slurm_cluster: SlurmCluster) -> None:
