@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import socket
 import struct
 from collections.abc import Iterable
@@ -17,7 +16,6 @@ from typing import NamedTuple, Protocol
 from . import mpi_watch
 from .mpi_watch import Word
 from .sweeper import Sweeper
-from .wire import handshake
 
 __all__ = ["SECRET", "Arrival", "Links", "NearLinks", "NearRank", "RankEnd"]
 
@@ -103,7 +101,7 @@ class NearLinks:
     """
 
     def __init__(self, sweeper: Sweeper, size: int) -> None:
-        self._sweeper, self._known = sweeper, secrets.token_bytes(32)
+        self._sweeper, self._known = sweeper, os.urandom(32)
         self.address, self.secret = os.path.join(sweeper.directory, "s"), self._known.hex()
         self._words = mpi_watch.Words(self.address + _WORDS)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -116,6 +114,8 @@ class NearLinks:
 
     def arrivals(self) -> list[Arrival]:
         """See Links: nobody else can connect here."""
+        from .wire import handshake  # late: ranks that are far do without
+
         sock, _ = self._listener.accept()
         sock.settimeout(_HANDSHAKE_S)
         try:
@@ -161,6 +161,8 @@ class NearRank:
 
     def connect(self) -> socket.socket:
         """See RankEnd."""
+        from .wire import handshake
+
         secret = bytes.fromhex(os.environ.pop(SECRET))
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(self._address)

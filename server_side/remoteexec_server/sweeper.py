@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import select
 import shutil
 import signal
@@ -39,7 +38,7 @@ class Sweeper:
 
     def __init__(self) -> None:
         place = _SHARED if os.access(_SHARED, os.W_OK | os.X_OK) else tempfile.gettempdir()
-        self.directory = os.path.join(place, f"remoteexec-mpi-{secrets.token_hex(8)}")
+        self.directory = os.path.join(place, f"remoteexec-mpi-{os.urandom(8).hex()}")
         end, self._told = os.pipe()
         self._pid = os.fork()
         if self._pid == 0:
