@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.clusters.netcluster import NetCluster
 from tests.clusters.rootless import SlurmCluster
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -34,7 +35,11 @@ def agent_of(zygote):
 
 
 def inside(
-    cluster: SlurmCluster, script: str, nodes: int = 2, timeout_s: float = 60, options: Sequence[str] = ()
+    cluster: SlurmCluster | NetCluster,
+    script: str,
+    nodes: int = 2,
+    timeout_s: float = 60,
+    options: Sequence[str] = (),
 ) -> str:
     """What a script prints inside an allocation of whole nodes, of 4 cores each; `options` are more of `salloc`."""
     probe = cluster.run([sys.executable, "-c", f"open({__file__!r})"], check=False)

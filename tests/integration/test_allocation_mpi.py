@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from remoteexec_server import far_session, rank_links
 from remoteexec_server.rank_far import FarLinks, FarRank
 from remoteexec_server.relay import new_certificate
 from remoteexec_server.wire import pooled
+from tests.clusters.netcluster import NetCluster
 from tests.clusters.rootless import SlurmCluster
 from tests.conftest import skip_for_want_of
 from tests.integration.test_allocation import inside
@@ -254,6 +258,47 @@ with SlurmJobExecutor() as exe:
         assert inside(slurm_cluster, TOOLS + script, options=["--no-kill"]) == "TaskNodeFailure True True\n"
     finally:
         slurm_cluster.resume("n2")
+
+
+@pytest.mark.parametrize("lost", ["n1", "n4"])
+def test_ranks_on_hosts_of_their_own_of_which_one_loses_power(net_cluster: NetCluster, lost: str) -> None:
+    """The worker is on n1: there its connections end with it, elsewhere the pool ends it."""
+    here = net_cluster.make_directory(f"ranks-{uuid.uuid4().hex}")
+    off = threading.Thread(target=_when, args=(here / "go", lambda: net_cluster.kill_host(lost)))
+    off.start()
+    script = f"""
+def stay(path):
+    from mpi4py import MPI
+    MPI.COMM_WORLD.Barrier()
+    open(path + "/" + os.environ["SLURMD_NODENAME"], "w").close()
+    time.sleep(100)
+
+with SlurmJobExecutor() as exe:
+    print([node for *_, node in exe.submit(who, resource_dict={{"cores": 14}}).result()])
+    future = exe.submit(stay, {str(here)!r}, resource_dict={{"cores": 4, "num_nodes": 4}})
+    assert within(lambda: len(os.listdir({str(here)!r})) == 4, 60)
+    open({str(here / "go")!r}, "w").close()
+    exc = future.exception(60)
+    print(type(exc).__name__, "node {lost}" in str(exc), len(exe.submit(who, resource_dict=SIX).result(60)))
+"""
+    try:
+        said = inside(net_cluster, TOOLS + script, nodes=4, timeout_s=150, options=["--no-kill"])
+    finally:
+        (here / "go").touch()
+        off.join()
+        net_cluster.recover()
+    assert said.splitlines() == [
+        str(["n1"] * 4 + ["n2"] * 4 + ["n3"] * 4 + ["n4"] * 2),
+        "TaskNodeFailure True 6",
+    ]
+
+
+def _when(path: Path, act: Callable[[], None]) -> None:
+    """Do it as soon as this file is there."""
+    end = time.monotonic() + 160
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    act()
 
 
 def test_hostile_options_of_srun_start_nothing_of_their_own(slurm_cluster: SlurmCluster) -> None:
