@@ -18,10 +18,10 @@ from .selections import get_item_from_future, split_future
 
 if TYPE_CHECKING:
     from .engine.cache import get_cache_data, get_future_from_cache
-    from .engine.left_tasks import get_cache_data_queue, terminate_task_in_cache, terminate_tasks_in_cache
     from .engine.sharing import Shared
     from .executors.cluster import FluxClusterExecutor, SlurmClusterExecutor, TestClusterExecutor
     from .executors.flux_job import FluxJobExecutor
+    from .executors.left_tasks import get_cache_data_queue, terminate_task_in_cache, terminate_tasks_in_cache
     from .executors.remote import RemoteExecutor
     from .executors.slurm_job import SlurmJobExecutor
 
@@ -62,10 +62,10 @@ _LATE = {
     "SlurmJobExecutor": "executors.slurm_job",
     "TestClusterExecutor": "executors.cluster",
     "get_cache_data": "engine.cache",
-    "get_cache_data_queue": "engine.left_tasks",
+    "get_cache_data_queue": "executors.left_tasks",
     "get_future_from_cache": "engine.cache",
-    "terminate_task_in_cache": "engine.left_tasks",
-    "terminate_tasks_in_cache": "engine.left_tasks",
+    "terminate_task_in_cache": "executors.left_tasks",
+    "terminate_tasks_in_cache": "executors.left_tasks",
 }
 """Where names are that are imported when they are first asked for: who has no cluster need not wait for them."""
 

@@ -80,6 +80,6 @@ def _remedy(key: object) -> str:
     from difflib import get_close_matches  # late: for mistakes only
 
     fields_renamed = {new for old, new in RENAMED.items() if old != "queue"}
-    known = sorted({*FIELDS, *RENAMED} - fields_renamed - {"retries", "warn_time"})
+    known = sorted({*FIELDS, *RENAMED} - fields_renamed - {"warn_time"})
     near = get_close_matches(str(key), known, 1)
     return f"is {near[0]!r} meant?" if near else f"leave it out; there are {', '.join(known)}"

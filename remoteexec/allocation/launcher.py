@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Collection, Sequence
 
 from remoteexec_server import relay, zygote
@@ -19,17 +20,13 @@ from remoteexec_server.wire import pooled
 
 from ..pool.zygote_client import _START, BUFFER, Ended, Endpoint, NodeLost, Report, path, report_of
 from .base import Allocation, Step
+from .kept import cores_of
 from .nodes import Place
 
 
 class FarEndpoint(Endpoint):
-    """Of a worker on another machine.
+    """Of a worker on another machine. Once it is lost, nobody can say which of its tasks it has taken."""
 
-    Attributes:
-        lost: its node is gone: nobody can say which of its tasks it has taken.
-    """
-
-    lost = False
     recall: socket.socket | None = None
 
     def take_back(self, tasks: Collection[int]) -> list[int]:
@@ -66,7 +63,9 @@ class AllocationLauncher:
         step: what starts an agent on each node.
         localhost: agents connect to this machine by its own name for itself alone.
         preload: modules that each node imports once for all its workers.
-        cores: of each kept worker.
+        workers: how many kept ones each node has room for.
+        pinned: cores of each kept worker, if they are to be its own; 0: they are not, nor are those of others.
+        session: of the executor, as those know it who ask on a node for what it shares.
 
     Raises:
         OSError: the relay cannot be started.
@@ -81,14 +80,20 @@ class AllocationLauncher:
         *,
         localhost: bool = False,
         preload: Sequence[str] = (),
-        cores: int = 1,
+        workers: Sequence[int] = (),
+        pinned: int = 0,
+        session: str = "",
     ) -> None:
         self.environment = dict(os.environ)
         self._names = [node.name for node in allocation.nodes]
-        self._slots = {at: node.cores // cores for at, node in enumerate(allocation.nodes)}
+        self._slots = dict(enumerate(workers))
+        self._pinned, self._cores = pinned, [node.cores for node in allocation.nodes]
         self._node_of: dict[int, int] = {}  # of kept workers
+        self._turn_of: dict[int, int] = {}  # which one of its node a kept worker is, as long as there is room
         self._endpoints: dict[int, FarEndpoint] = {}
         self._kept = b""
+        # guards that the socket is open when others than the pool write to it; a finalizer may while its thread has it
+        self._open = threading.RLock()
         self.control, theirs = socket.socketpair()
         self._recall, its = socket.socketpair()
         command = [sys.executable, "-c", _START, path()]
@@ -101,6 +106,7 @@ class AllocationLauncher:
             "step": [*step.argv, *command, "agent"],
             "environment": dict(step.environment),
             "logs": step.logs,
+            "session": session,
         }
         with theirs, its:
             self._process = subprocess.Popen(
@@ -112,6 +118,11 @@ class AllocationLauncher:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError), self._process.stdin as pipe:
             pipe.write(json.dumps(told).encode() + b"\n")
+
+    @property
+    def room(self) -> int:
+        """See Launcher."""
+        return sum(self._slots.values())
 
     def start_worker(self, number: int, kept: bool, output: bool = False, place: tuple[str, ...] = ()) -> Endpoint:
         """See Launcher."""
@@ -145,9 +156,25 @@ class AllocationLauncher:
         endpoint = FarEndpoint(number, ours, tokens[1] if tokens else None, None, printed[0] if printed else None)
         endpoint.recall = self._recall if kept else None
         self._endpoints[number] = endpoint
-        if not isinstance(place, Place):
+        cores = place.cores if isinstance(place, Place) else self._take_turn(number, node)
+        if self._pinned and cores:
+            endpoint.cores = cores, self._cores[node]
+        if kept:
             self._node_of[number] = node
         return endpoint
+
+    def _take_turn(self, number: int, node: int) -> tuple[int, ...]:
+        """Cores for one more kept worker; none beyond its node's room, where others rest on theirs."""
+        taken = {self._turn_of.get(other) for other, its in self._node_of.items() if its == node}
+        turn = next((turn for turn in range(self._slots[node]) if turn not in taken), None)
+        if turn is None:
+            return ()
+        self._turn_of[number] = turn
+        return cores_of(turn, self._pinned)
+
+    def has_lost(self, place: tuple[str, ...]) -> bool:
+        """See Launcher."""
+        return isinstance(place, Place) and place.node not in self._slots
 
     def _emptiest(self) -> int:
         """The node of one more kept worker; beyond its cores where others rest."""
@@ -160,6 +187,18 @@ class AllocationLauncher:
         """See Launcher."""
         with contextlib.suppress(OSError):
             self.control.sendall(relay.REQUEST.pack(zygote.KILL, number, 0))
+
+    def share(self, number: int, file: int) -> None:
+        """See engine.sharing.Carrier."""
+        self._tell(relay.REQUEST.pack(relay.SHARE, number, 0), [file])
+
+    def unshare(self, number: int) -> None:
+        """See engine.sharing.Carrier."""
+        self._tell(relay.REQUEST.pack(relay.UNSHARE, number, 0), [])
+
+    def _tell(self, request: bytes, files: list[int]) -> None:
+        with self._open, contextlib.suppress(OSError):  # the nodes are gone, and their copies
+            socket.send_fds(self.control, [request], files)
 
     def reports(self) -> list[Report] | None:
         """See Launcher."""
@@ -177,10 +216,13 @@ class AllocationLauncher:
     def _report(self, number: int, pid: int, status: int) -> Report:
         if status == relay.NODE_LOST:
             self._slots.pop(number, None)
+            for worker in [worker for worker, node in self._node_of.items() if node == number]:
+                self._endpoints[worker].lost = True
             return NodeLost(number, self._names[number])
         report = report_of(number, pid, status) if status != relay.LOST else Ended(number, 0, 0, self._names[pid])
         if isinstance(report, Ended):
             self._node_of.pop(number, None)
+            self._turn_of.pop(number, None)
             endpoint = self._endpoints.pop(number, None)
             if endpoint is not None:
                 endpoint.lost = report.node is not None
@@ -191,12 +233,14 @@ class AllocationLauncher:
 
     def close(self) -> None:
         """End the agents, and with them every worker."""
-        self.control.close()
+        with self._open:
+            self.control.close()
         self._recall.close()
         self._process.wait()
 
     def leave(self) -> None:
         """See Launcher."""
+        self._open = threading.RLock()  # somebody may have held it
         self.control.close()
         self._recall.close()
 

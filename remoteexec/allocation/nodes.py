@@ -27,6 +27,8 @@ class Part(NamedTuple):
         name: the node's.
         ranks: parts that are there.
         need: what these take.
+        of: how many cores the node has.
+        cores: see Place.
     """
 
     node: int
@@ -34,6 +36,8 @@ class Part(NamedTuple):
     ranks: int
     need: Need
     gpus: tuple[str, ...]
+    of: int
+    cores: tuple[int, ...] = ()
 
 
 class Place(tuple[str, ...]):
@@ -42,10 +46,12 @@ class Place(tuple[str, ...]):
     Attributes:
         node: its position among the nodes; of the first part, if there are several.
         parts: of a task of several.
+        cores: which of the node's cores are its own, from 0; none where nobody is pinned.
     """
 
     node: int
     parts: tuple[Part, ...] = ()
+    cores: tuple[int, ...] = ()
 
 
 class _State:
@@ -172,11 +178,11 @@ class ManyNodes:
         """See Room."""
         assert isinstance(place, Place)
         if not place.parts:
-            self._free(place.node, need, place)
+            self._release(place.node, need, place)
         for part in place.parts:
-            self._free(part.node, part.need, part.gpus)
+            self._release(part.node, part.need, part.gpus)
 
-    def _free(self, at: int, need: Need, gpus: Iterable[str]) -> None:
+    def _release(self, at: int, need: Need, gpus: Iterable[str]) -> None:
         state = self._nodes.get(at)
         if state is None:  # it is gone, and its cores with it
             return
@@ -315,7 +321,7 @@ class ManyNodes:
         for at, count in sorted(shares):  # neighbours have neighbouring ranks
             its = part.times(count)
             gpus = tuple(self._nodes[at].gpus[: its.gpus])
-            parts.append(Part(at, self._names[at], count, its, gpus))
+            parts.append(Part(at, self._names[at], count, its, gpus, self._nodes[at].all.cores))
             self._occupy(at, its, gpus)
         place = Place(gpu for each in parts for gpu in each.gpus)
         place.node, place.parts = parts[0].node, tuple(parts)

@@ -77,6 +77,22 @@ class CachedCall(NamedTuple):
     beside: tuple[object, ...] = ()
 
 
+def beside(ranks: int, environment: Mapping[str, str], init: Callable[..., Any] | None) -> tuple[object, ...]:
+    """What a result depends on besides the call: one function for all executors, so that equal calls have equal keys.
+
+    Args:
+        ranks: MPI ranks that run the function.
+        environment: as `resource_dict` names it; what a process has anyway is not part of a call.
+        init: the `init_function`.
+    """
+    found: list[object] = [("ranks", ranks)] if ranks > 1 else []
+    if environment:
+        found.append(("environment", dict(environment)))
+    if init is not None:
+        found.append(("init", init))
+    return tuple(found)
+
+
 @dataclass(eq=False, repr=False)
 class _Execution:
     """One execution and the futures that wait for it.

@@ -99,6 +99,8 @@ class _Patience:
 _SUBMITS = _Patience(0.005, 0.1)
 _STATEMENT = _Patience(0.1, 5.0)
 """While a `map` runs, which is to be one burst; but what it iterates over may wait for a result."""
+_LOOK_S = 30.0
+"""How long `futures` waits for results that were there before; picked, not measured."""
 _GOODBYE_S = 10.0
 """How long the service may take to remove its files."""
 _SAY_S = 30.0
@@ -136,6 +138,7 @@ class Driver:
         self._scripts = Scripts()
         self._lock = threading.RLock()  # the garbage collector may come to `stop` an executor while it is held
         self._closing: str | None = None
+        self._gives_up = False  # nothing is to run on
         self._submitted = self._numbered = self._statements = 0
         self._thread: threading.Thread | None = None
         # written by the driver thread, read by all:
@@ -151,7 +154,7 @@ class Driver:
         self._bundles: dict[BurstId, tuple[Submit, bytes]] = {}  # sent, not accepted
         self._stopping = False
         self._keep = keep  # or something was lost, and its files may be wanted
-        self._asked: deque[concurrent.futures.Future[list[TaskFuture[Any]]]] = deque()  # who waits for `Known`
+        self._asked: deque[Ask] = deque()  # who waits for `Known`: for the tasks, and once more when they are adopted
 
     # ---- any thread ----
 
@@ -243,10 +246,15 @@ class Driver:
         return answer.result()[0]
 
     def futures(self) -> list[TaskFuture[Any]]:
-        """Of all tasks of the session, in the order of their submission."""
-        answer: concurrent.futures.Future[list[TaskFuture[Any]]] = concurrent.futures.Future()
-        self._post(Ask(answer))
-        return answer.result()
+        """Of all tasks of the session, in the order of their submission; those that have ended are done.
+
+        Where their results take longer than `_LOOK_S` to come, the last ones are not done yet.
+        """
+        ask = Ask(concurrent.futures.Future())
+        self._post(ask)
+        found = ask.answer.result()
+        ask.looked.wait(_LOOK_S)
+        return found
 
     def resize(self, pilots: int) -> None:
         """From now on so many pilots at the same time, at most."""
@@ -284,11 +292,17 @@ class Driver:
         finally:
             self._inbox.put(Flush())
 
-    def stop(self, cancel: bool = False) -> None:
-        """Take no submit any more, and end when every task has ended; `cancel`: those that have not started."""
+    def stop(self, cancel: bool = False, running: bool = False) -> None:
+        """Take no submit any more, and end when every task has ended.
+
+        Args:
+            cancel: cancel those that have not started ...
+            running: ... and end those that have, with their jobs.
+        """
         with self._lock:
             self._closing = "cannot schedule new futures after shutdown"
-        self._inbox.put(Stop(cancel))
+            self._gives_up = self._gives_up or (cancel and running)
+        self._inbox.put(Stop(cancel, running))
 
     def leave(self, timeout_s: float) -> None:
         """The interpreter exits: wait for every task, or after a `stop` without `join` only until all are submitted."""
@@ -296,7 +310,10 @@ class Driver:
             self.stop()
             self.join()
         elif self._thread is not None and self._thread.is_alive():
-            self.wait_sent(timeout_s)
+            if self._gives_up:
+                self._thread.join(timeout_s)  # until the scheduler has been told what to end
+            else:
+                self.wait_sent(timeout_s)
 
     def join(self) -> None:
         """Wait for the end after `stop`; says in the log what it waits for while the cluster cannot be reached."""
@@ -370,7 +387,7 @@ class Driver:
             case Adopt():
                 self._adopt(item.entries, item.answer)
             case Ask():
-                self._asked.append(item.answer)
+                self._asked.append(item)
                 self._client.send(Tell())
             case Resize():
                 self._size = item
@@ -381,7 +398,7 @@ class Driver:
             case Stop():
                 self._stopping = True
                 if item.cancel:
-                    self._cancel([key for key, task in self._tasks.items() if task.future.cancel_waiting()])
+                    self._cancel([key for key, task in self._tasks.items() if _give_up(task.future, item.running)])
             case (event, data):
                 self._hear(event, data)
 
@@ -392,6 +409,15 @@ class Driver:
         self._do(Added(key, call.size, tuple(call.inputs), awaits=bool(call.foreign)))
         if call.foreign:
             self._await(key, call.foreign[0])
+
+    def _answer(self, known: Known, ask: Ask) -> None:
+        """Requests are seen to one by one: with the second answer, what had ended when it adopted has been told."""
+        if ask.answer.done():
+            ask.looked.set()
+            return
+        self._adopt(known.tasks, ask.answer)
+        self._asked.append(ask)
+        self._client.send(Tell())
 
     def _adopt(self, entries: Sequence[Entry], answer: concurrent.futures.Future[list[TaskFuture[Any]]]) -> None:
         """Wait for tasks that are not this executor's, or were and have ended."""
@@ -451,14 +477,14 @@ class Driver:
                 self._do(event)
             case Known():
                 if self._asked:
-                    self._adopt(event.tasks, self._asked.popleft())
+                    self._answer(event, self._asked.popleft())
             case Linked():
                 self._unreachable = None
                 if self._size is not None:  # a service that is new knows what it was at first
                     self._client.send(self._size)
-                for _ in self._asked:
-                    self._client.send(Tell())
                 self._do(event)
+                for _ in self._asked:  # behind what is watched: see `_answer`
+                    self._client.send(Tell())
             case Unlinked():
                 self._unreachable = event.reason
                 self._scripts.fail(errors.ConnectionLost(event.reason))
@@ -564,10 +590,14 @@ class Driver:
                 break
             if isinstance(item, New):
                 _fail(item.future, error)
-            elif isinstance(item, (Adopt, Ask)):
+            elif isinstance(item, Adopt):
                 item.answer.set_exception(error)
-        for answer in self._asked:
-            answer.set_exception(error)
+            elif isinstance(item, Ask):
+                self._asked.append(item)
+        for ask in self._asked:
+            if not ask.answer.done():
+                ask.answer.set_exception(error)
+            ask.looked.set()
         with self._progress:
             self._taken, self._open, self._unsent = self._submitted, 0, 0
             self._progress.notify_all()
@@ -585,6 +615,11 @@ class Driver:
                 return
             if isinstance(item, tuple) and isinstance(item[0], (Closed, Unlinked, Failed)):
                 return
+
+
+def _give_up(future: JobFuture[Any], running: bool) -> bool:
+    """Cancel a future whose task has not started, or is `running` and may be ended; whether it is cancelled now."""
+    return future.cancel_waiting() or (running and future.end_cancelled())
 
 
 def _fail(future: TaskFuture[Any], error: BaseException | None) -> None:

@@ -6,14 +6,15 @@ import os
 import socket
 from typing import Any
 
-from remoteexec_server import failure
+from remoteexec_server import failure, retrying
 from remoteexec_server.wire import pooled
 from remoteexec_server.wire.names import TaskKey
+from remoteexec_server.wire.records import Loss
 
 from .. import errors
 from ..futures import TaskFuture
 from ..pool.tasks import Answered, Broken, Died, End, how_ended
-from . import outcomes
+from . import outcomes, tries
 
 _TAIL = 20
 """Lines of what a task has printed that are told with its death."""
@@ -39,25 +40,32 @@ def outcome(future: TaskFuture[Any], end: End) -> tuple[Any, BaseException | Non
 
 def broken(key: TaskKey, end: Broken) -> errors.TaskLost:
     """What is said of a task that could not be run."""
-    return errors.TaskKilled(f"task {key} cannot run: {end.reason}", task=key)
+    after = f" again, after {', '.join(death.reason for death in end.deaths)}" if end.deaths else ""
+    return errors.TaskKilled(f"task {key} cannot run{after}: {end.reason}", task=key)
 
 
 def death(key: TaskKey, died: Died, printed: object = None) -> errors.TaskLost:
     """What is said of a task whose process has ended, with the end of what it has printed."""
     log_tail = "\n".join(str(printed).splitlines()[-_TAIL:]) if printed is not None else ""
     if died.timed_out:
-        return errors.TaskTimeout(f"task {key} took longer than its run_time_max and was ended", task=key)
+        text = f"task {key} took longer than its run_time_max and was ended"
+        return errors.TaskTimeout(_told(text, died), task=key)
     if died.node is not None:
-        return errors.TaskNodeFailure(
+        text = (
             f"task {key} is lost with node {died.node}, on which it ran: that cannot be reached any more, or its agent "
-            "has ended; submit the call again to run it on another node",
-            task=key,
+            "has ended; submit the call again to run it on another node"
         )
+        return errors.TaskNodeFailure(_told(text, died), task=key, node=died.node)
     code = os.waitstatus_to_exitcode(died.status)
     return errors.TaskKilled(
-        f"the process of task {key} (pid {died.pid}) {how_ended(died.status)}",
+        _told(f"the process of task {key} (pid {died.pid}) {how_ended(died.status)}", died),
         task=key,
         signal=-code if code < 0 else None,
         exit_code=code if code >= 0 else None,
         log_tail=log_tail,
     )
+
+
+def _told(message: str, died: Died) -> str:
+    """With all attempts, if it is not the first that has ended."""
+    return retrying.told(Loss(tries.loss_of(died).reason, message), died.deaths).message

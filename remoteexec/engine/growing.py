@@ -22,6 +22,7 @@ from remoteexec_server.wire.names import TaskKey
 from ..pool.pool import Pool
 from ..pool.tasks import Answered, Broken, Died, End, Function, PoolFuture, PoolTask
 from ..pool.workers import WorkerState
+from . import tries
 from .graph import Held
 
 
@@ -57,6 +58,9 @@ class Host(Protocol):
 
     def end_cancelled(self, task: PoolTask) -> None:
         """A task that has been begun is cancelled."""
+
+    def tried_again(self, task: PoolTask, end: End) -> bool:
+        """Whether another attempt follows this end of a task; then it is on its way."""
 
     def error(self, key: TaskKey, end: Died | Broken) -> BaseException:
         """What is said of a task that has not answered."""
@@ -151,11 +155,11 @@ class Growth:
 
     def ended(self, task: PoolTask, end: End) -> None:
         """See Owner."""
-        if self.parted(task, end):
+        if self.parted(task, end) or self._host.tried_again(task, end):
             return
         if task.begin():
             try:
-                task.future.set_result(end)
+                task.future.set_result(tries.with_deaths(task, end))
             except InvalidStateError:  # cancelled while it ran
                 pass
         self._host.release(task.number)
@@ -173,6 +177,7 @@ class Growth:
         assert end.result[2] is not None
         (number,) = pooled.TOKEN.unpack(end.result[2])
         child = self._children[task.number][number]
+        task.resources = None  # from now on it is the child that may be tried again
         followers = [task]
         if isinstance(task, ChildTask):
             followers, task.followers = [*task.followers, task], []

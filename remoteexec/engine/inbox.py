@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import Any
 
 from remoteexec_server.wire.messages import Entry, TaskKey
@@ -30,9 +31,14 @@ class Adopt:
 
 @dataclass(frozen=True)
 class Ask:
-    """Which tasks has the session?"""
+    """Which tasks has the session?
+
+    Attributes:
+        looked: set when those that had ended before the answer have told so; or when they never will.
+    """
 
     answer: concurrent.futures.Future[list[TaskFuture[Any]]]
+    looked: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Flush:
 
 @dataclass(frozen=True)
 class Stop:
-    """End when every task has ended; `cancel`: first cancel what has not started."""
+    """End when every task has ended; `cancel`: first cancel what has not started, `running`: and what has, too."""
 
     cancel: bool
+    running: bool = False

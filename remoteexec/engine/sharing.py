@@ -2,12 +2,15 @@
 
 A shared object lives as long as its handle, or a task that was submitted with it and has not ended. While a call is
 pickled, `lend` notes the handles in it; elsewhere a handle cannot be pickled.
+
+Workers of this machine open the file itself. Those of others ask there for a copy, which a `Carrier` brings.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import itertools
 import logging
 import os
 import sys
@@ -15,24 +18,36 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from remoteexec_server import shared_objects
+from remoteexec_server import free_memory, shared_objects
 from remoteexec_server.wire import payload
 
-__all__ = ["Shared", "Sharing"]
+__all__ = ["Carrier", "Shared", "Sharing"]
 
 T = TypeVar("T")
 _lending: ContextVar[Lent | None] = ContextVar("lending", default=None)
 log = logging.getLogger("remoteexec")
 
 
+class Carrier(Protocol):
+    """Brings copies of shared objects to the machines where they are asked for.
+
+    Both may be called by any thread, also while garbage is collected, and when all is over.
+    """
+
+    def share(self, number: int, file: int) -> None:
+        """Nodes may ask for this file from now on; numbers rise."""
+
+    def unshare(self, number: int) -> None:
+        """They may not any more, and have no copy."""
+
+
 class _Stored:
     """One object in its file; `users` are handles, and tasks that have not ended."""
 
-    def __init__(self, digest: str, handle: int, size: int) -> None:
-        self.digest, self.handle, self.size = digest, handle, size
+    def __init__(self, number: int, digest: str, handle: int, size: int) -> None:
+        self.number, self.digest, self.handle, self.size = number, digest, handle, size
         self.users = 0
 
 
@@ -60,7 +75,7 @@ class Shared(Generic[T]):
             RuntimeError: it was released, or its executor was shut down.
         """
         self._check()
-        found: T = shared_objects.receive(*self._place)
+        found: T = shared_objects.receive(*self._stored_here)
         return found
 
     def release(self) -> None:
@@ -78,7 +93,11 @@ class Shared(Generic[T]):
             raise TypeError("the handle of a shared object is another executor's: share the object on this one, too")
         self._check()
         lent.add(self._stored)
-        return shared_objects.receive, self._place
+        if self._sharing.session is None:
+            return shared_objects.receive, self._stored_here
+        stored = self._stored
+        file_size = os.fstat(stored.handle).st_size
+        return shared_objects.receive_copy, (self._sharing.session, stored.number, file_size, stored.digest)
 
     def __remoteexec_contents__(self) -> T:
         """What it stands for in the key of a cached call."""
@@ -88,7 +107,7 @@ class Shared(Generic[T]):
         return f"<Shared {self._stored.digest[:8]}, {self.size} bytes{'' if self._end.alive else ', released'}>"
 
     @property
-    def _place(self) -> tuple[int, int, str]:
+    def _stored_here(self) -> tuple[int, int, str]:
         return os.getpid(), self._stored.handle, self._stored.digest
 
     def _check(self) -> None:
@@ -126,9 +145,16 @@ class Lent:
 
 
 class Sharing:
-    """The shared objects of one executor."""
+    """The shared objects of one executor.
 
-    def __init__(self) -> None:
+    Args:
+        session: names it to those who ask on other machines; None: all workers are on this one.
+    """
+
+    def __init__(self, session: str | None = None) -> None:
+        self.session = session
+        self._carrier: Carrier | None = None
+        self._numbers = itertools.count()
         self._lock = threading.RLock()  # guards what follows; a finalizer may run while its own thread has it
         self._by_digest: dict[str, _Stored] = {}
         self._handles: weakref.WeakSet[Shared[Any]] = weakref.WeakSet()
@@ -146,12 +172,25 @@ class Sharing:
                 raise RuntimeError("cannot share after shutdown")
             stored = self._by_digest.get(digest)
             if stored is None:
-                stored = _Stored(digest, _write(parts, digest, pickled.size), pickled.size)
+                handle_of_file = _write(parts, digest, pickled.size)
+                stored = _Stored(next(self._numbers), digest, handle_of_file, pickled.size)
                 self._by_digest[digest] = stored
+                if self._carrier is not None:
+                    self._carrier.share(stored.number, stored.handle)
             self.take(stored)
             handle: Shared[T] = Shared(self, stored)
             self._handles.add(handle)
         return handle
+
+    def carry_by(self, carrier: Carrier) -> None:
+        """From now on there are other machines, which this one reaches."""
+        with self._lock:
+            self._carrier = carrier
+            for stored in list(self._by_digest.values()):
+                if stored.users:  # a finalizer may have run since
+                    stored.users += 1
+                    carrier.share(stored.number, stored.handle)
+                    self.drop(stored)
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[Lent]:
@@ -181,6 +220,8 @@ class Sharing:
             if stored.users == 0:
                 del self._by_digest[stored.digest]
                 os.close(stored.handle)
+                if self._carrier is not None:
+                    self._carrier.unshare(stored.number)
 
     def close(self) -> None:
         """No handle is good any more; tasks that have not ended keep what they were given."""
@@ -202,14 +243,7 @@ def _contiguous(obj: Any) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
 
 
 def _write(parts: list[bytes | memoryview], digest: str, size: int) -> int:
-    if size < _available_bytes() // 2:
+    if size < free_memory.available_bytes() // 2:
         return shared_objects.write(parts, digest, in_memory=True)
     log.warning("a shared object of %d bytes is more than half of the free memory: it is in the temporary folder", size)
     return shared_objects.write(parts, digest, in_memory=False)
-
-
-def _available_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0

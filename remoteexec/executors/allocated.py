@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
+import weakref
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from dataclasses import replace
+from typing import Any, Literal
 
 from remoteexec_server.wire.resources import Resources
 
 from ..allocation.base import Allocation, Step
+from ..allocation.kept import places, room_for
 from ..allocation.launcher import AllocationLauncher
 from ..allocation.nodes import ManyNodes
-from ..engine.sharing import Shared
+from ..allocation.pinning import PinnedNodes
+from ..allocation.remaining import WARN_S, Remaining, left_s
+from ..engine.sharing import Sharing
 from ..pool.fresh import FreshWorkers
 from ..pool.kept import KeptWorkers
 from ..pool.ledger import Ledger, Need, TooLarge
 from ..pool.tasks import GpuVariables, PoolTask
 from ..resources import with_defaults
-from .base import BaseExecutor
 from .single_node import SingleNodeExecutor
 
 __all__ = ["AllocatedExecutor", "Pmi"]
 
-T = TypeVar("T")
+log = logging.getLogger("remoteexec")
 _GIB = 2**30
 _CUDA = "CUDA_VISIBLE_DEVICES"
 _KEPT_HERE = "workers that are kept have all their MPI ranks on one node; leave out block_allocation for several"
@@ -39,6 +45,7 @@ class AllocatedExecutor(SingleNodeExecutor):
         max_workers: see SingleNodeExecutor.
         pmi_mode: checked here; what it does, the scheduler's executor says.
         hostname_localhost: agents connect to 127.0.0.1, and nobody else can: for an allocation of this one machine.
+        pin_cores: calls that run at once have cores of their own, where a node has as many as the allocation says.
         resource_dict: see SingleNodeExecutor.
         options: all that SingleNodeExecutor takes.
 
@@ -55,6 +62,7 @@ class AllocatedExecutor(SingleNodeExecutor):
         *,
         pmi_mode: Pmi | None = None,
         hostname_localhost: bool | None = None,
+        pin_cores: bool = True,
         resource_dict: Mapping[str, Any] | Resources | None = None,
         **options: Any,
     ) -> None:
@@ -62,13 +70,30 @@ class AllocatedExecutor(SingleNodeExecutor):
             raise ValueError(f"pmi_mode must be 'pmi1', 'pmi2' or 'pmix', not {pmi_mode!r}")
         resource_dict = with_defaults(resource_dict, pmi_mode=pmi_mode)
         self._allocation = self._find_allocation()
-        self._localhost = bool(hostname_localhost)
+        self._session = secrets.token_hex(8)
+        self._carrier: AllocationLauncher | None = None  # under the lock, as what is shared
+        self._localhost, self._pin = bool(hostname_localhost), pin_cores
         super().__init__(max_workers, hostname_localhost=hostname_localhost, resource_dict=resource_dict, **options)
 
     @property
     def allocation(self) -> Allocation:
         """What the scheduler gave this job."""
         return self._allocation
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """See BaseExecutor."""
+        return {**super().info, "pin_cores": self._pin}
+
+    @property
+    def remaining(self) -> Remaining:
+        """What has not ended, and how long the allocation lasts; a minute before its end that is logged, too."""
+        pool = self._pool
+        running, waiting = pool.counted() if pool is not None else (0, 0)
+        with self._lock:
+            inputs = max(0, len(self._open) - running - waiting)
+        refused = pool.refused if pool is not None else 0
+        return Remaining(left_s(self._allocation.ends_at), running, waiting, inputs, refused)
 
     # ---- of each scheduler ----
 
@@ -86,10 +111,6 @@ class AllocatedExecutor(SingleNodeExecutor):
 
     # ---- of all ----
 
-    def share(self, obj: T) -> Shared[T]:
-        """See BaseExecutor: not possible on many nodes."""
-        return BaseExecutor.share(self, obj)
-
     def _all_cores(self) -> int:
         return self._allocation.cores
 
@@ -98,7 +119,8 @@ class AllocatedExecutor(SingleNodeExecutor):
         return list(names), {_CUDA: names} if names else {}
 
     def _new_ledger(self) -> Ledger[PoolTask]:
-        return Ledger(None, tasks=self._max_workers, room=ManyNodes(self._allocation.nodes, self._max_cores))
+        room = (PinnedNodes if self._pin else ManyNodes)(self._allocation.nodes, self._max_cores)
+        return Ledger(None, tasks=self._max_workers, room=room)
 
     def _takes(self, resources: Resources) -> Need:
         cores, gpus, *_ = super()._takes(resources)
@@ -110,6 +132,14 @@ class AllocatedExecutor(SingleNodeExecutor):
             return Need(cores, gpus, memory_bytes, resources.cores, nodes)
         parts = max(1, cores // resources.threads_per_core) if not gpus else 1  # ranks that share cores
         return Need(cores - cores % parts, gpus, memory_bytes, parts, nodes)
+
+    def _with_room(self, task: PoolTask, resources: Resources) -> Resources:
+        """See SingleNodeExecutor: what is more than any node has is cut to that, where it is to be on one."""
+        most = max(node.memory_bytes or 0 for node in self._allocation.nodes)
+        several = self._spreads and resources.cores > 1
+        if most and resources.memory_max_gb is not None and not several:
+            resources = replace(resources, memory_max_gb=min(resources.memory_max_gb, most / _GIB))
+        return super()._with_room(task, resources)
 
     def _check(self, need: Need, resources: Resources) -> None:
         if self._spreads and (resources.num_nodes or 1) > resources.cores:
@@ -123,32 +153,68 @@ class AllocatedExecutor(SingleNodeExecutor):
 
     def _workers(self, most: int | None) -> int:
         """Kept workers: as many as the nodes have room for, each on one node."""
-        each = self._need.cores
         if self._need.nodes > 1:
             raise TooLarge(f"num_nodes={self._need.nodes} with block_allocation=True: {_KEPT_HERE}")
-        room = sum(node.cores // each for node in self._allocation.nodes)
+        need, nodes = self._need, self._allocation.nodes
+        room = sum(room_for(node, need) for node in nodes)
         if self._max_cores is not None:
-            room = min(room, self._max_cores // each)
+            room = min(room, self._max_cores // need.cores)
         if room < 1:
             raise TooLarge(
-                f"a worker takes {each} cores, and no node of the allocation has them: none could start; {_KEPT_HERE}"
+                f"a worker takes {need.cores} cores, {need.gpus} GPUs and {need.memory_bytes} bytes of memory, and no "
+                f"node of the allocation has all of that within max_cores={self._max_cores}: none could start; "
+                f"{_KEPT_HERE}"
+            )
+        sets = sum(len(node.gpus) // need.gpus for node in nodes) if need.gpus else None
+        if most is not None and sets is not None and most > sets:
+            raise ValueError(
+                f"{most} workers with gpus_per_core={self._defaults.gpus_per_core}, and the nodes of the allocation "
+                f"have GPUs for {sets}: set max_workers to at most {sets}"
             )
         return min(room, most or room)
 
-    def _worker_gpus(self, workers: int) -> list[tuple[str, ...]]:
-        if self._need.gpus:
-            raise ValueError(
-                "gpus_per_core with block_allocation=True is not possible on many nodes: leave out block_allocation, "
-                "each call then gets GPUs of its own"
-            )
-        return []
+    def _worker_gpus(self, workers: int) -> Sequence[tuple[str, ...]]:
+        return places(self._allocation.nodes, self._need) if self._need.gpus else []
 
     def _start(self) -> FreshWorkers | KeptWorkers:
         pool = super()._start()
         pool.ends_at = self._allocation.ends_at
+        left = left_s(pool.ends_at)
+        if left is not None:
+            pool.ring(max(left - WARN_S, left / 2), _Report(weakref.ref(self)))
         return pool
 
     def _launcher(self, preload: Sequence[str]) -> AllocationLauncher:
-        return AllocationLauncher(
-            self._allocation, self._step(), localhost=self._localhost, preload=preload, cores=self._need.cores
+        workers = [room_for(node, self._need) for node in self._allocation.nodes]
+        self._carrier = AllocationLauncher(
+            self._allocation,
+            self._step(),
+            localhost=self._localhost,
+            preload=preload,
+            workers=workers,
+            pinned=self._need.cores if self._pin else 0,
+            session=self._session,
         )
+        if self._sharing is not None:
+            self._sharing.carry_by(self._carrier)
+        return self._carrier
+
+    def _new_sharing(self) -> Sharing:
+        if self._here:  # calls run in this process
+            return Sharing()
+        sharing = Sharing(self._session)
+        if self._carrier is not None:
+            sharing.carry_by(self._carrier)
+        return sharing
+
+
+class _Report:
+    """Logs what remains, if anything does; holds no executor that nobody else does."""
+
+    def __init__(self, executor: weakref.ref[AllocatedExecutor]) -> None:
+        self._executor = executor
+
+    def __call__(self) -> None:
+        executor = self._executor()
+        if executor is not None and not (remaining := executor.remaining).none:
+            log.warning("%s; what has not ended by then fails; the executor's `remaining` has these numbers", remaining)

@@ -19,7 +19,7 @@ from remoteexec_server.wire.resources import Resources
 
 from .._version import __version__
 from ..engine.cache import Pointer
-from ..engine.caching import CachedCall, Caching
+from ..engine.caching import CachedCall, Caching, beside
 from ..engine.calls import Call
 from ..engine.client import ServiceClient
 from ..engine.driver import Driver
@@ -165,18 +165,14 @@ class BatchExecutor(BaseExecutor):
         """See BaseExecutor."""
         refuse_own_parameter(fn)
         resource_dict, wish = self._caching.split(resource_dict)
-        resources = self._defaults
-        if resource_dict is not None:
-            resources = read_resources(resource_dict, self._defaults)
-            if self._pilots is not None:
-                check_fits(resources, self._pilots)
+        resources = self._asked(resource_dict)
         seen = self._inspector(fn, args, kwargs)
         if self._options.views.nothing_runs:
             return self._driver.draw(fn, args, kwargs, seen)
         self.reach()
         if wish is not None and self._recorder is None:
-            beside = (("init", self._options.init_function),) if self._options.init_function is not None else ()
-            call = CachedCall(fn, args, kwargs, resource_names(resources), beside)
+            depends = beside(resources.cores, resources.environment, self._options.init_function)
+            call = CachedCall(fn, args, kwargs, resource_names(resources), depends)
             return self._caching.submit(
                 wish,
                 call,
@@ -188,7 +184,7 @@ class BatchExecutor(BaseExecutor):
 
     def futures(self) -> list[TaskFuture[Any]]:
         """Of all tasks of the session, in the order of their submission: those that other processes have submitted, or
-        an earlier one under the same `session`, too. What has ended has its result again.
+        an earlier one under the same `session`, too. Those that have ended are done, and have their results again.
 
         Raises:
             RemoteExecError: the cluster cannot be used.
@@ -208,7 +204,7 @@ class BatchExecutor(BaseExecutor):
         """The job script that `submit` with the same arguments would submit, which it does not.
 
         The script depends on the resources alone; a real one names a directory of its own, an array where several calls
-        are submitted at once, and the jobs that it waits for.
+        are submitted at once, and the jobs that it waits for. With `block_allocation` it is that of a pilot.
 
         Raises:
             SubmitRejected: the resources, or the template, cannot be used.
@@ -219,7 +215,7 @@ class BatchExecutor(BaseExecutor):
         """
         refuse_own_parameter(fn)
         resource_dict, _ = self._caching.split(resource_dict)
-        resources = self._defaults if resource_dict is None else read_resources(resource_dict, self._defaults)
+        resources = self._asked(resource_dict)
         self.reach()
         return self._driver.job_script(resources)
 
@@ -240,12 +236,15 @@ class BatchExecutor(BaseExecutor):
         return _held(results, mapped)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """See BaseExecutor; with `wait=False` what was submitted is handed to the scheduler, and runs on."""
+        """See BaseExecutor; with `wait=False` what was submitted is handed to the scheduler, and runs on.
+
+        With `wait=False, cancel_futures=True` nothing runs on: tasks that run are cancelled, too, and their jobs ended.
+        """
         with self._lock:
             drivers = [self._driver, *self._others.values()]
             recorder, self._recorder = self._recorder, None
         for driver in drivers:
-            driver.stop(cancel=cancel_futures)
+            driver.stop(cancel=cancel_futures, running=not wait)
         if wait:
             for driver in drivers:
                 driver.join()
@@ -308,6 +307,15 @@ class BatchExecutor(BaseExecutor):
         return self._driver.pending
 
     # ---- what is done with a call on its way ----
+
+    def _asked(self, resource_dict: Mapping[str, Any] | Resources | None) -> Resources:
+        """What a call asks for; with pilots it fits into one."""
+        if resource_dict is None:
+            return self._defaults
+        resources = read_resources(resource_dict, self._defaults)
+        if self._pilots is not None:
+            check_fits(resources, self._pilots)
+        return resources
 
     def _inspector(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -24,6 +24,8 @@ __all__ = ["FluxClusterExecutor", "LoginNodeExecutor", "SlurmClusterExecutor", "
 class LoginNodeExecutor(BatchExecutor):
     """Each call is a job, submitted from this machine. The process may end: the jobs and their graph go on.
 
+    The parameters that executorlib has, too, come first and in its order.
+
     Args:
         max_workers: see Options, as everything that is not listed here.
         cache_directory: where task files go, on a file system that the compute nodes share; `$SCRATCH/remoteexec` or
@@ -51,13 +53,14 @@ class LoginNodeExecutor(BatchExecutor):
     def __init__(
         self,
         max_workers: int | None = None,
-        *,
         cache_directory: str | os.PathLike[str] | None = None,
         max_cores: int | None = None,
         resource_dict: Mapping[str, Any] | Resources | None = None,
         pysqa_config_directory: str | os.PathLike[str] | None = None,
         pmi_mode: str | None = None,
         hostname_localhost: bool | None = None,
+        block_allocation: bool = False,
+        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
         disable_dependencies: bool = False,
         refresh_rate: float = 0.01,
         plot_dependency_graph: bool | Literal["after"] = False,
@@ -66,13 +69,12 @@ class LoginNodeExecutor(BatchExecutor):
         log_obj_size: bool = False,
         wait: bool = True,
         openmpi_oversubscribe: bool = False,
+        *,
         cache_errors: bool = False,
         session: str | None = None,
         retries: Retry | None = None,
         submits_per_minute: float = 60.0,
         poll_s: float | None = None,
-        block_allocation: bool = False,
-        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
         idle_time_s: float = 60.0,
     ) -> None:
         where = str(root.absolute(cache_directory)) if cache_directory is not None else root.DEFAULT
@@ -102,7 +104,7 @@ class LoginNodeExecutor(BatchExecutor):
             Caching(None if cache_directory is None else where, cache_errors, otherwise=where),
             place=f"{self.SCHEDULER} {where}",
         )
-        self._root = Path(where)
+        self._root = root.absolute(where)
 
     def _resume(self, pointer: Pointer, name: str) -> TaskFuture[Any] | None:
         there = (self._root / "sessions" / pointer.session).is_dir()  # else it was removed, and the task with it
@@ -125,8 +127,66 @@ class FluxClusterExecutor(LoginNodeExecutor):
 
 
 class TestClusterExecutor(LoginNodeExecutor):
-    """Files and jobs as on a cluster, with processes of this machine: no scheduler needed. See LoginNodeExecutor."""
+    """Files and jobs as on a cluster, with processes of this machine: no scheduler needed.
+
+    Args:
+        max_workers: see LoginNodeExecutor, as everything else; the order is executorlib's, whose class of this name
+            has no `pysqa_config_directory` and no `pmi_mode`.
+    """
 
     __test__ = False  # pytest takes classes of this name for tests
     SCHEDULER = "local"
     POLL_S = 1.0
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        cache_directory: str | os.PathLike[str] | None = None,
+        max_cores: int | None = None,
+        resource_dict: Mapping[str, Any] | Resources | None = None,
+        hostname_localhost: bool | None = None,
+        block_allocation: bool = False,
+        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
+        disable_dependencies: bool = False,
+        refresh_rate: float = 0.01,
+        plot_dependency_graph: bool | Literal["after"] = False,
+        plot_dependency_graph_filename: str | Path | None = None,
+        export_workflow_filename: str | Path | None = None,
+        log_obj_size: bool = False,
+        wait: bool = True,
+        openmpi_oversubscribe: bool = False,
+        *,
+        pysqa_config_directory: str | os.PathLike[str] | None = None,
+        pmi_mode: str | None = None,
+        cache_errors: bool = False,
+        session: str | None = None,
+        retries: Retry | None = None,
+        submits_per_minute: float = 60.0,
+        poll_s: float | None = None,
+        idle_time_s: float = 60.0,
+    ) -> None:
+        super().__init__(
+            max_workers,
+            cache_directory,
+            max_cores,
+            resource_dict,
+            pysqa_config_directory,
+            pmi_mode,
+            hostname_localhost,
+            block_allocation,
+            init_function,
+            disable_dependencies,
+            refresh_rate,
+            plot_dependency_graph,
+            plot_dependency_graph_filename,
+            export_workflow_filename,
+            log_obj_size,
+            wait,
+            openmpi_oversubscribe,
+            cache_errors=cache_errors,
+            session=session,
+            retries=retries,
+            submits_per_minute=submits_per_minute,
+            poll_s=poll_s,
+            idle_time_s=idle_time_s,
+        )

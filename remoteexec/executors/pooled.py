@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import threading
 from abc import abstractmethod
 from collections import deque
@@ -12,8 +13,10 @@ from typing import Any
 from remoteexec_server.wire import pooled
 from remoteexec_server.wire.names import TaskKey
 from remoteexec_server.wire.payload import Pickled
+from remoteexec_server.wire.resources import Resources
 
 from .. import errors
+from ..engine import tries
 from ..engine.caching import Before
 from ..engine.ends import broken, death, outcome
 from ..engine.graph import failure_of, inputs_of
@@ -23,6 +26,7 @@ from ..pool.kept import KeptWorkers
 from ..pool.tasks import Broken, Died, End, Function, Heir, PoolFuture, PoolTask
 from .base import BaseExecutor
 
+log = logging.getLogger("remoteexec")
 AnyFuture = concurrent.futures.Future[Any]
 HeldCall = tuple[PoolTask, Function, Pickled, Sequence[AnyFuture]]
 
@@ -99,10 +103,34 @@ class PooledExecutor(BaseExecutor):
         if self._growth is not None and self._growth.parted(task, end):
             return
         try:
-            result, exc = outcome(task.future, end)
+            if self.tried_again(task, end):
+                return
+            result, exc = outcome(task.future, tries.with_deaths(task, end))
+            if task.resources is not None or task.deaths:
+                attempts = len(task.deaths) + (not isinstance(end, Broken))
+                task.future.ran = task.future.ran._replace(attempts=attempts or None)
         except BaseException as why:  # the pool thread's edge: the future must not wait for ever
             result, exc = None, why
         self._settle(task, result, exc)
+
+    def tried_again(self, task: PoolTask, end: End) -> bool:
+        """See engine.growing.Host. It goes to the end of the line: what ends its workers is to keep nobody waiting."""
+        if task.resources is None:  # most often
+            return False
+        following = tries.following(task, end)
+        if following is None:
+            return False
+        loss = following.loss
+        log.info("task %s is tried again after %s: %s", task.future.key, loss.reason, loss.message)
+        task.deaths, task.watches = (*task.deaths, loss), False
+        self._prepare(task, following.resources)
+        assert self._pool is not None  # it has run the task
+        self._pool.submit(task)
+        return True
+
+    @abstractmethod
+    def _prepare(self, task: PoolTask, resources: Resources) -> None:
+        """See to what a further attempt of a task takes while it runs."""
 
     def _settle(self, task: PoolTask, result: Any, exc: BaseException | None) -> None:
         if task.begin():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from ..config.file import load_cluster
 from ..config.model import ClusterConfig
 from ..deploy.launch import missing, start_argv
 from ..deploy.package import package_files
+from ..engine.caching import Caching
 from ..resources import with_defaults
 from ..ssh.gateway_client import GatewayClient
 from ..views.views import Views
@@ -41,6 +43,10 @@ class RemoteExecutor(BatchExecutor):
         password: called, once, when the cluster refused the keys and takes a password; returns it, or None. It is
             remembered for reconnections as long as the executor lives.
         config_file: instead of clusters.toml in the user's configuration directory.
+        cache_directory: on this machine: results are kept there, and looked for before a call is run; see
+            docs/cache.md. Task files go to the configuration's `root` on the cluster.
+        cache_errors: keep what calls raised, too.
+        pmi_mode: as in `resource_dict`, for all calls; so is `openmpi_oversubscribe`.
 
     Raises:
         ConfigError: no such cluster, or a mistake in its entry.
@@ -67,12 +73,18 @@ class RemoteExecutor(BatchExecutor):
         block_allocation: bool = False,
         init_function: Callable[[], Mapping[str, Any] | None] | None = None,
         idle_time_s: float = 60.0,
+        cache_directory: str | os.PathLike[str] | None = None,
+        cache_errors: bool = False,
+        pmi_mode: str | None = None,
+        openmpi_oversubscribe: bool = False,
     ) -> None:
         config = cluster if isinstance(cluster, ClusterConfig) else load_cluster(cluster, config_file)
         check_resources(resource_dict)
         if not isinstance(resource_dict, Resources):
             resource_dict = {**config.resources, **(resource_dict or {})}
-        resource_dict = with_defaults(resource_dict, retries=retries)
+        resource_dict = with_defaults(
+            resource_dict, pmi_mode=pmi_mode, openmpi_oversubscribe=openmpi_oversubscribe or None, retries=retries
+        )
         views = Views(plot_dependency_graph, plot_dependency_graph_filename, export_workflow_filename, log_obj_size)
         options = Options(
             max_workers=max_workers,
@@ -88,15 +100,23 @@ class RemoteExecutor(BatchExecutor):
             init_function=init_function,
             idle_time_s=idle_time_s,
         )
-        place = f"{config.scheduler} {config.host}:{config.root}"
-        super().__init__(lambda hello: _client(config, hello, password), resource_dict, options, place=place)
+        caching = Caching(cache_directory, cache_errors)
+        super().__init__(
+            lambda hello: client_of(config, hello, password), resource_dict, options, caching, place_of(config)
+        )
 
 
 def _poll_s(config: ClusterConfig) -> float:
     return config.poll_s if config.scheduler != "local" else min(config.poll_s, 1.0)
 
 
-def _client(config: ClusterConfig, hello: Hello, password: Callable[[], str | None] | None) -> GatewayClient:
+def place_of(config: ClusterConfig) -> str:
+    """Names a cluster and our directory on it: see BatchExecutor."""
+    return f"{config.scheduler} {config.host}:{config.root}"
+
+
+def client_of(config: ClusterConfig, hello: Hello, password: Callable[[], str | None] | None = None) -> GatewayClient:
+    """The way to the service on a cluster; nothing is reached yet."""
     settings = config.ssh_settings(functools.cache(password) if password is not None else None)
 
     def connect() -> Any:

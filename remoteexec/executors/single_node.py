@@ -7,16 +7,16 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from remoteexec_server.wire import payload, pooled
 from remoteexec_server.wire.names import TaskKey
 from remoteexec_server.wire.payload import Pickled
-from remoteexec_server.wire.resources import Resources
+from remoteexec_server.wire.resources import Resources, Retry
 
-from ..engine.caching import Before, CachedCall, Caching, Wish
+from ..engine.caching import Before, CachedCall, Caching, Wish, beside
 from ..engine.graph import Functions, Held, pickle_call
 from ..engine.growing import ChildTask, Growth
 from ..engine.sharing import Shared, Sharing
@@ -28,7 +28,15 @@ from ..pool.ledger import Ledger, Need, TooLarge
 from ..pool.output import Output
 from ..pool.tasks import Broken, GpuVariables, PoolFuture, PoolTask
 from ..pool.zygote_client import Launcher
-from ..resources import ResourceError, asked_of_scheduler, check_names, read_resources, resource_names, says_threads
+from ..resources import (
+    ResourceError,
+    asked_of_scheduler,
+    check_names,
+    read_resources,
+    resource_names,
+    says_threads,
+    with_defaults,
+)
 from ..views.views import Views
 from .base import came_of_interrupt, finish_at_exit, refuse_own_parameter
 from .checks import check_count, check_function, check_rate, check_resources, check_shown
@@ -51,6 +59,8 @@ T = TypeVar("T")
 
 class SingleNodeExecutor(PooledExecutor):
     """Runs calls on this machine.
+
+    The parameters that executorlib has, too, come first and in its order.
 
     Args:
         max_workers: calls at once; with `block_allocation` the number of workers.
@@ -77,6 +87,7 @@ class SingleNodeExecutor(PooledExecutor):
             goes.
         preload: modules that are imported once for all processes, which then need not import them.
         wait: whether leaving the `with` block waits for all calls.
+        retries: a `Retry`, as `resource_dict["retries"]`, for all calls.
 
     Raises:
         ValueError: parameters that exclude each other, or numbers that cannot be; names parameter and rule.
@@ -87,26 +98,27 @@ class SingleNodeExecutor(PooledExecutor):
     def __init__(
         self,
         max_workers: int | None = None,
-        *,
-        max_cores: int | None = None,
         cache_directory: str | os.PathLike[str] | None = None,
-        cache_errors: bool = False,
+        max_cores: int | None = None,
         resource_dict: Mapping[str, Any] | Resources | None = None,
+        hostname_localhost: bool | None = None,
         block_allocation: bool = False,
         init_function: Callable[[], Mapping[str, Any] | None] | None = None,
-        restart_limit: int = 0,
-        hostname_localhost: bool | None = None,
         disable_dependencies: bool = False,
         refresh_rate: float = 0.01,
         plot_dependency_graph: bool | Literal["after"] = False,
         plot_dependency_graph_filename: str | Path | None = None,
         export_workflow_filename: str | Path | None = None,
         log_obj_size: bool = False,
-        openmpi_oversubscribe: bool = False,
-        preload: Sequence[str] = (),
         wait: bool = True,
+        restart_limit: int = 0,
+        openmpi_oversubscribe: bool = False,
+        *,
+        cache_errors: bool = False,
+        preload: Sequence[str] = (),
         debug: bool = False,
         show_output: bool | Literal["prefix"] | None = None,
+        retries: Retry | None = None,
     ) -> None:
         check_count("max_workers", max_workers)
         check_count("max_cores", max_cores)
@@ -124,7 +136,7 @@ class SingleNodeExecutor(PooledExecutor):
         self._views.check(disable_dependencies)
         super().__init__(wait)
         self._caching = Caching(cache_directory, cache_errors, asks_late=True)
-        resource_dict = self._caching.take_defaults(resource_dict)
+        resource_dict = with_defaults(self._caching.take_defaults(resource_dict), retries=retries)
         self._defaults = _read(resource_dict, Resources(openmpi_oversubscribe=openmpi_oversubscribe))
         self._launch_of(self._defaults)  # said now if there is no MPI
         self._says_threads = says_threads(resource_dict)
@@ -175,10 +187,9 @@ class SingleNodeExecutor(PooledExecutor):
         resources = self._defaults if resource_dict is None else self._needs(resource_dict)[1]
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        beside: list[Any] = [("ranks", resources.cores)] if resources.cores > 1 else []
-        if self._init is not None:
-            beside.append(("init", self._init))
-        call = CachedCall(fn, args, kwargs, resource_names(resources), tuple(beside))
+        launch = self._launch_of(resources)  # `cores` are not ranks everywhere
+        depends = beside(1 if launch is None else launch[0], resources.environment, self._init)
+        call = CachedCall(fn, args, kwargs, resource_names(resources), depends)
         return self._caching.submit(
             wish, call, lambda before, check: self._run(fn, args, kwargs, resource_dict, before, check)
         )
@@ -235,6 +246,8 @@ class SingleNodeExecutor(PooledExecutor):
             task.need = need
         if resources.run_time_max_s is not None:
             task.walltime_s = resources.run_time_max_s
+        if resources.retry is not None:
+            task.resources = resources
         if before is not None and futures:
             self._before[number] = before
         if not self._kept:
@@ -254,7 +267,7 @@ class SingleNodeExecutor(PooledExecutor):
             if self._closed:
                 raise RuntimeError("cannot share after shutdown")
             if self._sharing is None:
-                self._sharing = Sharing()
+                self._sharing = self._new_sharing()
                 weakref.finalize(self, self._sharing.close).atexit = False
         return self._sharing.share(obj)
 
@@ -286,6 +299,7 @@ class SingleNodeExecutor(PooledExecutor):
             "restart_limit": self._restarts,
             "disable_dependencies": self._no_futures,
             "preload": self._preload,
+            "retries": self._defaults.retry,
             **asdict(self._views),
             "debug": self._debug,
             "show_output": self._output.shown if self._output is not None else None,
@@ -458,6 +472,9 @@ class SingleNodeExecutor(PooledExecutor):
     def _new_ledger(self) -> Ledger[PoolTask]:
         return Ledger(self._cores(), self._gpus, self._max_workers)
 
+    def _new_sharing(self) -> Sharing:
+        return Sharing()
+
     def _launcher(self, preload: Sequence[str]) -> Launcher | None:
         """What starts workers; None: a zygote on this machine."""
         return None
@@ -474,7 +491,7 @@ class SingleNodeExecutor(PooledExecutor):
 
     # ---- running ----
 
-    def _worker_gpus(self, workers: int) -> list[tuple[str, ...]]:
+    def _worker_gpus(self, workers: int) -> Sequence[tuple[str, ...]]:
         """The GPUs of each kept worker."""
         each = self._need.gpus
         if each * workers > len(self._gpus):
@@ -518,6 +535,25 @@ class SingleNodeExecutor(PooledExecutor):
             setup["mark"] = self._output.secret
         return setup
 
+    # ---- further attempts ----
+
+    def _prepare(self, task: PoolTask, resources: Resources) -> None:
+        """See PooledExecutor: more time, and for a process of its own more memory, if there is as much."""
+        if not self._kept and task.setup is not None and resources != task.resources:
+            resources = self._with_room(task, resources)
+            task.need = self._takes(resources)
+            task.setup = {**task.setup, "memory_bytes": machine.memory_bytes(resources)}
+        task.resources, task.walltime_s = resources, resources.run_time_max_s
+
+    def _with_room(self, task: PoolTask, resources: Resources) -> Resources:
+        """The same with no more memory than there is; if that is not enough to know, with what the task had."""
+        try:
+            self._ledger.check(self._takes(resources))
+        except TooLarge:
+            assert task.resources is not None
+            return replace(resources, memory_max_gb=task.resources.memory_max_gb)
+        return resources
+
     # ---- tasks that tasks submit: see engine.growing.Host ----
 
     def asked(self, pool: Any, worker: Any, task: PoolTask, ask: pooled.Ask, buffers: Sequence[Any]) -> None:
@@ -541,6 +577,7 @@ class SingleNodeExecutor(PooledExecutor):
         """See engine.growing.Host."""
         need, resources = (self._need, self._defaults) if given is None else self._needs(given)
         task.need, task.walltime_s = need, resources.run_time_max_s
+        task.resources = resources if resources.retry is not None else None
         if not self._kept and self._pool is not None:
             task.setup = self._setup(resources, self._pool.environment, self._says_threads or says_threads(given))
 
@@ -556,6 +593,9 @@ def _read(given: Mapping[str, Any] | Resources | None, defaults: Resources | Non
     if given is not None and not isinstance(given, Resources):
         check_names(given)
     resources = read_resources(given, defaults)
-    if resources.retry is not None or resources.warn_time_s is not None:
-        raise ResourceError("retries and warn_time are for jobs of a cluster; leave them out of calls on this machine")
+    if resources.warn_time_s is not None:
+        raise ResourceError(
+            f"warn_time={resources.warn_time_s}: only tasks of an executor of a cluster are warned, where `checkpoint` "
+            "saves their state; leave it out"
+        )
     return resources

@@ -12,8 +12,8 @@ from remoteexec_server.wire import pooled
 from .ledger import Ledger, Need, TooLarge
 from .output import Output
 from .pool import Pool
-from .tasks import Broken, Died, GpuVariables, PoolTask, nodes_beside, placed
-from .workers import WorkerState
+from .tasks import Broken, Died, GpuVariables, PoolTask, nodes_beside
+from .workers import WorkerState, when_over
 from .zygote_client import Ended, Launcher, NodeLost, NotStarted
 
 
@@ -109,7 +109,7 @@ class FreshWorkers(Pool):
             if reason is not None:
                 task.end(Broken(reason))
             else:
-                self._post(worker, ticket, [task], placed(task.setup, gpus, self._gpu_variables))
+                self._post(worker, ticket, [task], worker.fitted(task.setup, self._gpu_variables))
 
     def _rest(self, worker: WorkerState) -> None:
         with self._lock:
@@ -196,9 +196,13 @@ class FreshWorkers(Pool):
                 self._ledger.check(task.need)
         except TooLarge as exc:
             if task.begin():
-                task.end(Broken(f"nodes were lost, and {exc}"))
+                task.end(Broken(self._why_hopeless(exc)))
             return True
         return False
+
+    def _why_hopeless(self, refusal: TooLarge) -> str:
+        left = f"nodes were lost, and {refusal}" if self._ledger.room.capacity else "no node of the allocation is left"
+        return f"{when_over(self.ends_at)}{left}"
 
     def _give_back(self, worker: WorkerState) -> None:
         """The caller holds the lock."""

@@ -16,9 +16,9 @@ from remoteexec_server.wire import pooled
 
 from .output import Output
 from .pool import Pool
-from .tasks import Died, GpuVariables, PoolTask, how_ended, visible, with_environment
-from .workers import POOL, WorkerState
-from .zygote_client import BUFFER, Ended, Launcher, NotStarted
+from .tasks import Died, GpuVariables, PoolTask, how_ended
+from .workers import POOL, WorkerState, when_over
+from .zygote_client import BUFFER, Ended, Launcher, NodeLost, NotStarted
 
 _AHEAD = 64
 """Calls a worker may have at most, so that it never waits for the next."""
@@ -43,7 +43,7 @@ class Places(NamedTuple):
     Attributes:
         size: how many.
         restarts: how many workers that died are replaced, in all.
-        gpus: for each worker, at least `size` of them if they have any.
+        gpus: for each worker, at least `size` of them if they have any; each is an object of its own.
         gpu_variables: what in the environment shows a worker its GPUs.
     """
 
@@ -80,6 +80,7 @@ class KeptWorkers(Pool):
         self._setup, self._size = setup, places.size
         self._restarts = self._restart_limit = places.restarts
         self._gpus, self._gpu_variables = list(places.gpus), places.gpu_variables
+        self._has_gpus = bool(self._gpus)
         self._pace_s = _AHEAD_S  # of a call, on average of late
         self._grown = False  # a task has rested: there may be more workers than places
         self._shrunk = False  # so there may after `resize`
@@ -106,6 +107,7 @@ class KeptWorkers(Pool):
         Raises:
             OSError: not one could be started.
         """
+        size = self._most(size)
         with self._lock:
             self._size = size
             self._shrunk = len(self._placed()) > size
@@ -121,7 +123,7 @@ class KeptWorkers(Pool):
 
     def submit(self, task: PoolTask) -> None:
         """See Pool."""
-        if task.buffers and (not self._idle or task.size < _SMALL or self._zygote.far):
+        if task.buffers and (not self._idle or task.size < _SMALL or self._zygote.far or task.resources is not None):
             task.keep_buffers()
         with self._lock:
             task.held = False
@@ -183,11 +185,11 @@ class KeptWorkers(Pool):
             if self._broken is not None or self._stopping:
                 return False
             gpus = next((each for each in self._gpus if self._not_lent(each)), ())
-            if self._gpus and not gpus:  # one that ends has them still
+            if self._has_gpus and not gpus:  # one that ends has them still
                 return False
             number = next(n for n in itertools.count() if n not in self._workers)
             try:
-                worker = self._new_worker(number, kept=True)
+                worker = self._new_worker(number, kept=True, place=gpus)
             except OSError:
                 if not self._workers:
                     raise
@@ -198,13 +200,13 @@ class KeptWorkers(Pool):
             worker.gpus = gpus
             ticket = worker.ticket()
             tasks = self._portion(worker)
-        self._post(worker, ticket, tasks, with_environment(self._setup, visible(worker.gpus, self._gpu_variables)))
+        self._post(worker, ticket, tasks, worker.fitted(self._setup, self._gpu_variables))
         return True
 
     def _portion(self, worker: WorkerState) -> list[PoolTask]:
         """Take from the line what this worker is given now; the caller holds the lock, and posts it."""
         tasks: list[PoolTask] = []
-        if worker.halted:
+        if worker.halted or worker.endpoint.lost:
             return tasks
         share = len(self._line) // max(1, self._size) + 1
         most = min(share, max(2, min(_AHEAD, int(_AHEAD_S / self._pace_s))) - len(worker.has))
@@ -272,7 +274,7 @@ class KeptWorkers(Pool):
 
     def _free(self, worker: WorkerState) -> None:
         """It may have nothing to do now: then it is free; the caller holds the lock, and calls `_feed_idle` after."""
-        if worker.has or worker.halted or worker.writer is not None:
+        if worker.has or worker.halted or worker.endpoint.lost or worker.writer is not None:
             return
         if worker.retiring or worker.spare or self._workers.get(worker.number) is not worker:  # its number lives on
             return
@@ -355,7 +357,7 @@ class KeptWorkers(Pool):
 
     def _not_lent(self, gpus: tuple[str, ...]) -> bool:
         """Whether no worker sees these that runs calls, or may still be ending; the caller holds the lock."""
-        return not gpus or all(w.gpus != gpus or w.resting or w.spare for w in self._workers.values())
+        return not gpus or all(w.gpus is not gpus or w.resting or w.spare for w in self._workers.values())
 
     def _held_up(self) -> list[WorkerState] | None:
         placed = self._placed()
@@ -468,10 +470,24 @@ class KeptWorkers(Pool):
             self._make_up()
         self._feed_idle()
 
+    def _lost_node(self, lost: NodeLost) -> None:
+        super()._lost_node(lost)
+        with self._lock:  # its workers are buried one by one, and until then get nothing
+            self._idle = {number: worker for number, worker in self._idle.items() if not worker.endpoint.lost}
+            self._size = self._most(self._size)
+            self._gpus = [gpus for gpus in self._gpus if not self._zygote.has_lost(gpus)]
+
+    def _most(self, size: int) -> int:
+        """So many workers, or as many as there is room for on nodes that are left."""
+        room = self._zygote.room
+        return size if room is None else min(size, room)
+
     def _why_none(self, worker: WorkerState, report: Ended | NotStarted) -> str:
         if isinstance(report, NotStarted):
             return f"its last worker could not be started: {report.reason}"
         when = " while `init_function` ran" if not worker.ready and self._setup.get("init") is not None else ""
+        if report.node is not None and not self._zygote.room:
+            return f"{when_over(self.ends_at)}no node of the allocation is left"
         how = how_ended(report.status) if report.node is None else f"was lost with node {report.node}"
         said = f"its last worker {how}{when}, and none is left to replace it"
         return f"{said}: `restart_limit` was {self._restart_limit}"

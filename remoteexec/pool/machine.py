@@ -40,7 +40,6 @@ def setup(
     """
     says = threads or resources.threads_per_core != 1
     count = str(resources.threads_per_core)
-    memory = resources.memory_max_gb
     return {
         "path": [place or os.getcwd() for place in sys.path],
         "cwd": expanded(resources.cwd) or (_here() if follow else None),
@@ -50,9 +49,14 @@ def setup(
             **resources.environment,
         },
         "error_log": expanded(resources.error_log_file),
-        "memory_bytes": int(memory * _GIB) if memory is not None else None,
+        "memory_bytes": memory_bytes(resources),
         "launch": launch,
     }
+
+
+def memory_bytes(resources: Resources) -> int | None:
+    """The most data that a process may have; None: there is no limit."""
+    return None if resources.memory_max_gb is None else int(resources.memory_max_gb * _GIB)
 
 
 def expanded(path: str | None) -> str | None:

@@ -7,7 +7,7 @@
                             │        └ a worker was stopped by a signal ─▶ a warning; it gets no more until it goes on
                             ├ alarm ─ resized, stopped, an earlier deadline
                             ├ look, while tasks have children ─ nothing goes on: who waits lends his place (`stalls`)
-                            └ deadline ─ a task took too long: kill
+                            └ deadline ─ a task took too long: kill; or the bell rings
 
 `_lock` guards workers, line, tokens and the selector's list of sockets. Nothing of the user's runs under it, and
 nothing waits under it but for the zygote to read a request, which never waits itself. The rules that all paths keep:
@@ -31,7 +31,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import heapq
-import math
 import os
 import socket
 import threading
@@ -55,6 +54,8 @@ _PATIENCE_S = 0.05
 """How long `submit` waits for a worker to go on reading; what is left is then copied and left to the pool thread."""
 MOST_AT_REST = 1000
 """Processes whose tasks wait for tasks that they have submitted, at most: 10 MB each. Picked, not measured."""
+_LONG_S = 86400.0
+"""epoll waits for 24 days at most."""
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
@@ -70,6 +71,7 @@ class Pool(Choices):
         on_failure: a weak reference to what is called when the pool thread ends by a fault of ours, with what is said.
         refusal: why the last process that was to be started was not; None if it was.
         ends_at: when all workers end, in Unix time; None: nobody ends them.
+        refused: tasks that were not started, since there was too little time until then.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Pool(Choices):
         self._workers: dict[int, WorkerState] = {}
         self._broken: str | None = None
         self._stopping = False
-        self._deadlines: list[tuple[float, int, int]] = []  # when, worker, task
+        self._deadlines: list[tuple[float, int, int, int]] = []  # when, worker, task, its attempts before
         self._posted: deque[Callable[[], None]] = deque()
         self._parents = 0  # tasks that have submitted others that have not ended; of the pool thread, as the next two
         self._stalls = Stalls(_waits if launcher is not None else cpu_s)
@@ -88,6 +90,8 @@ class Pool(Choices):
         self.on_failure: Callable[[], Callable[[str], None] | None] = lambda: None
         self.refusal: str | None = None
         self.ends_at: float | None = None
+        self.refused = 0
+        self._bell: tuple[float, Callable[[], None]] | None = None
         self._zygote: Launcher = launcher if launcher is not None else ZygoteClient(preload)
         self._alarm, self._alarm_in = socket.socketpair()
         self._alarm.setblocking(False)
@@ -147,6 +151,18 @@ class Pool(Choices):
         self._posted.append(call)
         if not self.on_own_thread:
             self._wake()
+
+    def ring(self, in_s: float, call: Callable[[], None]) -> None:
+        """Have something done by the pool thread later; what was asked for before is forgotten."""
+        self._bell = time.monotonic() + in_s, call
+        self._wake()
+
+    def counted(self) -> tuple[int, int]:
+        """How many tasks run, and how many wait: in the line, or behind others on a worker."""
+        with self._lock:
+            given = [len(worker.has) for worker in self._workers.values()]
+            running = sum([count > 0 for count in given])
+            return running, sum(given) - running + self.waiting
 
     def has_child(self, task: PoolTask) -> None:
         """A task has submitted another; on the pool thread."""
@@ -252,6 +268,7 @@ class Pool(Choices):
             return False
         reason = too_late(task, self.ends_at)
         if reason is not None:
+            self.refused += 1
             self.post(lambda: task.end(Broken(reason)))
         return reason is None
 
@@ -280,7 +297,8 @@ class Pool(Choices):
     def _watch_time(self, worker: WorkerState, task: PoolTask) -> None:
         """End the worker if the task takes longer than it may; the caller holds the lock."""
         if task.walltime_s is not None:
-            heapq.heappush(self._deadlines, (time.monotonic() + task.walltime_s, worker.number, task.number))
+            when = time.monotonic() + task.walltime_s
+            heapq.heappush(self._deadlines, (when, worker.number, task.number, len(task.deaths)))
             if self._deadlines[0][2] == task.number:
                 self._wake()
 
@@ -327,6 +345,8 @@ class Pool(Choices):
                     self._do_posted()
                 if self._deadlines:
                     self._end_overdue()
+                if self._bell is not None:
+                    self._ring_if_due(*self._bell)
                 if self._parents:
                     self._look()
         except BaseException as exc:  # the thread's edge: nobody may wait for ever
@@ -334,6 +354,11 @@ class Pool(Choices):
             raise
         finally:
             self._clean_up()
+
+    def _ring_if_due(self, when: float, call: Callable[[], None]) -> None:
+        if when <= time.monotonic():
+            self._bell = None
+            call()
 
     def _fail(self, reason: str) -> None:
         try:
@@ -507,19 +532,23 @@ class Pool(Choices):
         self._buried(worker, started, report)
 
     def _next_deadline_s(self) -> float | None:
-        if not self._deadlines and not self._parents:
+        if not self._deadlines and not self._parents and self._bell is None:
             return None
         now = time.monotonic()
-        until_s = LOOK_S if self._parents else math.inf
-        return max(0.0, min(self._deadlines[0][0] - now, until_s)) if self._deadlines else until_s
+        until_s = LOOK_S if self._parents else _LONG_S
+        if self._deadlines:
+            until_s = min(until_s, self._deadlines[0][0] - now)
+        if self._bell is not None:
+            until_s = min(until_s, self._bell[0] - now)
+        return max(0.0, until_s)
 
     def _end_overdue(self) -> None:
         now = time.monotonic()
         with self._lock:
             while self._deadlines and self._deadlines[0][0] <= now:
-                _, number, task = heapq.heappop(self._deadlines)
+                _, number, task, attempts = heapq.heappop(self._deadlines)
                 worker = self._workers.get(number)
-                if worker is not None and task in worker.has:
+                if worker is not None and task in worker.has and len(worker.has[task].deaths) == attempts:
                     worker.timed_out = True
                     self._zygote.kill_worker(number)
 

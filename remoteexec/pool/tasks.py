@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from remoteexec_server.wire import pooled
 from remoteexec_server.wire.names import TaskKey
 from remoteexec_server.wire.payload import Pickled
+from remoteexec_server.wire.records import Loss
+from remoteexec_server.wire.resources import Resources
 
 from ..futures import TaskFuture
 from .ledger import Need
@@ -60,6 +62,8 @@ class PoolTask:
         owner: told how it ended.
         need: what it takes while it runs.
         walltime_s: seconds after which it is ended; None: never.
+        resources: what this attempt asks for, of a task that is tried again if it dies; None: it is not.
+        deaths: why earlier attempts have ended.
         setup: of a fresh process for it.
         depth: how many tasks stand between it and the user.
         children: how many of those that it has submitted have not ended.
@@ -80,6 +84,8 @@ class PoolTask:
     buffers: Sequence[memoryview] = ()
     need = _ONE_CORE
     walltime_s: float | None = None
+    resources: Resources | None = None
+    deaths: tuple[Loss, ...] = ()
     setup: pooled.Setup | None = None
     depth = 0
     children = 0
@@ -254,7 +260,7 @@ def placed(setup: pooled.Setup | None, place: Sequence[str], variables: GpuVaria
     """The same worker at its place: with its GPUs; and if it has MPI ranks on several nodes, how many on which."""
     parts = getattr(place, "parts", ())
     step = setup.get("step") if setup is not None else None
-    if setup is None or step is None:
+    if setup is None or step is None or not parts:
         return with_environment(setup, visible(place, variables))
     ways, always = step
     if len(parts) == 1 and not always:
@@ -271,7 +277,8 @@ def _shares(ranks: int, parts: Sequence[Any], variables: GpuVariables) -> list[A
         begun += part.ranks
         each = len(part.gpus) // part.ranks
         gpus = [part.gpus[at * each : (at + 1) * each] for at, count in enumerate(its) for _ in range(count)]
-        found.append((part.name, sum(its), [dict(visible(its_gpus, variables)) for its_gpus in gpus]))
+        shown = [dict(visible(its_gpus, variables)) for its_gpus in gpus]
+        found.append((part.name, sum(its), shown, (part.cores, part.of)))
     return found
 
 
@@ -301,18 +308,21 @@ class Died(NamedTuple):
         status: as `os.waitpid` says.
         timed_out: we ended it, since it took longer than it had asked for.
         node: what was lost with it; then nothing else is known.
+        deaths: why earlier attempts have ended; told when no other follows.
     """
 
     pid: int
     status: int
     timed_out: bool = False
     node: str | None = None
+    deaths: tuple[Loss, ...] = ()
 
 
 class Broken(NamedTuple):
-    """The task cannot be run: the pool has nothing left to run it."""
+    """The task cannot be run: the pool has nothing left to run it. `deaths`: see Died."""
 
     reason: str
+    deaths: tuple[Loss, ...] = ()
 
 
 End = Answered | Died | Broken

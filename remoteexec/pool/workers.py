@@ -15,7 +15,7 @@ from remoteexec_server.wire import pooled
 
 from .ledger import Need
 from .output import OutputReader
-from .tasks import PoolTask
+from .tasks import GpuVariables, PoolTask, placed
 from .zygote_client import Endpoint, most_files
 
 Pieces = deque["bytes | memoryview"]
@@ -23,6 +23,8 @@ Pieces = deque["bytes | memoryview"]
 POOL = 0
 """Who writes to a worker's socket: the pool thread writes what is pending. Otherwise the ticket of who posts."""
 _tickets = itertools.count(1)
+_EARLY_S = 5.0
+"""Clocks of nodes differ. Picked, not measured."""
 _MOST_KNOWN = 256
 """Functions a worker keeps: enough for a workflow's, few enough for a loop over lambdas."""
 
@@ -107,6 +109,13 @@ class WorkerState:
             self.load -= follower.size
             follower.inherited, follower.stray = False, True
             follower.follower, follower = None, follower.follower
+
+    def fitted(self, setup: pooled.Setup | None, variables: GpuVariables) -> pooled.Setup:
+        """The setup with what it has of its machine."""
+        found = placed(setup, self.gpus, variables)
+        if self.endpoint.cores is not None:
+            found["cores"] = self.endpoint.cores
+        return found
 
     def ticket(self) -> int:
         """Become its writer; under the pool's lock."""
@@ -197,6 +206,13 @@ def too_late(task: PoolTask, ends_at: float | None) -> str | None:
         f"it may take {task.walltime_s:g} s (run_time_max), and the allocation ends in {max(0.0, left_s):.0f} s: "
         "it was not started; submit it in a longer allocation, or with less run_time_max"
     )
+
+
+def when_over(ends_at: float | None) -> str:
+    """Why nodes are gone, if their time is up; to be said before what that means."""
+    if ends_at is None or time.time() < ends_at - _EARLY_S:
+        return ""
+    return f"the allocation has reached its time limit, {time.strftime('%H:%M:%S', time.localtime(ends_at))}; "
 
 
 def write(sock: socket.socket, pieces: Pieces, patience_s: float = 0.0) -> bool:

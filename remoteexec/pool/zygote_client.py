@@ -40,7 +40,12 @@ class Endpoint:
         token_in: where tokens are written; with `token_out`, where they are read, None for a worker of one call, and
             when closed: a number that somebody else's file may have next is not kept.
         output: where what it prints is read, if it is; does not block.
+        lost: its node is gone, and its own end not told yet.
+        cores: which cores of its node are its own, and how many those are; None: it is not pinned.
     """
+
+    lost = False
+    cores: tuple[tuple[int, ...], int] | None = None
 
     def __init__(
         self,
@@ -126,11 +131,16 @@ class Launcher(Protocol):
         control: can be read when there are reports.
         environment: what workers have unless they are told otherwise.
         far: what was written to a worker may be on its way, not read yet.
+        room: how many kept workers there is room for, on nodes that are not lost; None: there is no saying.
     """
 
     control: socket.socket
     environment: dict[str, str]
     far: bool
+
+    @property
+    def room(self) -> int | None:
+        """See above."""
 
     def start_worker(self, number: int, kept: bool, output: bool = False, place: tuple[str, ...] = ()) -> Endpoint:
         """Fork a worker. It is there for calls at once: they wait in the socket until it reads.
@@ -142,6 +152,9 @@ class Launcher(Protocol):
         Raises:
             OSError: no more files can be opened, or no node has room.
         """
+
+    def has_lost(self, place: tuple[str, ...]) -> bool:
+        """Whether that is on a node that is gone."""
 
     def kill_worker(self, number: int) -> None:
         """Kill a worker and all that it started, if it is still there."""
@@ -175,6 +188,7 @@ class ZygoteClient:
     """
 
     far = False
+    room = None
 
     def __init__(self, preload: Sequence[str] = ()) -> None:
         self.environment = dict(os.environ)
@@ -235,6 +249,10 @@ class ZygoteClient:
             raise
         token_out, token_in = pipe or (None, None)
         return Endpoint(number, ours, token_in, token_out, printed[0] if printed else None)
+
+    def has_lost(self, place: tuple[str, ...]) -> bool:
+        """See Launcher."""
+        return False
 
     def kill_worker(self, number: int) -> None:
         """Kill a worker and all that it started, if it is still there."""

@@ -4,7 +4,8 @@
 listens, the names of the nodes, the session's certificate with its key, and what to import. Then
 
     relay ═ TLS ═ agent ─┬ zygote: forks, kills, reports
-                         └ worker's socket and token pipe, for each
+                         ├ worker's socket and token pipe, for each
+                         └ copies of shared objects: who loads one asks for it; see `shared_copies`
 
 One thread carries bytes and never waits for one of them. When the connection or the relay is gone, the agent ends; the
 zygote sees that and kills all workers.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -22,7 +24,7 @@ import subprocess
 import sys
 from typing import Any
 
-from . import far_session, zygote
+from . import affinity, far_session, zygote
 from .wire import names
 
 _CHUNK = 1 << 18
@@ -38,6 +40,7 @@ def main(argv: list[str]) -> int:
     if hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):  # all that the job has here, though its step was bound to one core
             os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    affinity.learn()
     ours, theirs = socket.socketpair()
     if os.fork() == 0:
         ours.close()
@@ -52,8 +55,11 @@ def main(argv: list[str]) -> int:
         if said != zygote.IMPORTED:
             print(f"remoteexec: {said.decode(errors='replace')}", file=sys.stderr, flush=True)
             return 1
-    from .wire import lanes  # late: the zygote does without, and forks faster
+    from .shared_copies import Copies  # late, as the next: the zygote does without, and forks faster
+    from .wire import lanes
 
+    _raise_file_limit()
+    copies = Copies(told["session"], name)
     try:
         link = lanes.Link(lanes.context(told["certificate"], server=False).wrap_socket(_connect(told)))
     except OSError as exc:
@@ -62,8 +68,15 @@ def main(argv: list[str]) -> int:
     link.sock.setblocking(False)
     link.put(lanes.HELLO, told["nodes"].index(name))
     with contextlib.suppress(OSError, EOFError):
-        _Agent(link, ours).serve()
+        _Agent(link, ours, copies).serve()
     return 0
+
+
+def _raise_file_limit() -> None:
+    """Each worker takes three files, and one while it waits for a shared object. Workers have the limit as it was."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # "unlimited" is more than the kernel gives
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _name(identify: list[str]) -> str:
@@ -117,19 +130,20 @@ class _Lane:
 class _Agent:
     """Its lanes, and what is polled."""
 
-    def __init__(self, link: Any, control: socket.socket) -> None:
+    def __init__(self, link: Any, control: socket.socket, copies: Any) -> None:
         from .wire import lanes
 
         self._kinds = lanes
-        self._link, self._control = link, control
+        self._link, self._control, self._copies = link, control, copies
         self._lanes: dict[int, _Lane] = {}
         self._reports = b""
         self._chunk = memoryview(bytearray(_CHUNK))  # read into again and again: new memory would cost as much more
         self._poll = select.epoll()
-        self._of: dict[int, Any] = {}  # by file: a lane, a lane's number for what it prints, the link or the zygote
+        self._of: dict[int, Any] = {}  # by file: a lane, a lane's number for what it prints, or what is watched below
         self._paused = False
         for file in (link.sock, control):
             self._watch(file.fileno(), file)
+        self._watch(copies.fileno(), copies)
 
     def serve(self) -> None:
         """Carry bytes until the link is gone."""
@@ -145,6 +159,8 @@ class _Agent:
                         self._obey(*message)
                 elif found is self._control:
                     self._report()
+                elif found is self._copies:
+                    self._ask_for_copies()
                 elif type(found) is int:
                     self._hear_print(file, found)
                 elif found is not None:
@@ -181,6 +197,13 @@ class _Agent:
         if kind == kinds.KILL:
             self._control.sendall(zygote.REQUEST.pack(zygote.KILL, number))
             return
+        if kind == kinds.PIECE:
+            if not self._copies.take(number, data):
+                self._link.put(kinds.GONE, number)
+            return
+        if kind == kinds.GONE:
+            self._copies.drop(number, bytes(data).decode())
+            return
         lane = self._lanes.get(number)
         if kind == kinds.RECALL:
             self._link.put(kinds.RECALL, number, self._recalled(lane))
@@ -195,6 +218,10 @@ class _Agent:
                 self._write(lane)
         elif kind == kinds.CLOSE:
             self._drop(lane)
+
+    def _ask_for_copies(self) -> None:
+        for number in self._copies.serve():
+            self._link.put(self._kinds.WANT, number)
 
     def _start(self, number: int, flags: int) -> None:
         ours, theirs = socket.socketpair()

@@ -79,8 +79,8 @@ _HOSTS, _NODES = "{hosts}", "{nodes}"
 """In a way of a step: a file that has the node of each rank, in their order; how many nodes these are."""
 Way = tuple[str, list[str]]
 """How errors call it, and a command that starts the ranks on several nodes."""
-Share = tuple[str, int, "list[dict[str, str | None]]"]
-"""A node, how many ranks it gets, and what more each of these has in its environment."""
+Share = tuple[str, int, "list[dict[str, str | None]]", "tuple[tuple[int, ...], int]"]
+"""A node, how many ranks it gets, what more each of these has in its environment, and their cores: see `affinity`."""
 Step = tuple[list[Way], list[Share]]
 """Ways to start ranks, tried one after the other; on which nodes, all on this one if none is named."""
 _STEPS_OWN = ("SLURM_CONF", "SLURM_JWT")
@@ -432,7 +432,9 @@ class _Program:
 
     def _environment_of(self, rank: int) -> dict[str, str | None]:
         environment: dict[str, str | None] = {n: value for n, value in os.environ.items() if n.startswith(_BATCH)}
-        environment |= self._setup.get("environment", {})
+        return self._with_its_gpus(environment | self._setup.get("environment", {}), rank)
+
+    def _with_its_gpus(self, environment: dict[str, str | None], rank: int) -> dict[str, str | None]:
         for name in _GPU_VARIABLES:
             gpus = (environment.get(name) or "").split(",")
             if len(gpus) >= self.size:
@@ -583,8 +585,9 @@ class _FarProgram(_Program):
     def __init__(self, setup: pooled.Setup, pool: socket.socket, worker: int | None, argv: list[str]) -> None:
         super().__init__(setup, pool, worker)
         self._command = argv
-        self._shares: list[Share] = setup["step"][1] or [(os.environ.get(names.NODE, ""), self.size, [])]
+        self._shares: list[Share] = setup["step"][1] or [(os.environ.get(names.NODE, ""), self.size, [], ((), 0))]
         self._of_rank: dict[int, dict[str, str | None]] = {}
+        self._cores_of = {node: cores for node, _, _, cores in self._shares}
 
     def _new_links(self) -> Links:
         from .rank_far import FarLinks  # late: it brings TLS
@@ -596,7 +599,7 @@ class _FarProgram(_Program):
     def _launcher(self) -> list[str]:
         hosts = os.path.join(self._sweeper.directory, "hosts")
         with open(hosts, "w", encoding="utf-8") as file:
-            file.writelines(f"{node}\n" for node, count, _ in self._shares for _ in range(count))
+            file.writelines(f"{node}\n" for node, count, *_ in self._shares for _ in range(count))
         told = {_HOSTS: hosts, _NODES: str(len(self._shares))}
         return [_filled(part, told) for part in self._command]
 
@@ -612,17 +615,23 @@ class _FarProgram(_Program):
     def _gather(self, links: Links) -> None:
         super()._gather(links)
         there = Counter(rank.node for rank in self._ranks)
-        wanted = {node: count for node, count, _ in self._shares}
+        wanted = {node: count for node, count, *_ in self._shares}
         if there != wanted:
             raise RanksDidNotStart(
                 f"{self._name()} has started ranks on {dict(there)} and was to on {wanted}; leave what says where out "
                 "of slurm_cmd_args"
             )
-        found = {node: iter(each) for node, _, each in self._shares}
+        found = {node: iter(each) for node, _, each, _ in self._shares}
         self._of_rank = {rank.number: next(found[rank.node], {}) for rank in self._ranks}
 
+    def _setup_of(self, rank: int) -> pooled.Setup:
+        return {**super()._setup_of(rank), "cores": self._cores_of[self._ranks[rank].node]}
+
     def _environment_of(self, rank: int) -> dict[str, str | None]:
-        return {**self._setup.get("environment", {}), **self._of_rank[rank]}
+        environment = {**self._setup.get("environment", {})}
+        if not self._of_rank[rank]:
+            return self._with_its_gpus(environment, rank)
+        return environment | self._of_rank[rank]
 
     def kill(self) -> None:
         """See _Program: the watches do it, and srun ends with them."""

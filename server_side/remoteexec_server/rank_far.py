@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from . import far_session, mpi_watch, rank_links
+from . import affinity, far_session, mpi_watch, rank_links
 from .far_session import FarSession
 from .mpi_watch import Word
 from .parent import end_with
@@ -211,6 +211,7 @@ class FarRank:
         if hasattr(os, "sched_setaffinity"):
             with contextlib.suppress(OSError):  # all that the job has here: who counts its cores is the executor
                 os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        affinity.learn()
 
     def watched(self) -> None:
         """See RankEnd."""

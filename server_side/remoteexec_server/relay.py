@@ -4,6 +4,7 @@
 nodes, the command that starts the agents, and what they import.
 
     pool ─┬ control: requests with workers' sockets and pipes ▶ ◀ reports
+          │          and with files of objects that are shared, whose copies go to the nodes that want one
           ├ recall: what of a worker's tokens has it not taken?
           └ sockets and pipes of workers ─── relay ═ TLS ═ agents ─── sockets and pipes of workers
 
@@ -28,10 +29,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from . import zygote
+from .shared_copies import Originals
 from .wire import lanes
 
 REQUEST = struct.Struct("<cqi")
-"""As the zygote's, with the number of the node."""
+"""As the zygote's, with the number of the node; or one of the following, with the number of a shared object."""
+SHARE, UNSHARE = b"+", b"-"
 RECALL = struct.Struct("<q")
 RECALLED = struct.Struct("<I")
 LOST = -5
@@ -45,6 +48,7 @@ _START_S = 120.0
 _END_S = 2.0
 _CHUNK = 1 << 18
 _SENT_AT_ONCE = 1 << 20
+_RELEASED = b"the shared object is not there any more: it was released"
 
 
 def main(argv: list[str]) -> int:
@@ -60,6 +64,7 @@ def main(argv: list[str]) -> int:
         "port": listener.getsockname()[1],
         "certificate": certificate,
         "preload": told["preload"],
+        "session": told["session"],
     }
     with contextlib.ExitStack() as files:
         out, err = [files.enter_context(open(path, "ab")) for path in told["logs"] or ()] or (None, None)
@@ -130,13 +135,18 @@ def _dismissed(sock: ssl.SSLSocket) -> bool:
 
 
 class _Node:
-    """One node; `waiting` is for its link, as long as there is none."""
+    """One node; `waiting` is for its link, as long as there is none.
+
+    Attributes:
+        next_piece: how much that has to have sent before some of a shared object is next.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.link: lanes.Link | None = None
         self.waiting = bytearray()
         self.gone = False
+        self.next_piece = 0
         self.paused: list[_Lane] = []  # of which nothing is read until the link has sent some
 
 
@@ -173,6 +183,7 @@ class _Relay:
         self._poll = select.epoll()
         self._of: dict[int, Callable[[int, int], None]] = {}
         self._events: dict[int, int] = {}
+        self._originals = Originals()
         self._reports = bytearray()
         self._chunk = memoryview(bytearray(_CHUNK))  # read into again and again: new memory would cost as much more
         self._asked: tuple[int, float] | None = None  # worker whose tokens were recalled, until when
@@ -307,7 +318,12 @@ class _Relay:
         assert node.link is not None
         try:
             for kind, number, data in node.link.read():
-                self._take(kind, number, data)
+                if kind == lanes.WANT:
+                    self._want_copy(node, number)
+                elif kind == lanes.GONE:
+                    self._originals.refused(node.number, number)
+                else:
+                    self._take(kind, number, data)
         except (OSError, EOFError):
             self._lose(node)
 
@@ -349,6 +365,11 @@ class _Relay:
         except OSError:
             self._lose(node)
             return
+        if node.number in self._originals.due:
+            done = False
+            if node.link.sent >= node.next_piece:  # all else that was to be sent since the last one has been
+                self._put(node, *self._originals.next(node.number))
+                node.next_piece = node.link.sent + node.link.waiting
         self._want(node.link.sock.fileno(), select.EPOLLIN | (0 if done else select.EPOLLOUT))
         if node.paused and node.link.waiting <= lanes.MUCH:
             paused, node.paused = node.paused, []
@@ -365,6 +386,7 @@ class _Relay:
             node.link.sock.close()
             node.link = None
         node.paused.clear()
+        self._originals.lose(node.number)
         self._report(zygote.REPORT.pack(node.number, 0, NODE_LOST))  # first: nothing new is to go there
         for lane in [lane for lane in self._lanes.values() if lane.node is node]:
             if lane.report is None:
@@ -372,6 +394,16 @@ class _Relay:
             if self._asked is not None and self._asked[0] == lane.number:
                 self._answer(b"")
             self._close_if_over(lane)
+
+    # ---- shared objects ----
+
+    def _want_copy(self, node: _Node, number: int) -> None:
+        if not self._originals.want(node.number, number):
+            self._put(node, lanes.GONE, number, _RELEASED)
+
+    def _unshare(self, number: int) -> None:
+        for at in self._originals.remove(number):
+            self._put(self._nodes[at], lanes.GONE, number, _RELEASED)
 
     # ---- the pool ----
 
@@ -387,6 +419,12 @@ class _Relay:
         if kind == zygote.KILL:
             if number in self._lanes:
                 self._put(self._lanes[number].node, lanes.KILL, number)
+            return
+        if kind == SHARE:
+            self._originals.add(number, files[0] if files else -1)
+            return
+        if kind == UNSHARE:
+            self._unshare(number)
             return
         node = self._nodes[at]
         before = self._lanes.get(number)

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import failure
+from . import affinity, failure
 from .wire import payload, pooled
 
 if TYPE_CHECKING:
@@ -235,6 +235,8 @@ class Worker:
             self._forget(self._large.pop())
 
     def _set_up(self, setup: pooled.Setup) -> None:
+        if "cores" in setup:
+            affinity.pin(*setup.pop("cores"))  # ranks inherit them, and do not know of the node's others
         if setup.get("launch") is not None:
             from . import mpi  # late: few workers need it
 

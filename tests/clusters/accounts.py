@@ -19,6 +19,8 @@ from remoteexec.demo.processes import Account
 CLUSTER_PACKAGES = ("ase", "cloudpickle", "h5py", "numpy", "pysqa")
 # And for MPI functions, where the tests' own environment has them.
 MPI_PACKAGES = ("mpi4py", "mpich")
+OPEN_MPI = next((path for path in Path("/usr/lib").glob("*/libmpi.so.40")), None)
+"""The library of the Open MPI that the system has."""
 SHARED = Path("/var/tmp/remoteexec-tests")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,8 @@ IN_ALLOCATION = "REMOTEEXEC_TEST_IN_ALLOCATION"
 """In the environment of that run: a directory that the nodes share."""
 
 if IN_ALLOCATION in os.environ:
-    remoteexec.SingleNodeExecutor = remoteexec.SlurmJobExecutor  # type: ignore[misc]
+    _instead: Any = remoteexec.SlurmJobExecutor
+    remoteexec.SingleNodeExecutor = _instead  # type: ignore[misc]
 
 
 def run_in_allocation(cluster: SlurmCluster, file: Path, name: str, *options: str, timeout_s: float = 150) -> None:

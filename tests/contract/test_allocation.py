@@ -21,6 +21,10 @@ def test_the_contract_of_executors_is_kept_across_nodes(slurm_cluster: SlurmClus
     run_in_allocation(slurm_cluster, HERE / "test_executor.py", "contract", "-k", "fresh or kept")
 
 
+def test_objects_are_shared_across_nodes(slurm_cluster: SlurmCluster) -> None:
+    run_in_allocation(slurm_cluster, HERE.parent / "integration" / "test_shared.py", "shared")
+
+
 def test_cpythons_own_tests_pass_across_nodes(slurm_cluster: SlurmCluster) -> None:
     pytest.importorskip("test.test_concurrent_futures", reason="this Python comes without its tests")
     run_in_allocation(slurm_cluster, HERE / "test_cpython_executor.py", "cpython", "-k", "Fresh or Kept", timeout_s=240)

@@ -541,21 +541,42 @@ def test_shutdown_without_waiting_returns_at_once_and_the_tasks_go_on(place: Pla
     assert future.result(WAIT_S) == "go"
 
 
-def test_shutdown_with_cancel_futures_cancels_what_has_not_started(place: Place, never: Future[Any]) -> None:
-    executor = place.new()
-    path = place.path()
+def started(executor: BaseExecutor, path: Path) -> Future[str]:
+    """A task that runs until there is such a file."""
     running = executor.submit(wait_for, path)
     deadline = time.monotonic() + WAIT_S
     while not running.running() and time.monotonic() < deadline:
         time.sleep(0.01)
+    return running
+
+
+def test_shutdown_with_cancel_futures_cancels_what_has_not_started(place: Place, never: Future[Any]) -> None:
+    executor = place.new()
+    path = place.path()
+    running = started(executor, path)
     held = [executor.submit(capture, never, n) for n in range(3)]
     chained = executor.submit(capture, held[0])
-    executor.shutdown(wait=False, cancel_futures=True)
-    path.write_text("go")
-    executor.shutdown()
+    go = threading.Timer(0.3, path.write_text, ("go",))
+    go.start()
+    executor.shutdown(cancel_futures=True)
+    go.join()
 
     assert [future.cancelled() for future in [*held, chained]] == [True] * 4
     assert running.result(0) == "go"
+
+
+def test_shutdown_without_waiting_ends_jobs_that_run_if_futures_are_cancelled(place: Place) -> None:
+    executor = place.new()
+    path = place.path()
+    running = started(executor, path)
+    executor.shutdown(wait=False, cancel_futures=True)
+    jobs = isinstance(executor, BatchExecutor)
+    if not jobs:
+        path.write_text("go")
+    executor.shutdown()
+
+    assert running.cancelled() == jobs
+    assert jobs or running.result(0) == "go"
 
 
 def test_an_executor_that_nobody_holds_finishes_its_tasks_and_ends(place: Place) -> None:

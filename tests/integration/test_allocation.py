@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ CHECKOUT = Path(__file__).parent.parent.parent
 PREAMBLE = """
 import os, signal, sys, time
 from concurrent.futures import wait
-from remoteexec import SlurmJobExecutor, errors
+from remoteexec import Retry, SlurmJobExecutor, current_executor, errors
 
 def node(number=0):
     return os.environ["SLURMD_NODENAME"]
@@ -35,13 +34,9 @@ def agent_of(zygote):
 
 
 def inside(
-    cluster: SlurmCluster | NetCluster,
-    script: str,
-    nodes: int = 2,
-    timeout_s: float = 60,
-    options: Sequence[str] = (),
+    cluster: SlurmCluster | NetCluster, script: str, *options: str, nodes: int = 2, timeout_s: float = 60
 ) -> str:
-    """What a script prints inside an allocation of whole nodes, of 4 cores each; `options` are more of `salloc`."""
+    """What a script prints inside an allocation of whole nodes, of 4 cores each; `options` are of `salloc`."""
     probe = cluster.run([sys.executable, "-c", f"open({__file__!r})"], check=False)
     if probe.returncode != 0:
         pytest.skip(f"the cluster's user cannot use {sys.executable} or read {CHECKOUT}: {probe.stderr[-200:]}")
@@ -96,6 +91,32 @@ print(len(wait(futures, 30).done), isinstance(exe.submit(node).exception(30), er
 exe.shutdown()
 """
     assert inside(slurm_cluster, script) == "20 True\n"
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
+def test_calls_of_a_lost_node_are_tried_again_on_others(slurm_cluster: SlurmCluster, kept: bool) -> None:
+    script = f"""
+def stay_with_child(s):
+    child = current_executor().submit(sleep_on, s)
+    return os.environ["SLURMD_NODENAME"], child.result()
+
+with SlurmJobExecutor(block_allocation={kept}, retries=Retry()) as exe:
+    whereabouts = {{}}
+    while set(whereabouts) != {{"n1", "n2"}}:
+        whereabouts = dict(exe.map(where_and_zygote, range(8)))
+    futures = [exe.submit(sleep_on, 2) for _ in range(12)]
+    parents = [exe.submit(stay_with_child, 1) for _ in range(2)]
+    time.sleep(0.7)
+    os.kill(agent_of(whereabouts["n2"]), signal.SIGKILL)
+    nodes = [future.result() for future in futures]
+    print(nodes.count("n1"), sorted(future.task.attempts for future in futures) == [1] * 8 + [2] * 4)
+    print({{node for future in parents for node in future.result()}})
+    last = exe.submit(sleep_on, 60)
+    time.sleep(0.5)
+    os.kill(agent_of(whereabouts["n1"]), signal.SIGKILL)
+    print(str(last.exception()).startswith(f"task {{last.key}} cannot run again, after node_failure: "))
+"""
+    assert inside(slurm_cluster, script) == "12 True\n{'n1'}\nTrue\n"
 
 
 @pytest.mark.parametrize("who", ["process", "relay"])
@@ -192,10 +213,108 @@ def test_a_call_that_may_outlive_the_allocation_is_not_started(slurm_cluster: Sl
 with SlurmJobExecutor(block_allocation={kept}, resource_dict={{"run_time_max": 3600}}) as exe:
     exc = exe.submit(node).exception()
     print(type(exc).__name__, "it may take 3600 s (run_time_max), and the allocation ends in " in str(exc))
+    print(exe.remaining.not_started, exe.remaining.left_s < 3600)
 with SlurmJobExecutor(block_allocation={kept}, resource_dict={{"run_time_max": 30}}) as exe:
     print(exe.submit(pow, 2, 3).result())
 """
-    assert inside(slurm_cluster, script) == "TaskKilled True\n8\n"
+    assert inside(slurm_cluster, script) == "TaskKilled True\n1 True\n8\n"
+
+
+@pytest.mark.timeout(150)
+def test_what_remains_is_told_before_the_end_and_fails_after_it(slurm_cluster: SlurmCluster) -> None:
+    script = """
+import logging, subprocess
+
+said = []
+class Notes(logging.Handler):
+    def emit(self, record):
+        said.append(record.getMessage())
+logging.getLogger("remoteexec").addHandler(Notes())
+subprocess.run(["scontrol", "update", f"jobid={os.environ['SLURM_JOB_ID']}", "EndTime=now+8"], check=True)
+executors = [SlurmJobExecutor(block_allocation=kept) for kept in (False, True)]
+for exe in executors:
+    futures = [exe.submit(sleep_on, 100) for _ in range(10)]
+    futures.append(exe.submit(sleep_on, futures[0]))
+    while exe.remaining.running < 8:
+        time.sleep(0.05)
+    remaining = exe.remaining
+    print(remaining.running, remaining.waiting, remaining.waiting_for_inputs, 0 < remaining.left_s <= 8)
+    exe.futures = futures
+for exe in executors:
+    wait(exe.futures, 100)
+    first, *_, last, after = [future.exception(0) for future in exe.futures]
+    print(type(first).__name__, after is first, type(last).__name__, "has reached its time limit, " in str(last))
+    print("no node of the allocation is left" in str(exe.submit(node).exception(20)))
+    exe.shutdown()
+told = [text.partition(" s: ")[2].partition(";")[0] for text in said if text.startswith("the allocation ends in ")]
+print(*told, sep="\\n")
+"""
+    counted = "8 calls run, 2 wait for a worker, 1 for their inputs, and 0 were not started for want of time"
+    ends = "TaskNodeFailure True TaskKilled True\nTrue\n"
+    expected = "8 2 1 True\n" * 2 + ends * 2 + f"{counted} (run_time_max)\n" * 2
+    assert inside(slurm_cluster, script, timeout_s=120) == expected
+
+
+def test_kept_workers_have_gpus_of_their_nodes(slurm_cluster: SlurmCluster) -> None:
+    script = """
+def gpu(n):
+    time.sleep(0.2)
+    return os.environ["SLURMD_NODENAME"], os.environ["CUDA_VISIBLE_DEVICES"]
+
+def now(exe):
+    return sorted(set(exe.map(gpu, range(12))))
+
+with SlurmJobExecutor(block_allocation=True, resource_dict={"gpus_per_core": 1}, restart_limit=4) as exe:
+    print(now(exe))
+    exe.max_workers = 2
+    time.sleep(1)
+    print(len(now(exe)))
+    exe.max_workers = 4
+    time.sleep(1)
+    print(now(exe))
+    try:
+        exe.max_workers = 5
+    except ValueError as exc:
+        print(exc, exe.max_workers)
+    whereabouts = {}
+    while set(whereabouts) != {"n1", "n2"}:
+        whereabouts = dict(exe.map(where_and_zygote, range(8)))
+    os.kill(agent_of(whereabouts["n2"]), signal.SIGKILL)
+    time.sleep(1)
+    print(now(exe))
+with SlurmJobExecutor(block_allocation=True, resource_dict={"gpus_per_core": 2}) as exe:
+    print(now(exe))
+"""
+    each = "[('n1', '0'), ('n1', '1'), ('n2', '0'), ('n2', '1')]"
+    refusal = (
+        "5 workers with gpus_per_core=1, and the nodes of the allocation have GPUs for 4: set max_workers to at most 4"
+    )
+    expected = [each, "2", each, f"{refusal} 4", "[('n1', '0'), ('n1', '1')]", "[('n1', '0,1'), ('n2', '0,1')]"]
+    assert inside(slurm_cluster, script, "--gres=gpu:2").splitlines() == expected
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
+def test_calls_have_cores_of_their_own_where_a_node_has_as_many_as_it_says(
+    slurm_cluster: SlurmCluster, kept: bool
+) -> None:
+    count = len(os.sched_getaffinity(0))
+    if not 2 <= count <= 4:
+        pytest.skip(f"the cluster's nodes say that they have 4 cores, and this machine has {count}")
+    script = f"""
+def cores(n):
+    time.sleep(0.2)
+    return sorted(os.sched_getaffinity(0))
+
+def used(calls, **options):
+    with SlurmJobExecutor(block_allocation={kept}, **options) as exe:
+        return sorted(exe.map(cores, range(calls)))
+
+print(used({count}), used(1, resource_dict={{"threads_per_core": {count}}}), used(1, pin_cores=False))
+"""
+    each, whole = [[core] for core in range(count)], [list(range(count))]
+    assert inside(slurm_cluster, script, "-N1", f"-n{count}") == f"{each} {whole} {whole}\n"
+    if count < 4:
+        assert inside(slurm_cluster, script, "-N1", "-n4").startswith(f"{whole * count} ")
 
 
 def test_calls_that_no_node_can_hold_and_other_places_are_refused(slurm_cluster: SlurmCluster) -> None:

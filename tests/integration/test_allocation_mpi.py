@@ -121,7 +121,7 @@ with SlurmJobExecutor() as exe:
         ranks = exe.submit(gpus, resource_dict={"cores": cores, "gpus_per_core": each}).result()
         print([(rank, name, sorted(its.split(","))) for rank, name, its in ranks])
 """
-    assert inside(slurm_cluster, script, options=["--gpus-per-node=2"]).splitlines() == [
+    assert inside(slurm_cluster, script, "--gpus-per-node=2").splitlines() == [
         str([(0, "n1", ["0"]), (1, "n1", ["1"]), (2, "n2", ["0"])]),
         str([(0, "n1", ["0"]), (1, "n1", ["1"])]),
         str([(0, "n1", ["0", "1"]), (1, "n2", ["0", "1"])]),
@@ -255,7 +255,7 @@ with SlurmJobExecutor() as exe:
     print(type(exc).__name__, "node n2" in str(exc) or exc.node == "n2", within(lambda: not living(os.listdir(here))))
 """
     try:
-        assert inside(slurm_cluster, TOOLS + script, options=["--no-kill"]) == "TaskNodeFailure True True\n"
+        assert inside(slurm_cluster, TOOLS + script, "--no-kill") == "TaskNodeFailure True True\n"
     finally:
         slurm_cluster.resume("n2")
 
@@ -282,7 +282,7 @@ with SlurmJobExecutor() as exe:
     print(type(exc).__name__, "node {lost}" in str(exc), len(exe.submit(who, resource_dict=SIX).result(60)))
 """
     try:
-        said = inside(net_cluster, TOOLS + script, nodes=4, timeout_s=150, options=["--no-kill"])
+        said = inside(net_cluster, TOOLS + script, "--no-kill", nodes=4, timeout_s=150)
     finally:
         (here / "go").touch()
         off.join()

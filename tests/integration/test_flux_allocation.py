@@ -76,13 +76,14 @@ with FluxJobExecutor() as exe:
     assert inside(flux_instance, script, *started).splitlines()[:2] == ["[('n2', 2)] True", "['1', '1']"]
 
 
-def test_gpus_are_given_out_once(flux_instance: FluxInstance) -> None:
-    script = """
+@both_modes
+def test_gpus_are_given_out_once(flux_instance: FluxInstance, kept: bool) -> None:
+    script = f"""
 def gpu():
     time.sleep(0.5)
     return node(), os.environ["CUDA_VISIBLE_DEVICES"]
-with FluxJobExecutor() as exe:
-    print(sorted(f.result() for f in [exe.submit(gpu, resource_dict={"gpus_per_core": 1}) for _ in range(4)]))
+with FluxJobExecutor(block_allocation={kept}, resource_dict={{"gpus_per_core": 1}}) as exe:
+    print(sorted(f.result() for f in [exe.submit(gpu) for _ in range(4)]))
 """
     assert inside(flux_instance, script) == f"{[('0', '0'), ('0', '1'), ('1', '0'), ('1', '1')]}\n"
 

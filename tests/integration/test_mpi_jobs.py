@@ -21,7 +21,7 @@ from remoteexec import TestClusterExecutor, errors
 from remoteexec.config.model import ClusterConfig
 from remoteexec.pool.mpi import launch
 from remoteexec_server.wire.resources import Resources
-from tests.clusters.accounts import MPI_PACKAGES, is_installed
+from tests.clusters.accounts import MPI_PACKAGES, OPEN_MPI, is_installed
 from tests.clusters.netcluster import NetCluster
 from tests.clusters.rootless import SlurmCluster
 from tests.conftest import skip_for_want_of
@@ -31,7 +31,6 @@ pytestmark = pytest.mark.timeout(180)
 PROMPT_S = 30.0
 """For an error to come: interpreters, a `squeue` and, on SLURM 22.05, the end of a step."""
 MARK = "REMOTEEXEC_TEST_MARK"
-OPEN_MPI = next((path for path in Path("/usr/lib").glob("*/libmpi.so.40")), None)
 TWO_NODES: dict[str, Any] = {"cores": 3, "num_nodes": 2}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -105,6 +106,20 @@ def test_many_tasks_through_a_few_pilots_leave_few_files(slurm_config: ClusterCo
     while session.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not session.exists()
+
+
+def test_the_job_script_of_a_call_is_that_of_the_pilot_that_would_run_it(slurm_config: ClusterConfig) -> None:
+    asked = {"run_time_max": 3600, "job_name": "crew"}
+    with running(slurm_config, block_allocation=True, max_workers=1, resource_dict=asked) as exe:
+        shown = exe.job_script(add, 1, 2, resource_dict={"run_time_max": 60})
+        exe.submit(add, 1, 2).result(30)
+        submitted = next(session_of(slurm_config).glob("jobs/*/run_queue.sh")).read_text()
+        with pytest.raises(ResourceError, match="cores=2: a pilot of this executor has room for 1 MPI ranks"):
+            exe.job_script(add, 1, 2, resource_dict={"cores": 2})
+
+    assert shown == re.sub(r"rx-[0-9a-f]+-p[0-9]+", "rx-preview-0", submitted)
+    assert "--nodes=1" in shown
+    assert "--signal=B:USR1@60" in shown
 
 
 def test_graphs_run_in_pilots(slurm_config: ClusterConfig) -> None:

@@ -94,6 +94,49 @@ def test_local_and_file_based_executors_share_one_cache(tmp_path: Path, log: Pat
     assert jobs["add"] is not None
 
 
+def clustered(directory: Path, **settings: Any) -> TestClusterExecutor:
+    return TestClusterExecutor(cache_directory=str(directory), **settings)
+
+
+def seven() -> int:
+    return 7
+
+
+RANKS: list[dict[str, Any]] = [{"cores": 1}, {"cores": 2, "openmpi_oversubscribe": True}]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("make", [local, clustered])
+def test_a_function_on_other_ranks_is_another_call_in_every_executor(
+    make: Callable[..., Any], first: int, tmp_path: Path
+) -> None:
+    order = [RANKS[first], RANKS[1 - first]]
+    with make(tmp_path / "cache") as exe:
+        one, two = (exe.submit(seven, resource_dict=asked) for asked in order)  # the second while the first runs
+        found = [one.result(), two.result()]
+    assert found == ([7, [7, 7]] if first == 0 else [[7, 7], 7])
+    for again in (local, clustered):
+        with again(tmp_path / "cache") as exe:
+            futures = [exe.submit(seven, resource_dict=asked) for asked in order]
+            assert [future.done() for future in futures] == [True, True]  # equal keys for equal calls
+            assert [future.result() for future in futures] == found
+
+
+def variable() -> str | None:
+    return os.environ.get("REMOTEEXEC_TEST_VARIABLE")
+
+
+@pytest.mark.parametrize("make", [local, clustered])
+def test_variables_that_a_call_names_are_part_of_it(make: Callable[..., Any], tmp_path: Path) -> None:
+    given: list[dict[str, Any]] = [{"environment": {"REMOTEEXEC_TEST_VARIABLE": value}} for value in "12"]
+    with make(tmp_path / "cache") as exe:
+        assert [exe.submit(variable, resource_dict=asked).result() for asked in (*given, {})] == ["1", "2", None]
+    for again in (local, clustered):
+        with again(tmp_path / "cache", resource_dict=given[1]) as exe:
+            future = exe.submit(variable)
+            assert (future.done(), future.result()) == (True, "2")
+
+
 def test_a_call_of_a_cluster_is_shared_while_it_runs_and_stands_for_its_result(tmp_path: Path, log: Path) -> None:
     with TestClusterExecutor(cache_directory=str(tmp_path / "cache")) as exe:
         futures = [exe.submit(slow, 1, str(log)) for _ in range(3)]

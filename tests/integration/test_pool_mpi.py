@@ -1,10 +1,14 @@
-"""MPI functions on this machine, with whichever MPI mpi4py finds here; what may go wrong, and that nothing is left."""
+"""MPI functions on this machine: what may go wrong, and that nothing is left.
+
+With whichever MPI mpi4py finds here, and with the system's Open MPI.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +26,7 @@ from remoteexec import SingleNodeExecutor, current_executor, errors, worker_id
 from remoteexec.pool.mpi import launch
 from remoteexec_server import mpi
 from remoteexec_server.wire.resources import Resources
+from tests.clusters.accounts import OPEN_MPI
 from tests.conftest import skip_for_want_of
 from tests.leftovers import gone, living
 
@@ -47,8 +52,26 @@ def left_in_memory() -> set[str]:
     return left_in_memory()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _mpi() -> None:
+@pytest.fixture(scope="module", autouse=True, params=["mpi4py's", "Open MPI"])
+def _mpi(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "Open MPI":
+            use_open_mpi(patch)
+        see_that_ranks_can_start()
+        yield
+
+
+def use_open_mpi(patch: pytest.MonkeyPatch) -> None:
+    """Let mpi4py, in all that is started from here on, use the Open MPI that the system has."""
+    mpiexec = "mpiexec.openmpi"
+    if shutil.which(mpiexec) is None or OPEN_MPI is None:
+        skip_for_want_of("mpi", "not installed: openmpi-bin libopenmpi3")
+    patch.setenv("REMOTEEXEC_MPIEXEC", mpiexec)
+    patch.setenv("MPI4PY_LIBMPI", str(OPEN_MPI))
+
+
+def see_that_ranks_can_start() -> None:
+    """Skip the test where they cannot."""
     try:
         launch(Resources(cores=2))
     except (ImportError, errors.RunnerMissing) as exc:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from remoteexec import (
     terminate_task_in_cache,
     terminate_tasks_in_cache,
 )
+from remoteexec.config.file import save_cluster
 from remoteexec.config.model import ClusterConfig
-from remoteexec.engine.cache import CachedInput
+from remoteexec.engine.cache import CachedInput, CacheWarning
+from tests.clusters.embedded import EmbeddedTestCluster
 from tests.clusters.rootless import SlurmCluster
 from tests.integration.conftest import installed
 
@@ -85,6 +88,15 @@ def test_another_process_has_the_futures_of_a_named_session(here: Path, leave: s
     assert script(LOOKS, here, "sweep-3") == "[('count', 20), ('add', 21)]"
     assert (here / "ran").read_text() == "."
     assert script(LOOKS, here, "sweep-3") == "[('count', 20), ('add', 21)]"  # and later, too
+
+
+def test_futures_of_ended_tasks_are_done_at_once(here: Path) -> None:
+    with TestClusterExecutor(cache_directory=here / "root", session="done") as exe:
+        assert list(exe.map(abs, range(20))) == list(range(20))
+        again = exe.futures()
+        assert [future.task.state for future in again] == ["done"] * 20
+    with TestClusterExecutor(cache_directory=here / "root", session="done") as exe:
+        assert [future.done() for future in exe.futures()] == [True] * 20
 
 
 @pytest.mark.parametrize(("leave", "code"), [(LEAVES, 0), (DIES, -signal.SIGKILL)], ids=["shutdown", "SIGKILL"])
@@ -174,6 +186,39 @@ def test_a_running_task_is_ended_by_cancel(here: Path) -> None:
         assert not os.path.exists(f"/proc/{process}")
 
 
+GIVES_UP = """
+import os, sys, time
+from pathlib import Path
+from remoteexec import TestClusterExecutor
+
+def run(path):
+    Path(path + ".partial").write_text(str(os.getpid()))
+    os.rename(path + ".partial", path)
+    time.sleep(300)
+
+here = Path(sys.argv[1])
+pilots = {"block_allocation": True, "max_workers": 1} if sys.argv[2] == "pilots" else {}
+exe = TestClusterExecutor(cache_directory=here / "root", **pilots)
+futures = [exe.submit(run, str(here / f"told-{n}")) for n in range(2)]
+while not (futures[0].running() and (here / "told-0").exists()):
+    time.sleep(0.05)
+exe.shutdown(wait=False, cancel_futures=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["jobs", "pilots"])
+def test_nothing_runs_on_after_a_shutdown_that_neither_waits_nor_leaves(here: Path, kind: str) -> None:
+    script(GIVES_UP, here, kind)
+    processes = [int(path.read_text()) for path in here.glob("told-?")]
+    deadline = time.monotonic() + 30
+    while any(os.path.exists(f"/proc/{process}") for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+    assert processes
+    assert [process for process in processes if os.path.exists(f"/proc/{process}")] == []
+    assert get_cache_data_queue(here / "root") == []
+
+
 def test_a_call_that_was_cancelled_runs_when_it_is_submitted_again(here: Path) -> None:
     with TestClusterExecutor(cache_directory=here / "root") as exe:
         for number in range(5):
@@ -244,6 +289,59 @@ def span(_: int) -> tuple[float, float]:
     started = time.time()
     time.sleep(0.3)
     return started, time.time()
+
+
+@pytest.fixture(scope="module")
+def embedded(embedded_cluster: EmbeddedTestCluster) -> ClusterConfig:
+    return installed(embedded_cluster, "left")
+
+
+def test_calls_of_a_laptops_cache_are_listed_and_ended_on_their_cluster(
+    embedded: ClusterConfig, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REMOTEEXEC_CONFIG", str(here / "clusters.toml"))
+    save_cluster(embedded)
+    cache = here / "cache"
+    exe = RemoteExecutor("left", cache_directory=cache)
+    assert exe.submit(max, 3, 4).result(60) == 4
+    running = exe.submit(time.sleep, 60.0)
+    waiting = exe.submit(repr, running)
+    deadline = time.monotonic() + 30.0
+    while not running.running() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+    found = {entry["status"]: (entry["output"], entry["queue_id"] is None) for entry in get_cache_data_queue(cache)}
+    assert found == {"finished": (4, False), "running": (None, False), "pending": (None, False)}
+    save_cluster(replace(embedded, host="elsewhere"))
+    told = r"calls that have not ended run where no entry .* leads: 2 on local 127\.0\.0\.1:.*remoteexec config add-"
+    with pytest.warns(CacheWarning, match=told):
+        assert [entry["status"] for entry in get_cache_data_queue(cache)] == ["finished"]
+    with pytest.raises(errors.ConfigError, match=told):
+        terminate_tasks_in_cache(cache)
+    save_cluster(embedded)
+    terminate_tasks_in_cache(cache)
+    for future in (running, waiting):
+        with pytest.raises(errors.TaskLost):
+            future.result(30)
+    exe.shutdown()
+    assert [entry["status"] for entry in get_cache_data_queue(cache)] == ["finished"]
+
+
+def test_calls_of_one_cache_and_another_root_are_listed_and_taken_up(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCH", str(here))
+    with TestClusterExecutor() as exe:
+        asked = {"cache_directory": here / "cache"}
+        running = exe.submit(sleep_and_tell, str(here / "told"), 3.0, resource_dict=asked)
+        deadline = time.monotonic() + 30.0
+        while not (here / "told").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert [entry["status"] for entry in get_cache_data_queue(here / "cache")] == ["running"]
+        with TestClusterExecutor() as other:
+            again = other.submit(sleep_and_tell, str(here / "told"), 3.0, resource_dict=asked)
+            assert again.task.key == running.task.key
+            assert (running.result(60), again.result(60)) == (None, None)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from remoteexec import SingleNodeExecutor, TestClusterExecutor, errors
+from remoteexec_server.wire import names
 from tests.integration.pool_tools import both_modes, eventually, executor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="share needs Linux")
@@ -44,13 +45,13 @@ def write_to_all(arrays: Any) -> list[str]:
     return said
 
 
-def inode_of(array: Any) -> tuple[int, ...]:
-    """Of the file that the array's memory is."""
+def inode_of(array: Any) -> tuple[str | None, int]:
+    """Of the file that the array's memory is, and the node in an allocation."""
     address = array.ctypes.data
     for line in Path("/proc/self/maps").read_text().splitlines():
         start, end = (int(part, 16) for part in line.split()[0].split("-"))
         if start <= address < end:
-            return int(line.split()[4]), os.getpid()
+            return os.environ.get(names.NODE), int(line.split()[4])
     raise AssertionError("the address is in no mapping")
 
 
@@ -108,8 +109,8 @@ def test_arrays_in_it_are_read_only_small_ones_and_those_with_gaps_too(kept: boo
 def test_all_workers_have_one_copy_and_equal_objects_are_one(kept: bool) -> None:
     with executor(kept, 4) as exe:
         first, again = exe.share(np.ones(LENGTH)), exe.share(np.ones(LENGTH))
-        seen = [exe.submit(inode_of, handle).result() for handle in (first, again) * 4]
-        assert len({inode for inode, _ in seen}) == 1
+        seen = {future.result() for future in [exe.submit(inode_of, handle) for handle in (first, again) * 4]}
+        assert len(seen) == len({node for node, _ in seen})
         assert len(shared_files()) == 1
         first.release()
         assert exe.submit(total, again).result() == LENGTH
@@ -187,15 +188,15 @@ def test_a_cached_call_with_a_handle_is_the_call_with_the_object(tmp_path: Path)
 
 
 def test_when_the_caller_is_killed_nothing_is_left(tmp_path: Path) -> None:
-    script = """
+    script = f"""
 import sys, time
 import numpy as np
-from remoteexec import SingleNodeExecutor
+from remoteexec import {SingleNodeExecutor.__name__}
 def hold(array, path):
     with open(path, "w") as file:
         file.write("x")
     time.sleep(600)
-exe = SingleNodeExecutor(2)
+exe = {SingleNodeExecutor.__name__}(2)
 shared = exe.share(np.ones(1 << 20))
 [exe.submit(hold, shared, sys.argv[1] + str(n)) for n in range(2)]
 time.sleep(600)
@@ -223,10 +224,10 @@ def _holds(maps: Path) -> bool:
 
 
 def test_where_memory_is_short_it_is_a_file_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    from remoteexec.engine import sharing
+    from remoteexec_server import free_memory
 
     short: Callable[[], int] = lambda: 1000  # noqa: E731
-    monkeypatch.setattr(sharing, "_available_bytes", short)
+    monkeypatch.setattr(free_memory, "available_bytes", short)
     with SingleNodeExecutor(1) as exe:
         assert exe.submit(total, exe.share(np.ones(LENGTH))).result() == LENGTH
 

@@ -14,6 +14,7 @@ PACKAGES = {"remoteexec": CHECKOUT / "remoteexec", "remoteexec_server": CHECKOUT
 POSIX_ONLY = {"fcntl", "grp", "pwd", "resource", "termios", "pty", "tty"}
 
 CLIENT = {
+    "api": {"executors"},
     "cli": {"executors", "config", "deploy", "ssh", "demo"},
     "demo": {"config", "deploy", "executors", "ssh"},
     "executors": {"allocation", "engine", "pool", "views", "selections", "futures", "config", "deploy", "ssh"},
@@ -78,9 +79,10 @@ SERVER = {
         "worker",
     },
     "zygote": {"growing", "worker", "wire"},
-    "relay": {"wire", "zygote"},
-    "agent": {"far_session", "wire", "zygote"},
-    "worker": {"failure", "growing", "mpi", "wire"},
+    "relay": {"shared_copies", "wire", "zygote"},
+    "affinity": set(),
+    "agent": {"affinity", "far_session", "shared_copies", "wire", "zygote"},
+    "worker": {"affinity", "failure", "growing", "mpi", "wire"},
     "growing": {
         "callbacks",
         "failure",
@@ -96,7 +98,7 @@ SERVER = {
     "mpi": {"failure", "far_session", "mpi_watch", "rank_far", "rank_links", "sweeper", "wire"},
     "mpi_rank": {"aborts", "rank_far", "rank_links", "sweeper", "worker", "wire"},
     "rank_links": {"mpi_watch", "sweeper", "wire"},
-    "rank_far": {"far_session", "mpi_watch", "parent", "rank_links", "sweeper", "wire"},
+    "rank_far": {"affinity", "far_session", "mpi_watch", "parent", "rank_links", "sweeper", "wire"},
     "far_session": set(),
     "mpi_watch": set(),
     "slurm_clock": set(),
@@ -105,7 +107,9 @@ SERVER = {
     "batch": {"exits", "retrying", "store", "tried_again", "wire"},
     "tried_again": {"retrying", "store", "wire"},
     "store": {"wire"},
+    "shared_copies": {"free_memory", "shared_objects", "wire"},
     "shared_objects": {"wire"},
+    "free_memory": set(),
     "contents": {"wire", "worker"},  # asks the worker when its process began
     "wire": set(),
 }

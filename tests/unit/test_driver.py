@@ -6,6 +6,7 @@ import concurrent.futures
 import gc
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -255,18 +256,36 @@ def test_all_tasks_of_a_session_are_to_be_had_and_ended_ones_again(driver: Drive
     service.say(
         Known((Entry(theirs, name="their"), Entry(mine.key, name="f"), Entry(ended.key, name="g")), ("", "", ""))
     )
+    assert service.next() == Watch((theirs, ended.key))
+    assert service.next() == Tell()  # whose answer is behind the outcomes that are there
+    service.end(ended.key, str(ended.key))
+    service.say(Known((), ()))
     found = asked.result(10.0)
 
-    assert service.next() == Watch((theirs, ended.key))
     assert [(future.key, future.task.function) for future in found] == [
         (theirs, "their"),
         (mine.key, mine.task.function),
         (ended.key, "g"),
     ]
     assert (found[1] is mine, found[2] is ended) == (True, False)
-    for key in (theirs, ended.key):
-        service.end(key, str(key))
+    assert [future.done() for future in found] == [False, False, True]
+    service.end(theirs, str(theirs))
     assert [found[0].result(10.0), found[2].result(10.0)] == [theirs, ended.key]
+
+
+def test_a_cut_while_ended_tasks_are_looked_for_is_no_end_of_it(driver: Driver, service: ScriptedService) -> None:
+    driver.start()
+    theirs = TaskKey("y-t1")
+    asked = ThreadPoolExecutor(1).submit(driver.futures)
+    assert service.next() == Tell()
+    service.say(Known((Entry(theirs, name="their"),), ("",)))
+    assert [service.next(), service.next()] == [Watch((theirs,)), Tell()]
+    service.say(Unlinked("cut"))
+    service.say(Linked())
+    assert [service.next(), service.next()] == [Watch((theirs,)), Tell()]
+    service.end(theirs, 5)
+    service.say(Known((), ()))
+    assert [future.done() for future in asked.result(10.0)] == [True]
 
 
 def test_who_asks_for_the_tasks_is_told_when_they_are_not_to_be_had(driver: Driver, service: ScriptedService) -> None:
@@ -305,6 +324,30 @@ def test_shutdown_with_cancel_futures_cancels_a_whole_chain(driver: Driver, serv
     driver.join()
 
     assert [future.cancelled() for future in (first, second, third)] == [True, True, True]
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_running_tasks_are_ended_by_shutdown_only_if_it_says_so(
+    driver: Driver, service: ScriptedService, running: bool
+) -> None:
+    future = submit(driver)
+    submitted = service.next_submit()
+    service.accept(submitted)
+    service.start(future.key)
+    while not future.running():
+        time.sleep(0.001)
+
+    driver.stop(cancel=True, running=running)
+    if running:
+        assert service.next() == Cancel((future.key,))
+    else:
+        service.end(future.key, 1)
+    assert isinstance(service.next(), Close)
+    service.say(Closed())
+    driver.leave(10.0)
+    driver.join()
+
+    assert future.cancelled() == running
 
 
 # ---- futures of other executors ----

@@ -13,7 +13,7 @@ import remoteexec
 from remoteexec import errors
 
 CHECKOUT = Path(__file__).parent.parent.parent
-WITH_NAMES = ["remoteexec", "remoteexec.errors", "remoteexec.resources", "remoteexec.executors.cluster"]
+WITH_NAMES = ["remoteexec", *(f"remoteexec.{name}" for name in ("api", "errors", "resources", "executors.cluster"))]
 
 
 def documented() -> str:

@@ -87,9 +87,14 @@ def submit_pilots(store: CrewStore, spec: Spec, queue: Queue, name: str, count: 
     Raises:
         QueueError: see Queue.submit.
     """
-    directory = store.session.job_directory(name)
+    return queue.submit(job_of_pilots(store.session, store.client, spec, name, count))
+
+
+def job_of_pilots(session: Session, client: str, spec: Spec, name: str, count: int) -> JobSpec:
+    """What is submitted for so many pilots of a client."""
+    directory = session.job_directory(name)
     resources = pilot_resources(spec.pilots, spec.scheduler)
-    return queue.submit(JobSpec(name, directory, (*spec.command, str(directory), store.client), count, resources))
+    return JobSpec(name, directory, (*spec.command, str(directory), client), count, resources)
 
 
 class Crew:

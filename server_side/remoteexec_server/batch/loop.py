@@ -10,6 +10,7 @@ import contextlib
 import queue
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ..store.root import UnsafeRootError, open_root
@@ -25,6 +26,7 @@ from ..wire.messages import (
     Refused,
     Request,
     Resize,
+    Script,
     Submit,
     Tell,
     Watch,
@@ -57,7 +59,9 @@ def run(inbox: Inbox, emit: Emit, root: str, scheduler: str, command: tuple[str,
     first = inbox.get()
     if first is None or not isinstance(first[0], Hello):
         return
-    opened = _open(first[0], root, scheduler, command)
+    hello = first[0]
+    jobs = Jobs(command, scheduler, hello.terms, hello.alone)
+    opened = _open(hello, root, jobs)
     if isinstance(opened, Refused):
         emit(opened, b"")
         return
@@ -65,7 +69,7 @@ def run(inbox: Inbox, emit: Emit, root: str, scheduler: str, command: tuple[str,
     emit(welcome, b"")
     discard = False
     try:
-        discard = _serve(service, inbox, emit)
+        discard = _serve(service, inbox, emit, partial(preview, service.queue, service.session, jobs, hello.client))
         _finish_submitting(service, emit)
     finally:
         service.close(discard)
@@ -82,8 +86,8 @@ def _finish_submitting(service: Service, emit: Emit) -> None:
         time.sleep(max(0.01, min(service.wait_s() or 0.0, 1.0)))  # outcomes to be told would make it 0
 
 
-def _serve(service: Service, inbox: Inbox, emit: Emit) -> bool:
-    """Until the client closes (True: remove the session's files) or is gone."""
+def _serve(service: Service, inbox: Inbox, emit: Emit, script: Callable[[JobScript], Script]) -> bool:
+    """Until the client closes (True: remove the session's files) or is gone; `script`: see `preview`."""
     while True:
         try:
             item = inbox.get(timeout=service.wait_s())
@@ -97,7 +101,7 @@ def _serve(service: Service, inbox: Inbox, emit: Emit) -> bool:
                 case Close():
                     return request.discard
                 case JobScript():
-                    emit(preview(service.queue, service.session, service.command, request), b"")
+                    emit(script(request), b"")
                 case Submit() | Cancel() | Watch() | Tell() | Resize():
                     for event in service.handle(request, data):
                         emit(event, b"")
@@ -109,7 +113,7 @@ def _serve(service: Service, inbox: Inbox, emit: Emit) -> bool:
             emit(*ready)
 
 
-def _open(hello: Hello, root: str, scheduler: str, command: tuple[str, ...]) -> tuple[Service, Welcome] | Refused:
+def _open(hello: Hello, root: str, jobs: Jobs) -> tuple[Service, Welcome] | Refused:
     import socket
 
     from .. import __version__
@@ -121,8 +125,8 @@ def _open(hello: Hello, root: str, scheduler: str, command: tuple[str, ...]) -> 
     try:
         path = open_root(root)
         session = Session.create(path, hello.session, hello.session_key)
-        batch = queues.connect(scheduler, path, hello.terms.pysqa_config_directory)
-        service = Service(session, batch, Jobs(command, scheduler, hello.terms, hello.alone), hello.client)
+        batch = queues.connect(jobs.scheduler, path, hello.terms.pysqa_config_directory)
+        service = Service(session, batch, jobs, hello.client)
     except UnsafeRootError as exc:
         return Refused("UnsafeRoot", str(exc))
     except PysqaConfigError as exc:

@@ -32,6 +32,12 @@ CLOSE = b"c"
 PRINTED = b"p"
 REPORT = b"e"
 """One of the zygote's."""
+WANT = b"W"
+"""A node is to have a copy of the shared object that has this number, which stands in the worker's place."""
+PIECE = b"O"
+"""Some of that, after where in the object it belongs; one after the other, from the first on."""
+GONE = b"G"
+"""Nothing more of that object, with the reason: from the relay, it is shared no more; from an agent, it has no room."""
 
 KEPT, OUTPUT = 1, 2
 _HEAD = struct.Struct(">cqI")
@@ -51,6 +57,9 @@ _IDLE_S, _PROBE_S, _PROBES = 4, 2, 2
 class Link:
     """One end of a connection; never blocks.
 
+    Attributes:
+        sent: bytes that were sent.
+
     Raises:
         OSError, from all but `put`: the other end is gone, or was not who it has to be.
     """
@@ -59,6 +68,7 @@ class Link:
         self.sock = sock
         self._out = bytearray()
         self._sending = b""  # must be offered again as it is
+        self.sent = 0
         self._kept = bytearray()
 
     @property
@@ -85,11 +95,12 @@ class Link:
                 self.sock.send(self._sending)
             except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
                 return False
+            self.sent += len(self._sending)
             self._sending = b""
         return True
 
     def read(self) -> Iterator[tuple[bytes, int, Data]]:
-        """Whole messages that are here, a few at once; DATA as a view, which ends when the next is asked for.
+        """Whole messages that are here, a few at once; DATA and PIECE as views, which end when the next is asked for.
 
         Raises:
             EOFError: the other end has closed; what came before was given.
@@ -113,7 +124,7 @@ class Link:
                 if end - start < length:
                     break
                 used = start + length
-                if kind == DATA:
+                if kind in (DATA, PIECE):
                     with view[start:used] as part:
                         yield kind, worker, part
                 else:

@@ -105,6 +105,7 @@ class Setup(TypedDict, total=False):
         init: pickled `init_function`.
         launch: how MPI ranks are started; see `mpi`.
         step: how they are over several nodes; see `mpi.Step`.
+        cores: which cores of its node it runs on, and how many those are; see `affinity`.
         mark: what, with the number of the task behind it, is printed before each call.
     """
 
@@ -116,6 +117,7 @@ class Setup(TypedDict, total=False):
     init: bytes | None
     launch: Any
     step: Any
+    cores: tuple[tuple[int, ...], int]
     mark: bytes | None
 
 
