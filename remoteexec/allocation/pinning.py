@@ -41,8 +41,9 @@ class PinnedNodes(ManyNodes):
     def give(self, need: Need, place: tuple[str, ...]) -> None:
         """See Room."""
         assert isinstance(place, Place)
-        if place.node in self._free:
-            self._free[place.node] |= sum(1 << core for core in place.cores)
+        for at, cores in [(part.node, part.cores) for part in place.parts] or [(place.node, place.cores)]:
+            if at in self._free:
+                self._free[at] |= sum(1 << core for core in cores)
         super().give(need, place)
 
     def lose(self, node: int) -> None:
@@ -51,8 +52,13 @@ class PinnedNodes(ManyNodes):
         self._free.pop(node, None)
 
     def _allot(self, need: Need, place: Place) -> None:
-        place.cores = chosen(self._free[place.node], need.cores)
-        self._free[place.node] &= ~sum(1 << core for core in place.cores)
+        place.parts = tuple(part._replace(cores=self._chosen(part.node, part.need.cores)) for part in place.parts)
+        place.cores = place.parts[0].cores if place.parts else self._chosen(place.node, need.cores)
+
+    def _chosen(self, at: int, count: int) -> tuple[int, ...]:
+        cores = chosen(self._free[at], count)
+        self._free[at] &= ~sum(1 << core for core in cores)
+        return cores
 
 
 def chosen(free: int, count: int) -> tuple[int, ...]:

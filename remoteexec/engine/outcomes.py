@@ -129,6 +129,8 @@ def _ours(task: TaskKey, facts: Any, here: bool) -> BaseException:
             )
         case "ranks_not_started":
             return errors.RunnerMissing(f"task {task} cannot run: {text}")
+        case "node_lost":
+            return errors.TaskNodeFailure(f"task {task}: {text}", task=task, node=facts.get("host"))
         case "rank_ended":
             return errors.TaskKilled(
                 f"task {task}: {text}",

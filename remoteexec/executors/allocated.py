@@ -23,6 +23,7 @@ from ..pool.fresh import FreshWorkers
 from ..pool.kept import KeptWorkers
 from ..pool.ledger import Ledger, Need, TooLarge
 from ..pool.tasks import GpuVariables, PoolTask
+from ..resources import with_defaults
 from .single_node import SingleNodeExecutor
 
 __all__ = ["AllocatedExecutor", "Pmi"]
@@ -30,13 +31,15 @@ __all__ = ["AllocatedExecutor", "Pmi"]
 log = logging.getLogger("remoteexec")
 _GIB = 2**30
 _CUDA = "CUDA_VISIBLE_DEVICES"
+_KEPT_HERE = "workers that are kept have all their MPI ranks on one node; leave out block_allocation for several"
 Pmi = Literal["pmi1", "pmi2", "pmix"]
 
 
 class AllocatedExecutor(SingleNodeExecutor):
     """Runs calls on all nodes of an allocation, where an agent on each starts the workers.
 
-    A subclass says what the allocation has, `_find_allocation`, and what starts the agents, `_step`.
+    A subclass says what the allocation has, `_find_allocation`, and what starts the agents, `_step`; and, if it can
+    start MPI ranks on several nodes, `_spreads`.
 
     Args:
         max_workers: see SingleNodeExecutor.
@@ -51,6 +54,8 @@ class AllocatedExecutor(SingleNodeExecutor):
         ValueError: see SingleNodeExecutor.
     """
 
+    _spreads = False  # MPI ranks over several nodes
+
     def __init__(
         self,
         max_workers: int | None = None,
@@ -63,6 +68,7 @@ class AllocatedExecutor(SingleNodeExecutor):
     ) -> None:
         if pmi_mode not in (None, "pmi1", "pmi2", "pmix"):
             raise ValueError(f"pmi_mode must be 'pmi1', 'pmi2' or 'pmix', not {pmi_mode!r}")
+        resource_dict = with_defaults(resource_dict, pmi_mode=pmi_mode)
         self._allocation = self._find_allocation()
         self._session = secrets.token_hex(8)
         self._carrier: AllocationLauncher | None = None  # under the lock, as what is shared
@@ -117,23 +123,38 @@ class AllocatedExecutor(SingleNodeExecutor):
         return Ledger(None, tasks=self._max_workers, room=room)
 
     def _takes(self, resources: Resources) -> Need:
-        cores, gpus, _ = super()._takes(resources)
-        return Need(cores, gpus, int((resources.memory_max_gb or 0) * _GIB))
+        cores, gpus, *_ = super()._takes(resources)
+        memory_bytes = int((resources.memory_max_gb or 0) * _GIB)
+        if not self._spreads or resources.cores == 1:
+            return Need(cores, gpus, memory_bytes)
+        nodes = resources.num_nodes or 0
+        if cores == resources.cores * resources.threads_per_core:
+            return Need(cores, gpus, memory_bytes, resources.cores, nodes)
+        parts = max(1, cores // resources.threads_per_core) if not gpus else 1  # ranks that share cores
+        return Need(cores - cores % parts, gpus, memory_bytes, parts, nodes)
 
     def _with_room(self, task: PoolTask, resources: Resources) -> Resources:
-        """See SingleNodeExecutor: what is more than any node has is cut to that."""
+        """See SingleNodeExecutor: what is more than any node has is cut to that, where it is to be on one."""
         most = max(node.memory_bytes or 0 for node in self._allocation.nodes)
-        if most and resources.memory_max_gb is not None:
+        several = self._spreads and resources.cores > 1
+        if most and resources.memory_max_gb is not None and not several:
             resources = replace(resources, memory_max_gb=min(resources.memory_max_gb, most / _GIB))
         return super()._with_room(task, resources)
 
     def _check(self, need: Need, resources: Resources) -> None:
+        if self._spreads and (resources.num_nodes or 1) > resources.cores:
+            raise TooLarge(
+                f"num_nodes={resources.num_nodes} with cores={resources.cores}: each node gets one rank at least, so "
+                "cores has to be as large"
+            )
         super()._check(need, resources)
         if self._kept:
             self._ledger.check(need)
 
     def _workers(self, most: int | None) -> int:
         """Kept workers: as many as the nodes have room for, each on one node."""
+        if self._need.nodes > 1:
+            raise TooLarge(f"num_nodes={self._need.nodes} with block_allocation=True: {_KEPT_HERE}")
         need, nodes = self._need, self._allocation.nodes
         room = sum(room_for(node, need) for node in nodes)
         if self._max_cores is not None:
@@ -141,7 +162,8 @@ class AllocatedExecutor(SingleNodeExecutor):
         if room < 1:
             raise TooLarge(
                 f"a worker takes {need.cores} cores, {need.gpus} GPUs and {need.memory_bytes} bytes of memory, and no "
-                f"node of the allocation has all of that within max_cores={self._max_cores}: none could start"
+                f"node of the allocation has all of that within max_cores={self._max_cores}: none could start; "
+                f"{_KEPT_HERE}"
             )
         sets = sum(len(node.gpus) // need.gpus for node in nodes) if need.gpus else None
         if most is not None and sets is not None and most > sets:

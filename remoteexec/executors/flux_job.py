@@ -103,8 +103,8 @@ class FluxJobExecutor(AllocatedExecutor):
     def _launch_of(self, resources: Resources) -> Launch | None:
         if not self._nesting:
             return super()._launch_of(resources)
-        cores, gpus, _ = self._takes(resources)
-        argv = ["flux", "run", "--quiet", "-N1", "-n1", f"-c{cores}", *([f"-g{gpus}"] if gpus else [])]
+        need = self._takes(resources)
+        argv = ["flux", "run", "--quiet", "-N1", "-n1", f"-c{need.cores}", *([f"-g{need.gpus}"] if need.gpus else [])]
         return 1, [*argv, "--requires=rank:{node}", "flux", "start"], False, True
 
 

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
+
+from remoteexec_server.wire import pooled
+from remoteexec_server.wire.resources import Resources
+
+from .. import errors
 from ..allocation.base import Allocation, Step
+from ..allocation.nodes import ManyNodes
 from ..allocation.slurm import allocation
+from ..allocation.steps import SlurmSteps, Way, check_options
+from ..pool.ledger import Need
+from ..pool.mpi import Launch
 from .allocated import AllocatedExecutor
 
 __all__ = ["SlurmJobExecutor"]
@@ -16,15 +27,18 @@ _NARROWER = ("SLURM_CPUS_PER_TASK", "SLURM_EXACT", "SLURM_MEM_PER_CPU", "SLURM_M
 class SlurmJobExecutor(AllocatedExecutor):
     """Runs calls on all nodes of the SLURM allocation that this process is in (`salloc`, `sbatch`, a task of a job).
 
-    One step starts an agent on each node; from then on SLURM is not asked any more. A call takes cores, GPUs and, if
-    it says `memory_max`, memory of one node. Agents connect to this process by TLS 1.3 with a certificate of the
-    session, which both ends have to show.
+    One step starts an agent on each node; from then on SLURM is not asked any more, but for MPI functions whose ranks
+    are on several nodes. A call takes cores, GPUs and, if it says `memory_max`, memory of one node; of several, if it
+    is an MPI function that no node can hold, or says `num_nodes`: these ranks are a step of `srun`. Agents connect to
+    this process by TLS 1.3 with a certificate of the session, which both ends have to show, and such ranks to theirs.
 
     Args:
         max_workers: see SingleNodeExecutor.
-        pmi_mode: taken, and without effect: MPI ranks of a call are started by mpiexec, on one node.
+        pmi_mode: how `srun` and the ranks find each other, its `--mpi`; found out if not given. Given, ranks on a
+            single node are started by `srun`, too, and otherwise by mpiexec.
         hostname_localhost: agents connect to 127.0.0.1, and nobody else can: for an allocation of this one machine.
-        resource_dict: see SingleNodeExecutor; `slurm_cmd_args` here are further options of the agents' `srun`.
+        resource_dict: see SingleNodeExecutor; `slurm_cmd_args` here are further options of the agents' `srun`, and as
+            those of a call of the one that starts its ranks.
         options: all that SingleNodeExecutor takes.
 
     Raises:
@@ -32,7 +46,44 @@ class SlurmJobExecutor(AllocatedExecutor):
         ValueError: see SingleNodeExecutor.
     """
 
-    _heeded = ("slurm_cmd_args",)
+    _heeded = ("slurm_cmd_args", "num_nodes")
+    _spreads = True
+
+    def _launch_of(self, resources: Resources) -> Launch | None:
+        try:
+            return super()._launch_of(resources)
+        except errors.RunnerMissing:  # then srun does it
+            return resources.cores, [], resources.openmpi_oversubscribe, False
+
+    def _check(self, need: Need, resources: Resources) -> None:
+        check_options(resources.slurm_cmd_args)
+        super()._check(need, resources)
+        self._ways(need, resources)  # said now if there are none
+
+    def _setup(self, resources: Resources, before: Mapping[str, str], says_threads: bool) -> pooled.Setup:
+        setup = super()._setup(resources, before, says_threads)
+        ways = self._ways(self._takes(resources), resources)
+        if ways:
+            setup["step"] = (ways, [] if self._kept else self._needs_step(resources))
+        return setup
+
+    def _ways(self, need: Need, resources: Resources) -> list[Way]:
+        """How a step starts its ranks; empty if there can be none."""
+        room = self._ledger.room
+        assert isinstance(room, ManyNodes)
+        if resources.cores > 1 and (self._needs_step(resources) or room.may_spread(need)):
+            return self._steps.ways(resources)
+        return []
+
+    def _needs_step(self, resources: Resources) -> bool:
+        """Whether its ranks are started by srun on a single node, too."""
+        launch = self._launch_of(resources)
+        asked = resources.pmi_mode is not None or resources.slurm_cmd_args != ()
+        return asked or launch is None or not launch[1]
+
+    @cached_property
+    def _steps(self) -> SlurmSteps:
+        return SlurmSteps(self._allocation)
 
     def _find_allocation(self) -> Allocation:
         return allocation()

@@ -12,7 +12,7 @@ from remoteexec_server.wire import pooled
 from .ledger import Ledger, Need, TooLarge
 from .output import Output
 from .pool import Pool
-from .tasks import Broken, Died, GpuVariables, PoolTask
+from .tasks import Broken, Died, GpuVariables, PoolTask, nodes_beside
 from .workers import WorkerState, when_over
 from .zygote_client import Ended, Launcher, NodeLost, NotStarted
 
@@ -170,7 +170,7 @@ class FreshWorkers(Pool):
     def _buried(self, worker: WorkerState, started: list[PoolTask], report: Ended | NotStarted) -> None:
         for task in started:  # first: what they have submitted is not to start
             if isinstance(report, Ended):
-                task.end(Died(report.pid, report.status, worker.timed_out, report.node))
+                task.end(Died(report.pid, report.status, worker.timed_out, report.node or worker.lost_with))
             else:
                 task.end(Broken(f"its process cannot be started: {report.reason}"))
         self._start_what_fits()
@@ -180,6 +180,10 @@ class FreshWorkers(Pool):
         with self._lock:
             self._nodes_lost = True
             self._ledger.room.lose(lost.node)
+            for worker in self._workers.values():
+                if lost.node in nodes_beside(worker.gpus):  # some of its ranks were there
+                    worker.lost_with = lost.name
+                    self._zygote.kill_worker(worker.number)
             hopeless = self._ledger.clear_hopeless()
         for task in hopeless:
             self._is_hopeless(task)

@@ -29,11 +29,24 @@ class Need(NamedTuple):
         cores: CPUs.
         gpus: whole GPUs.
         memory_bytes: what it said it uses; counted where there are many nodes.
+        parts: that may be on nodes of their own, each an equal share of the above.
+        nodes: on which these parts are to be; 0: on one if one can hold all, else on as few as there is room on.
     """
 
     cores: int = 1
     gpus: int = 0
     memory_bytes: int = 0
+    parts: int = 1
+    nodes: int = 0
+
+    @property
+    def part(self) -> Need:
+        """What one of its parts takes."""
+        return Need(self.cores // self.parts, self.gpus // self.parts, -(-self.memory_bytes // self.parts))
+
+    def times(self, count: int) -> Need:
+        """What so many tasks like this take on one node."""
+        return Need(self.cores * count, self.gpus * count, self.memory_bytes * count)
 
 
 class Waiting(Protocol):

@@ -256,6 +256,37 @@ def with_environment(setup: pooled.Setup | None, more: Mapping[str, str | None])
     return found
 
 
+def placed(setup: pooled.Setup | None, place: Sequence[str], variables: GpuVariables) -> pooled.Setup:
+    """The same worker at its place: with its GPUs; and if it has MPI ranks on several nodes, how many on which."""
+    parts = getattr(place, "parts", ())
+    step = setup.get("step") if setup is not None else None
+    if setup is None or step is None or not parts:
+        return with_environment(setup, visible(place, variables))
+    ways, always = step
+    if len(parts) == 1 and not always:
+        return with_environment({**setup, "step": None}, visible(place, variables))
+    return {**setup, "step": (ways, _shares(setup["launch"][0], parts, variables))}
+
+
+def _shares(ranks: int, parts: Sequence[Any], variables: GpuVariables) -> list[Any]:
+    """See `remoteexec_server.mpi.Share`. Ranks that share cores are more than the parts that were counted."""
+    counted = sum([part.ranks for part in parts])
+    found, begun = [], 0
+    for part in parts:
+        its = [ranks // counted + (at < ranks % counted) for at in range(begun, begun + part.ranks)]
+        begun += part.ranks
+        each = len(part.gpus) // part.ranks
+        gpus = [part.gpus[at * each : (at + 1) * each] for at, count in enumerate(its) for _ in range(count)]
+        shown = [dict(visible(its_gpus, variables)) for its_gpus in gpus]
+        found.append((part.name, sum(its), shown, (part.cores, part.of)))
+    return found
+
+
+def nodes_beside(place: Sequence[str]) -> set[int]:
+    """Nodes of a place besides that of its worker."""
+    return {part.node for part in getattr(place, "parts", ())[1:]}
+
+
 def how_ended(status: int) -> str:
     """The end of a process, as `os.waitpid` says it, in words."""
     code = os.waitstatus_to_exitcode(status)

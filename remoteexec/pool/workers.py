@@ -15,7 +15,7 @@ from remoteexec_server.wire import pooled
 
 from .ledger import Need
 from .output import OutputReader
-from .tasks import GpuVariables, PoolTask, visible, with_environment
+from .tasks import GpuVariables, PoolTask, placed
 from .zygote_client import Endpoint, most_files
 
 Pieces = deque["bytes | memoryview"]
@@ -47,6 +47,7 @@ class WorkerState:
         retiring: it has nothing and was told to end.
         timed_out: we ended it, since a task took too long.
         cancelled: we ended it, since its task was cancelled.
+        lost_with: a node besides its own, of which its task had a part, and with which we ended it.
         gpus: it has for all its life.
         need: what it takes of the machine and has not given back.
         resting: its task waits for tasks that it has submitted, or is taken to, and its place is theirs.
@@ -68,6 +69,7 @@ class WorkerState:
         self.retiring = False
         self.timed_out = False
         self.cancelled = False
+        self.lost_with: str | None = None
         self.gpus: tuple[str, ...] = ()
         self.need: Need | None = None
         self.resting = False
@@ -110,7 +112,7 @@ class WorkerState:
 
     def fitted(self, setup: pooled.Setup | None, variables: GpuVariables) -> pooled.Setup:
         """The setup with what it has of its machine."""
-        found = with_environment(setup, visible(self.gpus, variables))
+        found = placed(setup, self.gpus, variables)
         if self.endpoint.cores is not None:
             found["cores"] = self.endpoint.cores
         return found

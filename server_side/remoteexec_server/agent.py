@@ -24,7 +24,7 @@ import subprocess
 import sys
 from typing import Any
 
-from . import affinity, zygote
+from . import affinity, far_session, zygote
 from .wire import names
 
 _CHUNK = 1 << 18
@@ -35,6 +35,7 @@ _IDENTIFY_S = 30.0
 def main(argv: list[str]) -> int:
     """Serve until the relay is gone."""
     told = json.loads(sys.stdin.buffer.readline())
+    far_session.remember(far_session.FarSession(told["certificate"], told["addresses"] == [far_session.LOCALHOST]))
     name = os.environ[names.NODE] = _name(told["identify"])
     if hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):  # all that the job has here, though its step was bound to one core

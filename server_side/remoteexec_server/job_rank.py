@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import failure, runner
 from .aborts import tell_aborts
 from .mpi_watch import how_it_ended
+from .parent import end_with
 from .rank_exchange import Exchange, NotOurs
 from .store.session import Job, Session, read_job
 from .sweeper import shared_memory
@@ -95,7 +96,7 @@ def main(argv: list[str]) -> NoReturn:
     child = os.fork()
     if child == 0:
         os.close(told)
-        runner.end_with(watch)
+        end_with(watch)
         Rank(session, job, index, attempt, tell).run()
     os.close(tell)
     runner.end_process(_watch(child, told, _Teller(session, job, index, attempt)))

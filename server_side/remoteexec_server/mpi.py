@@ -1,8 +1,8 @@
-"""The ranks of MPI functions: started with mpiexec, told what to run, ended.
+"""The ranks of MPI functions: started with mpiexec or, over the nodes of an allocation, srun; told what to run, ended.
 
-    pool ── worker ─┬─ mpiexec ─┬─ watch ── rank 0      each rank connects back to the worker by a socket of its own,
-                    │           ├─ watch ── rank 1      in a directory that is the user's alone, and both ends prove
-                    │           └─ ...                  that they know a secret before anything else is read
+    pool ── worker ─┬─ mpiexec ─┬─ watch ── rank 0      each rank connects back to the worker by a socket of its own;
+                    │           ├─ watch ── rank 1      what proves that both ends are ours, and how far that reaches,
+                    │           └─ ...                  is the business of `rank_links`
                     └─ sweeper
 
 To the pool this is a worker like any other. It sends each call to all ranks as it came, unopened, and answers with the
@@ -18,33 +18,34 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import select
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import failure, mpi_rank, mpi_watch
+from . import failure, far_session, mpi_watch, rank_links
+from .rank_links import Arrival, Links, NearLinks
 from .sweeper import Sweeper
-from .wire import handshake, names, payload, pooled
+from .wire import names, payload, pooled
 from .wire.payload import Pickled
 
 _START_S = 60.0
 """To start N interpreters and initialise MPI; picked, not measured: 0.5 s here, many ranks on a slow disk take long."""
-_HANDSHAKE_S = 30.0
 _END_S = 5.0
 """For the ranks to finalise MPI and end after their last call."""
 _TOLD_S = 2.0
 """For the watch of a rank whose connection has ended to tell how: it waits for the same end; picked, not measured."""
 _EXPLAIN_S = 2.0
 """For mpiexec to say why a rank ended: Open MPI takes 1 s."""
+_NODE_S = 5.0
+"""For the pool to end us since a node is lost, or srun to say so, when a rank is gone without a word."""
 _TICK_S = 1.0
 """How often mpiexec is looked at where the kernel cannot tell of its end (Linux before 5.3)."""
 _TAIL = 4000
@@ -74,10 +75,29 @@ Launch = tuple[int, list[str], bool, bool]
 process without MPI, which another command starts, whose result is then that of the call."""
 _HERE = "{node}"
 """In that command: which node this is, as the agent knows it."""
+_HOSTS, _NODES = "{hosts}", "{nodes}"
+"""In a way of a step: a file that has the node of each rank, in their order; how many nodes these are."""
+Way = tuple[str, list[str]]
+"""How errors call it, and a command that starts the ranks on several nodes."""
+Share = tuple[str, int, "list[dict[str, str | None]]", "tuple[tuple[int, ...], int]"]
+"""A node, how many ranks it gets, what more each of these has in its environment, and their cores: see `affinity`."""
+Step = tuple[list[Way], list[Share]]
+"""Ways to start ranks, tried one after the other; on which nodes, all on this one if none is named."""
+_STEPS_OWN = ("SLURM_CONF", "SLURM_JWT")
+"""What srun needs of the variables of the step that we are in: others are options for that one, not for the ranks'."""
+_NODE_FAILED = re.compile(r"Node failure on (\S+)")
 
 
 class RanksDidNotStart(Exception):
-    """There is no MPI program, for the reason it says."""
+    """There is no MPI program, for the reason it says.
+
+    Attributes:
+        final: other ways would fare no better.
+    """
+
+    def __init__(self, text: str, final: bool = False) -> None:
+        super().__init__(text)
+        self.final = final
 
 
 class RankEnded(Exception):
@@ -123,13 +143,26 @@ class Ranks:
             self._program = None
         if self._program is None:
             self._sent.clear()
-            program = _Program(self._setup, self._pool, self._worker)
             try:
-                program.start()
+                self._program = self._started()
             except RanksDidNotStart as exc:
                 return failure.amended(failure.packed(exc, "ranks_not_started"), traceback="")
-            self._program = program
         return None
+
+    def _started(self) -> _Program:
+        """In the first way that works: where the ranks do not start, no function has run."""
+        step = self._setup.get("step")
+        if step is None:
+            return _started(_Program(self._setup, self._pool, self._worker))
+        tried = []
+        for name, argv in step[0]:
+            try:
+                return _started(_FarProgram(self._setup, self._pool, self._worker, argv))
+            except RanksDidNotStart as exc:
+                tried.append(f"{name}: {exc}")
+                if exc.final:
+                    break
+        raise RanksDidNotStart("\n".join(tried))
 
     def run(self, call: pooled.Call, buffers: Sequence[Any], function: tuple[Any, Sequence[Any]]) -> Answer:
         """Run one call on all ranks.
@@ -186,8 +219,13 @@ class Ranks:
 class _Rank:
     sock: socket.socket
     stream: pooled.Stream
+    ident: int
     pid: int
+    node: str
     number: int = -1
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} on {self.node}" if self.node else f"pid {self.pid}"
 
 
 class _Failed(Exception):
@@ -227,8 +265,18 @@ class _Tail:
         return "\n".join(line for line in lines if line.strip(" -="))
 
 
+def _started(program: _Program) -> _Program:
+    program.start()
+    return program
+
+
 class _Program:
     """One mpiexec and its ranks."""
+
+    _alike = "that mpiexec"
+    _which = _WHICH
+    _silent_s = _EXPLAIN_S
+    _aborts_are_told = True  # in the launcher's exit code
 
     def __init__(self, setup: pooled.Setup, pool: socket.socket, worker: int | None) -> None:
         self.size, command, self._oversubscribe, self.alone = setup["launch"]
@@ -237,7 +285,7 @@ class _Program:
         self._setup, self._pool, self._worker = setup, pool, worker
         self._told = False  # the ranks have their setup
         self._ranks: list[_Rank] = []
-        self._words: mpi_watch.Words | None = None
+        self._links: Links | None = None
         self._files: set[str] = set()
 
     # ---- start ----
@@ -249,52 +297,59 @@ class _Program:
             RanksDidNotStart: with what mpiexec said; in `_START_S` at most.
         """
         self._sweeper = Sweeper()
-        directory = self._sweeper.directory
-        secret = secrets.token_bytes(32)
-        address = os.path.join(directory, "s")
-        self._words = mpi_watch.Words(address + mpi_rank.WORDS)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(address)
-            listener.listen(self.size)
-            argv = [*self._command, *([] if self.alone else ["-n", str(self.size)])]
-            argv += [sys.executable, _PACKAGE, "mpi-rank", address, "0" if self.alone else str(self.size)]
-            argv += [str(self._worker)] if self._worker is not None else []
-            environment = launcher_environment(directory, self._oversubscribe) | {mpi_rank.SECRET: secret.hex()}
-            for name, value in self._setup.get("environment", {}).items():
-                environment.pop(name, None)
-                if value is not None:
-                    environment[name] = value
-            try:
-                self._process = subprocess.Popen(
-                    argv,
-                    stdin=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    env=environment,
-                    bufsize=0,
-                    start_new_session=True,  # the pool kills the worker's group: the sweeper has to be first here
-                )
-            except OSError as exc:
-                self._words.close()
-                self._sweeper.sweep()
-                raise RanksDidNotStart(f"{self._command[0]} cannot be started: {exc}") from exc
-            self._sweeper.note_group(self._process.pid)
-            assert self._process.stderr is not None
-            self._tail = _Tail(os.dup(self._process.stderr.fileno()))
-            self._process.stderr.close()
-            try:
-                self._gather(listener, secret)
-            except BaseException as exc:
-                self.kill()
-                if isinstance(exc, RanksDidNotStart):
-                    said = self._tail.text()
-                    raise RanksDidNotStart(f"{exc}\n{said}" if said else str(exc)) from None
-                raise
+        self._links = links = self._new_links()
+        argv = [*self._launcher(), sys.executable, _PACKAGE, "mpi-rank", links.address]
+        argv += ["0" if self.alone else str(self.size), *([str(self._worker)] if self._worker is not None else [])]
+        environment = self._environment() | {rank_links.SECRET: links.secret}
+        for name, value in self._setup.get("environment", {}).items():
+            environment.pop(name, None)
+            if value is not None:
+                environment[name] = value
+        try:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=environment,
+                bufsize=0,
+                start_new_session=True,  # the pool kills the worker's group: the sweeper has to be first here
+            )
+        except OSError as exc:
+            links.close()
+            self._sweeper.sweep()
+            raise RanksDidNotStart(f"{self._command[0]} cannot be started: {exc}") from exc
+        self._note_launcher(self._process.pid)
+        assert self._process.stderr is not None
+        self._tail = _Tail(os.dup(self._process.stderr.fileno()))
+        self._process.stderr.close()
+        try:
+            self._gather(links)
+        except BaseException as exc:
+            self.kill()
+            if isinstance(exc, RanksDidNotStart):
+                said = self._tail.text()
+                raise RanksDidNotStart(f"{exc}\n{said}" if said else str(exc), exc.final) from None
+            raise
+        links.shut()
 
-    def _gather(self, listener: socket.socket, secret: bytes) -> None:
+    def _new_links(self) -> Links:
+        return NearLinks(self._sweeper, self.size)
+
+    def _launcher(self) -> list[str]:
+        """All of the command but what each rank runs."""
+        return [*self._command, *([] if self.alone else ["-n", str(self.size)])]
+
+    def _environment(self) -> dict[str, str]:
+        return launcher_environment(self._sweeper.directory, self._oversubscribe)
+
+    def _note_launcher(self, pid: int) -> None:
+        self._sweeper.note_group(pid)
+
+    def _gather(self, links: Links) -> None:
         """Take the ranks' connections, and hear from each that MPI is there."""
         deadline = time.monotonic() + _START_S
         poll = select.poll()
-        poll.register(listener.fileno(), select.POLLIN)
+        poll.register(links.fileno(), select.POLLIN)
         poll.register(self._pool.fileno(), select.POLLHUP)
         waiting: dict[int, _Rank] = {}
         with _end_of(self._process.pid) as end:
@@ -302,9 +357,9 @@ class _Program:
                 poll.register(end, select.POLLIN)
             while len(self._ranks) < self.size:
                 for handle, event in poll.poll(_TICK_S * 1000):
-                    if handle == listener.fileno():
-                        rank = self._accept(listener, secret)
-                        if rank is not None:
+                    if handle == links.fileno():
+                        for arrival in links.arrivals():
+                            rank = _rank_of(arrival)
                             waiting[rank.sock.fileno()] = rank
                             poll.register(rank.sock.fileno(), select.POLLIN)
                     elif handle in waiting:
@@ -318,25 +373,10 @@ class _Program:
                     absent = self.size - len(self._ranks) - len(waiting)
                     raise RanksDidNotStart(
                         f"after {_START_S:.0f} s {absent} of {self.size} ranks that {self._name()} started have not "
-                        f"connected, and {len(waiting)} have not initialised MPI"
+                        f"connected, and {len(waiting)} have not initialised MPI",
+                        final=True,
                     )
         self._ranks.sort(key=lambda rank: rank.number)
-
-    def _accept(self, listener: socket.socket, secret: bytes) -> _Rank | None:
-        sock, _ = listener.accept()
-        sock.settimeout(_HANDSHAKE_S)
-        try:
-            handshake.accepted(sock, secret)
-        except (handshake.NotOurs, OSError):
-            sock.close()
-            return None
-        sock.settimeout(None)
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid, _, _ = struct.unpack("3i", credentials)
-        self._sweeper.note_group(pid)
-        with contextlib.suppress(OSError):
-            self._sweeper.note_group(os.getpgid(pid))  # its watch leads it
-        return _Rank(sock, pooled.Stream(sock), pid)
 
     def _hear(self, rank: _Rank) -> None:
         """A rank says who it is, or why it cannot be one."""
@@ -344,8 +384,8 @@ class _Program:
             (number, *said), _ = rank.stream.next()
         except (EOFError, ConnectionError):
             raise RanksDidNotStart(
-                f"a rank (pid {rank.pid}) ended before it had initialised MPI; if {self._name()} is not of "
-                f"the MPI that mpi4py uses: {_WHICH}"
+                f"a rank ({rank}) ended before it had initialised MPI; if {self._name()} is not of "
+                f"the MPI that mpi4py uses: {self._which}"
             ) from None
         if number is None:
             raise RanksDidNotStart(f"a rank cannot initialise MPI: {said[0]}")
@@ -354,7 +394,7 @@ class _Program:
             self._wait(_EXPLAIN_S)  # each ends by itself, and cleans up
             raise RanksDidNotStart(
                 f"{self._name()} started {self.size} ranks, and MPI counts {size}: mpi4py uses "
-                f"{library}, which is not the MPI of that mpiexec; {_WHICH}"
+                f"{library}, which is not the MPI of {self._alike}; {self._which}"
             )
         for file in set(files) - self._files:
             self._files.add(file)
@@ -385,17 +425,22 @@ class _Program:
     def _setup_of(self, rank: int) -> pooled.Setup:
         """The setup of one rank: of the task's GPUs and memory it has its share."""
         setup: pooled.Setup = {**self._setup, "launch": None}
+        setup["environment"] = self._environment_of(rank)
+        memory = setup.get("memory_bytes")
+        setup["memory_bytes"] = memory // self.size if memory is not None else None
+        return setup
+
+    def _environment_of(self, rank: int) -> dict[str, str | None]:
         environment: dict[str, str | None] = {n: value for n, value in os.environ.items() if n.startswith(_BATCH)}
-        environment |= setup.get("environment", {})
+        return self._with_its_gpus(environment | self._setup.get("environment", {}), rank)
+
+    def _with_its_gpus(self, environment: dict[str, str | None], rank: int) -> dict[str, str | None]:
         for name in _GPU_VARIABLES:
             gpus = (environment.get(name) or "").split(",")
             if len(gpus) >= self.size:
                 each = len(gpus) // self.size
                 environment[name] = ",".join(gpus[rank * each : (rank + 1) * each])
-        setup["environment"] = environment
-        memory = setup.get("memory_bytes")
-        setup["memory_bytes"] = memory // self.size if memory is not None else None
-        return setup
+        return environment
 
     def results(self, task: int) -> Answer:
         """Wait for the results of all ranks; tell the pool if one is stopped meanwhile.
@@ -407,17 +452,18 @@ class _Program:
         """
         results: list[Pickled | None] = [None] * self.size
         by_handle = {rank.sock.fileno(): rank for rank in self._ranks}
-        assert self._words is not None
+        assert self._links is not None
+        words = self._links.words()
         with select.epoll() as poll:
             poll.register(self._pool.fileno(), 0)  # its end alone
-            for handle in (self._words.fileno(), *by_handle):
+            for handle in (words, *by_handle):
                 poll.register(handle, select.EPOLLIN)
             while by_handle:
                 ready = [handle for handle, _ in poll.poll()]
                 if self._pool.fileno() in ready:
                     raise PoolGone
-                if self._words.fileno() in ready:
-                    self._heed(self._words.take(), task)
+                if words in ready:
+                    self._heed(self._links.take(), task)
                 for handle in ready:
                     if handle in by_handle:
                         rank = by_handle[handle]
@@ -437,8 +483,7 @@ class _Program:
                 pooled.send(self._pool, said)
                 said, read = rank.stream.next()
         except (EOFError, ConnectionError):
-            assert self._words is not None
-            self._heed(self._words.end(_TOLD_S))
+            self._heed(self._next_end())
             raise RankEnded(rank, None) from None
         ((_, ok, rest, *_),) = said
         data, buffers = pooled.joined(rest, read)
@@ -446,13 +491,21 @@ class _Program:
             raise _Failed(rank.number, bytes(data))
         return Pickled(bytes(data), tuple(map(memoryview, buffers)))
 
+    def _next_end(self) -> mpi_watch.Word | None:
+        """The next end, whatever else is told before; None if nothing is soon."""
+        assert self._links is not None
+        deadline = time.monotonic() + _TOLD_S
+        while (word := self._links.take(max(0.0, deadline - time.monotonic()))) is not None and not word.ended:
+            pass
+        return word
+
     def _heed(self, word: mpi_watch.Word | None, task: int | None = None) -> None:
         """Raises RankEnded if that is what was told."""
-        rank = next((rank for rank in self._ranks if word is not None and rank.pid == word.pid), None)
+        rank = next((rank for rank in self._ranks if word is not None and rank.ident == word.ident), None)
         if rank is None or word is None:
             return
         if word.ended:
-            raise RankEnded(rank, word)
+            raise RankEnded(rank, word if word.status is not None or word.abort is not None else None)
         if word.halted and task is not None:
             pooled.send(self._pool, (pooled.HALTED, task, rank.number, rank.pid))
 
@@ -472,12 +525,12 @@ class _Program:
         self._process.wait()
         for rank in self._ranks:
             rank.sock.close()
-        if self._words is not None:
-            self._words.close()
+        if self._links is not None:
+            self._links.close()
 
     def explain(self, end: RankEnded) -> tuple[str, dict[str, Any]]:
         """End all ranks after one has ended; what is known of it, in words and as facts."""
-        ended_itself = self._wait(_EXPLAIN_S)
+        ended_itself = self._wait(_EXPLAIN_S if end.word is not None else self._silent_s)
         self.kill()
         text = self._tail.text()
         launcher_code = self._process.returncode if ended_itself else None
@@ -488,8 +541,10 @@ class _Program:
         if named != rank.number:
             rank, word = next(((one, None) for one in self._ranks if one.number == named), (rank, word))
         did, facts = _how(word, text, launcher_code)
+        if not self._aborts_are_told and word is not None and word.abort is not None:
+            facts["exit_code"] = word.abort & 0xFF
         who = "the process of the call" if self.alone else f"MPI rank {rank.number} of {self.size}"
-        message = f"{who} (pid {rank.pid}) {did}"
+        message = f"{who} ({rank}) {did}"
         if launcher_code is not None:
             message += f"; {self._name()} {mpi_watch.how_it_ended(launcher_code)}"
         return f"{message}\n{text}" if text else message, {
@@ -497,19 +552,108 @@ class _Program:
             "ranks": self.size,
             "log_tail": text,
             **facts,
+            **_lost_node_in(text),
         }
 
     def _wait(self, most_s: float) -> bool:
         """Wait for mpiexec's end; whether it came."""
         with _end_of(self._process.pid) as end:
             if end is not None:
-                select.select([end], [], [], most_s)
+                poll = select.poll()  # there may be more files than `select` takes
+                poll.register(end, select.POLLIN)
+                poll.poll(most_s * 1000)
                 return self._process.poll() is not None
         try:
             self._process.wait(most_s)
         except subprocess.TimeoutExpired:
             return False
         return True
+
+
+class _FarProgram(_Program):
+    """One srun and its ranks, on one or several nodes of the allocation.
+
+    Args:
+        argv: a way.
+    """
+
+    _alike = "this PMI"
+    _which = "name one that fits with pmi_mode, or another MPI in environment"
+    _silent_s = _NODE_S
+    _aborts_are_told = False
+
+    def __init__(self, setup: pooled.Setup, pool: socket.socket, worker: int | None, argv: list[str]) -> None:
+        super().__init__(setup, pool, worker)
+        self._command = argv
+        self._shares: list[Share] = setup["step"][1] or [(os.environ.get(names.NODE, ""), self.size, [], ((), 0))]
+        self._of_rank: dict[int, dict[str, str | None]] = {}
+        self._cores_of = {node: cores for node, _, _, cores in self._shares}
+
+    def _new_links(self) -> Links:
+        from .rank_far import FarLinks  # late: it brings TLS
+
+        session = far_session.current()
+        assert session is not None  # steps are those of an allocation
+        return FarLinks(session, self.size)
+
+    def _launcher(self) -> list[str]:
+        hosts = os.path.join(self._sweeper.directory, "hosts")
+        with open(hosts, "w", encoding="utf-8") as file:
+            file.writelines(f"{node}\n" for node, count, *_ in self._shares for _ in range(count))
+        told = {_HOSTS: hosts, _NODES: str(len(self._shares))}
+        return [_filled(part, told) for part in self._command]
+
+    def _environment(self) -> dict[str, str]:
+        return step_environment(self._oversubscribe)
+
+    def _note_launcher(self, pid: int) -> None:
+        self._sweeper.note_launcher(pid)
+
+    def _name(self) -> str:
+        return "srun"
+
+    def _gather(self, links: Links) -> None:
+        super()._gather(links)
+        there = Counter(rank.node for rank in self._ranks)
+        wanted = {node: count for node, count, *_ in self._shares}
+        if there != wanted:
+            raise RanksDidNotStart(
+                f"{self._name()} has started ranks on {dict(there)} and was to on {wanted}; leave what says where out "
+                "of slurm_cmd_args"
+            )
+        found = {node: iter(each) for node, _, each, _ in self._shares}
+        self._of_rank = {rank.number: next(found[rank.node], {}) for rank in self._ranks}
+
+    def _setup_of(self, rank: int) -> pooled.Setup:
+        return {**super()._setup_of(rank), "cores": self._cores_of[self._ranks[rank].node]}
+
+    def _environment_of(self, rank: int) -> dict[str, str | None]:
+        environment = {**self._setup.get("environment", {})}
+        if not self._of_rank[rank]:
+            return self._with_its_gpus(environment, rank)
+        return environment | self._of_rank[rank]
+
+    def kill(self) -> None:
+        """See _Program: the watches do it, and srun ends with them."""
+        if self._links is not None:
+            self._links.close()
+        super().kill()
+
+
+def _filled(part: str, told: dict[str, str]) -> str:
+    for name, value in told.items():
+        part = part.replace(name, value)
+    return part
+
+
+def _rank_of(arrival: Arrival) -> _Rank:
+    return _Rank(arrival.sock, pooled.Stream(arrival.sock), arrival.ident, arrival.pid, arrival.node)
+
+
+def _lost_node_in(text: str) -> dict[str, str]:
+    """Of a rank that ended since its node did, as srun says it."""
+    found = _NODE_FAILED.search(text)
+    return {"kind": "node_lost", "host": found[1].rstrip(",")} if found else {}
 
 
 def _how(word: mpi_watch.Word | None, text: str, launcher_code: int | None) -> tuple[str, dict[str, int | None]]:
@@ -590,3 +734,13 @@ def launcher_environment(directory: str, oversubscribe: bool) -> dict[str, str]:
         for prefix in ("OMPI", "PRTE"):
             told[f"{prefix}_ALLOW_RUN_AS_ROOT"] = told[f"{prefix}_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
     return {name: value for name, value in os.environ.items() if not name.startswith((*_FOREIGN, _BATCH))} | told
+
+
+def step_environment(oversubscribe: bool) -> dict[str, str]:
+    """What srun is told, and by it the ranks: the pool has counted the cores, so none is bound to some of them."""
+    told = {"OMPI_MCA_hwloc_base_binding_policy": "none", "PRTE_MCA_hwloc_default_binding_policy": "none"}
+    if oversubscribe:
+        told["OMPI_MCA_rmaps_base_oversubscribe"] = "1"
+    foreign = (*_FOREIGN, _BATCH, "SRUN_")
+    kept = {n: value for n, value in os.environ.items() if not n.startswith(foreign) or n in _STEPS_OWN}
+    return kept | told

@@ -26,7 +26,7 @@ from typing import Any
 
 from .wire.resources import Resources
 
-__all__ = ["MpiFacts", "Way", "digest", "from_json", "look", "main", "offered", "ways"]
+__all__ = ["MpiFacts", "Way", "digest", "from_json", "look", "main", "offered", "pmi_of_slurm", "ways"]
 
 _PACKAGE = str(Path(__file__).parent)
 _TIMEOUT_S = 30.0
@@ -203,7 +203,7 @@ def ways(facts: MpiFacts, scheduler: str, resources: Resources, nodes: int = 1) 
         nodes: of the job. On a single one mpiexec is kept from asking the batch system.
     """
     if scheduler == "slurm" and facts.srun:
-        found = [_srun(pmi, resources) for pmi in _pmi_of_slurm(facts, resources.pmi_mode)]
+        found = [_srun(pmi, resources) for pmi in pmi_of_slurm(facts, resources.pmi_mode)]
     elif scheduler == "flux":
         found = [_flux(pmi, resources) for pmi in _pmi_of_flux(facts, resources.pmi_mode)]
     else:
@@ -216,8 +216,8 @@ def ways(facts: MpiFacts, scheduler: str, resources: Resources, nodes: int = 1) 
     return sorted(found, key=lambda way: way.name != facts.fits)
 
 
-def _pmi_of_slurm(facts: MpiFacts, asked: str | None) -> list[str]:
-    """Values of --mpi."""
+def pmi_of_slurm(facts: MpiFacts, asked: str | None) -> list[str]:
+    """Values of --mpi, what fits best first; what is asked for alone."""
     if asked is not None:
         return ["none" if asked == "pmi1" and "pmi1" not in facts.pmi else asked]  # SLURM's own libpmi needs no plugin
     order = {"openmpi": ("pmix",), "cray": ("cray_shasta", "pmi2", "pmix"), "mpich": ("pmi2", "pmix")}

@@ -19,7 +19,6 @@ import select
 import signal
 import socket
 import struct
-import time
 from typing import NamedTuple
 
 _MESSAGE = struct.Struct("<cii")
@@ -30,12 +29,12 @@ class Word(NamedTuple):
     """What is told of a rank.
 
     Attributes:
-        pid: of the rank.
+        ident: of the rank: on one machine its pid.
         status: as `os.waitpid` says; None: it called MPI_Abort.
-        abort: the error code of that.
+        abort: the error code of that; None, too: its watch is gone, and nobody knows how it ended.
     """
 
-    pid: int
+    ident: int
     status: int | None
     abort: int | None
 
@@ -72,13 +71,6 @@ class Words:
         kind, pid, value = _MESSAGE.unpack(self._socket.recv(_MESSAGE.size))
         return Word(pid, None, value) if kind == _ABORT else Word(pid, value, None)
 
-    def end(self, patience_s: float) -> Word | None:
-        """The next end, whatever else is told before; None if nothing is in this time."""
-        deadline = time.monotonic() + patience_s
-        while (word := self.take(max(0.0, deadline - time.monotonic()))) is not None and not word.ended:
-            pass
-        return word
-
     def close(self) -> None:
         """Nothing is told any more."""
         self._socket.close()
@@ -96,7 +88,7 @@ def watched(address: str) -> None:
         return
     code = 1
     try:
-        code = _end_like(_wait(pid, address))
+        code = end_like(_wait(pid, address))
     finally:
         os._exit(code)
 
@@ -118,7 +110,7 @@ def _tell(address: str, message: bytes) -> None:
         sock.sendto(message, address)
 
 
-def _end_like(status: int) -> int:
+def end_like(status: int) -> int:
     """End by the same signal, so that mpiexec says so; or the exit code to end with."""
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import attempts, checkpoint, retrying, running
 from .exits import Exit
+from .parent import end_with
 from .store import links
 from .store.outcomes import Outcomes
 from .store.session import Claim, Job, JobTask, Session, large_log, log_tail, read_job
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 EX_IOERR, EX_CONFIG = 74, 78
 _SOON_S = 2.0
 """Between questions for an input whose next attempt is about to be submitted; picked, not measured."""
-_PR_SET_PDEATHSIG = 1
 _THREADS = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -181,16 +181,6 @@ def spare_from_alarms() -> None:
     """In Flux, which sends SIGALRM to all of a job when its time is up: the supervisor sees to what follows."""
     if "FLUX_URI" in os.environ:
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
-
-
-def end_with(parent: int) -> None:
-    """Be killed when the parent is: who has lost its supervisor is lost, and must not go on unseen (Linux only)."""
-    with contextlib.suppress(Exception):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _why(session: Session, job: Job, index: int, end: Exit) -> Loss:

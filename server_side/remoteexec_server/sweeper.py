@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
+import select
 import shutil
 import signal
 import tempfile
@@ -13,6 +13,8 @@ _SHARED = "/dev/shm"
 _SEGMENTS = tuple(f"{_SHARED}/{name}" for name in ("mpich_shm_", "vader_segment.", "sm_segment."))
 """Files of MPICH and Open MPI, which each rank has in its memory and nobody removes if they are killed."""
 
+_LAUNCHER_S = 2.0
+"""For srun to end by itself, and once more when it was asked to; 0.1 s were seen."""
 _ROUNDS = 10
 """Of looking for processes with a mark; picked, not measured: one is enough unless they start others."""
 
@@ -36,7 +38,7 @@ class Sweeper:
 
     def __init__(self) -> None:
         place = _SHARED if os.access(_SHARED, os.W_OK | os.X_OK) else tempfile.gettempdir()
-        self.directory = os.path.join(place, f"remoteexec-mpi-{secrets.token_hex(8)}")
+        self.directory = os.path.join(place, f"remoteexec-mpi-{os.urandom(8).hex()}")
         end, self._told = os.pipe()
         self._pid = os.fork()
         if self._pid == 0:
@@ -50,6 +52,10 @@ class Sweeper:
     def note_group(self, pid: int) -> None:
         """This process is killed in the end, with the group it leads and MPI's files in its memory."""
         self._tell(f"group {pid}")
+
+    def note_launcher(self, pid: int) -> None:
+        """This process is given time to end, which it does when those that it has started have ended; then as above."""
+        self._tell(f"launcher {pid}")
 
     def note_file(self, path: str) -> None:
         """This file is removed in the end: who has it in memory may have ended before."""
@@ -81,6 +87,8 @@ def _sweep(end: int, directory: str) -> None:
     os.closerange(4, os.sysconf("SC_OPEN_MAX"))  # what it holds open would not be seen to end
     with open(3, "rb") as file:
         told = [line.decode().partition(" ") for line in file.read().split(b"\0")[:-1]]
+    for pid in [int(what) for kind, _, what in told if kind == "launcher"]:
+        _end_launcher(pid)
     groups = [int(what) for kind, _, what in told if kind == "group"]
     marks = [what.encode() for kind, _, what in told if kind == "mark"]
     groups += _marked(marks)
@@ -96,6 +104,22 @@ def _sweep(end: int, directory: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(path)
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _end_launcher(pid: int) -> None:
+    """Without srun its step goes on, and nobody tells the scheduler to end that: so it is killed last."""
+    try:
+        end = os.pidfd_open(pid)
+    except (AttributeError, OSError):  # it has ended; Linux before 5.3
+        _kill(pid)
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if select.select([end], [], [], _LAUNCHER_S)[0]:
+            break
+        with contextlib.suppress(OSError):
+            os.kill(pid, number)
+    os.close(end)
+    _kill(pid)
 
 
 def _marked(marks: list[bytes]) -> list[int]:

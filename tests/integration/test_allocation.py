@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.clusters.netcluster import NetCluster
 from tests.clusters.rootless import SlurmCluster
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -32,8 +33,10 @@ def agent_of(zygote):
 """
 
 
-def inside(cluster: SlurmCluster, script: str, *options: str, timeout_s: float = 60) -> str:
-    """What a script prints inside an allocation of two whole nodes, of 4 cores each; `options` are of `salloc`."""
+def inside(
+    cluster: SlurmCluster | NetCluster, script: str, *options: str, nodes: int = 2, timeout_s: float = 60
+) -> str:
+    """What a script prints inside an allocation of whole nodes, of 4 cores each; `options` are of `salloc`."""
     probe = cluster.run([sys.executable, "-c", f"open({__file__!r})"], check=False)
     if probe.returncode != 0:
         pytest.skip(f"the cluster's user cannot use {sys.executable} or read {CHECKOUT}: {probe.stderr[-200:]}")
@@ -41,7 +44,7 @@ def inside(cluster: SlurmCluster, script: str, *options: str, timeout_s: float =
     file.write_text(PREAMBLE + script, encoding="utf-8")
     path = os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "server_side"), os.environ.get("PYTHONPATH", "")])
     variables = [f"PYTHONPATH={path}", "PYTHONDONTWRITEBYTECODE=1", f"PATH={os.environ['PATH']}"]
-    allocate = ["salloc", "--quiet", "-N2", "-n8", *options]
+    allocate = ["salloc", "--quiet", f"-N{nodes}", f"-n{4 * nodes}", *options]
     done = cluster.run(["env", *variables, *allocate, sys.executable, str(file)], timeout_s=timeout_s, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

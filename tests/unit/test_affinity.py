@@ -68,6 +68,18 @@ def test_a_task_that_rested_is_counted_on_cores_that_are_free() -> None:
     assert [room.take(Need()).cores for _ in range(2)] == [(0,), (1,)]
 
 
+def test_ranks_on_several_nodes_have_cores_of_their_own_on_each() -> None:
+    room = PinnedNodes([Node("a", 4), Node("b", 4)])
+    one, ranks = Need(), Need(6, parts=6)
+    first = room.take(one)
+    place = room.take(ranks)
+    assert [(part.name, part.cores, part.of) for part in place.parts] == [("a", (1, 2), 4), ("b", (0, 1, 2, 3), 4)]
+    assert place.cores == (1, 2)
+    room.give(one, first)
+    room.give(ranks, place)
+    assert [room.take(Need(4)).cores for _ in range(2)] == [(0, 1, 2, 3)] * 2
+
+
 def test_kept_workers_have_cores_beside_each_other() -> None:
     node = Node("a", 5, gpus=("0", "1", "2"))
     assert [place.cores for place in places([node], Need(2, 1))] == [(0, 1), (2, 3)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
 
 from remoteexec.allocation.base import Node
 from remoteexec.allocation.nodes import ManyNodes, Place
+from remoteexec.allocation.spread import spread
 from remoteexec.pool.ledger import Ledger, Need, TooLarge
 
 CORE = Need()
@@ -124,3 +127,147 @@ def test_a_lost_node_gets_no_tasks_and_what_only_it_could_hold_is_hopeless() -> 
     ledger.end(Need(), on(0))
     assert started(ledger) == [("next", 0, ())]
     assert len(ledger) == 0
+
+
+def parts(ledger: Ledger[Task]) -> list[tuple[str, list[tuple[str, int, tuple[str, ...]]]]]:
+    """Name, and of each part its node, how many are there, and their GPUs, of all that start now."""
+    found = []
+    while (one := ledger.next()) is not None:
+        task, place = one
+        assert isinstance(place, Place)
+        found.append((task.name, [(part.name, part.ranks, part.gpus) for part in place.parts]))
+    return found
+
+
+def test_ranks_that_fit_on_one_node_wait_for_one_and_others_are_spread() -> None:
+    ledger = ledger_of(Node("a", 4), Node("b", 4))
+    for task in (Task("one"), Task("large", Need(6, parts=6)), Task("small", Need(2, parts=2))):
+        ledger.add(task)
+
+    assert parts(ledger) == [("one", []), ("large", [("a", 2, ()), ("b", 4, ())])]
+    ledger.end(CORE, on(0))
+    assert parts(ledger) == [("small", [("a", 2, ())])]
+
+
+def test_all_that_ranks_took_is_free_again() -> None:
+    ledger = ledger_of(Node("a", 4), Node("b", 4), Node("c", 4))
+    large = Task("large", Need(10, parts=10))
+    ledger.add(large)
+    one = ledger.next()
+    assert one is not None
+    ledger.end(large.need, one[1])
+    for name in "xyz":
+        ledger.add(Task(name, Need(4)))
+    assert sorted(node for _, node, _ in started(ledger)) == [0, 1, 2]
+
+
+def test_who_names_nodes_gets_as_many_evenly_and_those_with_the_least_room() -> None:
+    ledger = ledger_of(Node("a", 8), Node("b", 2), Node("c", 4))
+    ledger.add(Task("two", Need(3, parts=3, nodes=2)))
+    ledger.add(Task("one", Need(2, parts=2, nodes=1)))
+
+    assert parts(ledger) == [("two", [("b", 2, ()), ("c", 1, ())]), ("one", [("c", 2, ())])]
+
+
+def test_each_rank_has_its_threads_gpus_and_memory_where_it_is() -> None:
+    ledger = ledger_of(Node("a", 4, 100, ("0", "1")), Node("b", 8, 100, ("0", "1")))
+    ledger.add(Task("gpus", Need(6, 3, 90, parts=3)))
+    ledger.add(Task("gpu", Need(1, 1)))
+
+    assert parts(ledger) == [("gpus", [("a", 2, ("0", "1")), ("b", 1, ("0",))]), ("gpu", [])]
+
+
+def test_ranks_over_nodes_are_held_several_and_never_exceed_what_may_be_used() -> None:
+    draw = random.Random(5)
+    nodes = [Node(f"n{number}", 4, 400, ("0", "1")) for number in range(5)]
+    for limit in (None, 13):
+        ledger = ledger_of(*nodes, cores=limit)
+        waiting = [
+            Task(f"{number}", draw.choice([CORE, Need(2), Need(1, 1, 50), Need(12, 6, 600, parts=6), Need(8, parts=8)]))
+            for number in range(300)
+        ] + [Task("two", Need(6, parts=3, nodes=3)), Task("all", Need(13, parts=13))]
+        draw.shuffle(waiting)
+        for task in waiting:
+            ledger.add(task)
+        running: list[tuple[Task, tuple[str, ...]]] = []
+        begun = 0
+        while len(ledger) or running:
+            while (one := ledger.next()) is not None:
+                begun += 1
+                running.append(one)
+            assert running, "nothing runs, and something waits"
+            used = Counter[str]()
+            for task, place in running:
+                assert isinstance(place, Place)
+                for part in place.parts:
+                    used[part.name] += part.need.cores
+                    assert len(set(part.gpus)) == part.need.gpus
+                if not place.parts:
+                    used[nodes[place.node].name] += task.need.cores
+            assert max(used.values()) <= 4
+            assert sum(used.values()) <= (limit or 20)
+            task, place = running.pop(draw.randrange(len(running)))
+            ledger.end(task.need, place)
+        assert begun == 302
+
+
+def test_ranks_over_nodes_are_not_starved_by_small_tasks() -> None:
+    ledger = ledger_of(Node("a", 2), Node("b", 2), Node("c", 2))
+    for number in range(8):
+        ledger.add(Task(f"small {number}"))
+    ledger.add(Task("large", Need(4, parts=4)))
+    running, names = [], list[str]()
+    for number in range(40):
+        ledger.add(Task(f"more {number}"))
+        while (one := ledger.next()) is not None:
+            running.append(one)
+            names.append(one[0].name)
+        task, place = running.pop(0)
+        ledger.end(task.need, place)
+
+    assert "large" in names[: 6 + 2 * 6 + 8]
+
+
+def test_ranks_that_no_nodes_can_ever_hold_are_refused() -> None:
+    ledger = ledger_of(Node("a", 4), Node("b", 4), cores=7)
+    ledger.check(Need(7, parts=7))
+    for need in (Need(8, parts=8), Need(6, parts=2, nodes=3), Need(6, parts=6, nodes=3), Need(5, parts=1, nodes=1)):
+        with pytest.raises(TooLarge):
+            ledger.check(need)
+    with pytest.raises(TooLarge, match="3 ranks, each of 2 cores, 1 GPUs"):
+        ledger.check(Need(6, 3, parts=3))
+
+
+def test_a_lost_node_takes_its_part_of_the_ranks_and_the_rest_is_free_once() -> None:
+    room = ManyNodes([Node("a", 4), Node("b", 4), Node("c", 4)])
+    ledger: Ledger[Task] = Ledger(None, room=room)
+    large = Task("large", Need(8, parts=8))
+    ledger.add(large)
+    one = ledger.next()
+    assert one is not None
+    room.lose(0)
+    ledger.end(large.need, one[1])
+    ledger.add(large)
+    ledger.add(Task("late"))
+    assert parts(ledger) == [("large", [("b", 4, ()), ("c", 4, ())])]
+    room.lose(1)
+    assert [task.name for task in ledger.clear_hopeless()] == []
+    with pytest.raises(TooLarge):
+        ledger.check(large.need)
+
+
+@pytest.mark.parametrize(
+    ("count", "nodes", "room", "found"),
+    [
+        (6, 0, [(0, 4), (1, 4)], [(0, 4), (1, 2)]),
+        (9, 0, [(0, 4), (1, 4)], None),
+        (6, 2, [(0, 4), (1, 4)], [(0, 3), (1, 3)]),
+        (5, 2, [(0, 2), (1, 8), (2, 3)], [(2, 3), (0, 2)]),
+        (5, 2, [(0, 2), (1, 2)], None),
+        (2, 3, [(0, 2), (1, 2), (2, 2)], None),
+    ],
+)
+def test_parts_are_shared_out_among_nodes(
+    count: int, nodes: int, room: list[tuple[int, int]], found: list[tuple[int, int]] | None
+) -> None:
+    assert spread(count, nodes, room) == found

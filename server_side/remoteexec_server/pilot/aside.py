@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 
 from .. import runner, slurm_clock
+from ..parent import end_with
 from ..store.crew import CrewStore, Spec, owner_of
 from ..store.outcomes import Outcomes, log_path
 from ..store.segments import Kind, LogWriter
@@ -84,7 +85,7 @@ def _fork(action: Callable[[], None]) -> None:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.SIG_IGN)
-        runner.end_with(parent)
+        end_with(parent)
         action()
         code = 0
     except BaseException:  # the process edge

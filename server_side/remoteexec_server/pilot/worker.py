@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import checkpoint, retrying, runner, running
+from ..parent import end_with
 from ..store import links
 from ..store.crew import CrewStore
 from ..store.outcomes import Outcomes
@@ -304,7 +305,7 @@ def run(parent: int, worker: PilotWorker) -> NoReturn:
     """What the forked process does: never returns."""
     code = 1
     try:
-        runner.end_with(parent)
+        end_with(parent)
         worker.serve()
         code = 0
     except BaseException:  # the process edge

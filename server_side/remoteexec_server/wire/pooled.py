@@ -104,6 +104,7 @@ class Setup(TypedDict, total=False):
         memory_bytes: most data it may have.
         init: pickled `init_function`.
         launch: how MPI ranks are started; see `mpi`.
+        step: how they are over several nodes; see `mpi.Step`.
         cores: which cores of its node it runs on, and how many those are; see `affinity`.
         mark: what, with the number of the task behind it, is printed before each call.
     """
@@ -115,6 +116,7 @@ class Setup(TypedDict, total=False):
     memory_bytes: int | None
     init: bytes | None
     launch: Any
+    step: Any
     cores: tuple[tuple[int, ...], int]
     mark: bytes | None
 
