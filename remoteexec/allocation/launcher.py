@@ -86,7 +86,7 @@ class AllocationLauncher:
     ) -> None:
         self.environment = dict(os.environ)
         self._names = [node.name for node in allocation.nodes]
-        self._slots = dict(enumerate(workers))
+        self._slots = {at: count for at, count in enumerate(workers) if count}
         self._pinned, self._cores = pinned, [node.cores for node in allocation.nodes]
         self._node_of: dict[int, int] = {}  # of kept workers
         self._turn_of: dict[int, int] = {}  # which one of its node a kept worker is, as long as there is room

@@ -52,10 +52,8 @@ def death(key: TaskKey, died: Died, printed: object = None) -> errors.TaskLost:
         text = f"task {key} took longer than its run_time_max and was ended"
         return errors.TaskTimeout(_told(text, died), task=key)
     if died.node is not None:
-        text = (
-            f"task {key} is lost with node {died.node}, on which it ran: that cannot be reached any more, or its agent "
-            "has ended; submit the call again to run it on another node"
-        )
+        why = "that cannot be reached any more, or its agent has ended; submit the call again to run it on another node"
+        text = f"task {key} is lost with node {died.node}, on which it ran: {died.over or why}"
         return errors.TaskNodeFailure(_told(text, died), task=key, node=died.node)
     code = os.waitstatus_to_exitcode(died.status)
     return errors.TaskKilled(

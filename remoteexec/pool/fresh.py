@@ -12,8 +12,8 @@ from remoteexec_server.wire import pooled
 from .ledger import Ledger, Need, TooLarge
 from .output import Output
 from .pool import Pool
-from .tasks import Broken, Died, GpuVariables, PoolTask, nodes_beside
-from .workers import WorkerState, when_over
+from .tasks import Broken, GpuVariables, PoolTask, nodes_beside
+from .workers import WorkerState
 from .zygote_client import Ended, Launcher, NodeLost, NotStarted
 
 
@@ -170,7 +170,7 @@ class FreshWorkers(Pool):
     def _buried(self, worker: WorkerState, started: list[PoolTask], report: Ended | NotStarted) -> None:
         for task in started:  # first: what they have submitted is not to start
             if isinstance(report, Ended):
-                task.end(Died(report.pid, report.status, worker.timed_out, report.node or worker.lost_with))
+                task.end(self._died(worker, report))
             else:
                 task.end(Broken(f"its process cannot be started: {report.reason}"))
         self._start_what_fits()
@@ -202,7 +202,7 @@ class FreshWorkers(Pool):
 
     def _why_hopeless(self, refusal: TooLarge) -> str:
         left = f"nodes were lost, and {refusal}" if self._ledger.room.capacity else "no node of the allocation is left"
-        return f"{when_over(self.ends_at)}{left}"
+        return self._why_gone(left)
 
     def _give_back(self, worker: WorkerState) -> None:
         """The caller holds the lock."""

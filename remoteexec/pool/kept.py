@@ -16,8 +16,8 @@ from remoteexec_server.wire import pooled
 
 from .output import Output
 from .pool import Pool
-from .tasks import Died, GpuVariables, PoolTask, how_ended
-from .workers import POOL, WorkerState, when_over
+from .tasks import GpuVariables, PoolTask, how_ended
+from .workers import POOL, WorkerState
 from .zygote_client import BUFFER, Ended, Launcher, NodeLost, NotStarted
 
 _AHEAD = 64
@@ -461,7 +461,7 @@ class KeptWorkers(Pool):
                 self._restarts -= replace
         if isinstance(report, Ended):
             for task in started:
-                task.end(Died(report.pid, report.status, worker.timed_out, report.node))
+                task.end(self._died(worker, report))
         if isinstance(report, NotStarted):
             self.refusal = report.reason
         if not (replace and self._start()) and not self._workers and not self._stopping:
@@ -487,7 +487,7 @@ class KeptWorkers(Pool):
             return f"its last worker could not be started: {report.reason}"
         when = " while `init_function` ran" if not worker.ready and self._setup.get("init") is not None else ""
         if report.node is not None and not self._zygote.room:
-            return f"{when_over(self.ends_at)}no node of the allocation is left"
+            return self._why_gone("no node of the allocation is left")
         how = how_ended(report.status) if report.node is None else f"was lost with node {report.node}"
         said = f"its last worker {how}{when}, and none is left to replace it"
         return f"{said}: `restart_limit` was {self._restart_limit}"

@@ -46,8 +46,8 @@ from .choices import Choices
 from .output import Output, OutputReader
 from .poller import READ, WRITE, Poller
 from .stalls import LOOK_S, Stalls, cpu_s
-from .tasks import Answered, Broken, PoolTask
-from .workers import POOL, Pieces, WorkerState, no_room, tell_of_halt, too_late, warn_of_halt, write
+from .tasks import Answered, Broken, Died, PoolTask
+from .workers import POOL, Pieces, WorkerState, no_room, tell_of_halt, too_late, warn_of_halt, when_over, write
 from .zygote_client import Ended, Halted, Launcher, NodeLost, NotStarted, Started, ZygoteClient
 
 _PATIENCE_S = 0.05
@@ -151,6 +151,15 @@ class Pool(Choices):
         self._posted.append(call)
         if not self.on_own_thread:
             self._wake()
+
+    def _why_gone(self, otherwise: str) -> str:
+        """Why nothing can run any more; after the end of an allocation that says more than what is left there."""
+        over = when_over(self.ends_at)
+        return f"{over}; {otherwise}" if over else otherwise
+
+    def _died(self, worker: WorkerState, report: Ended) -> Died:
+        node = report.node or worker.lost_with
+        return Died(report.pid, report.status, worker.timed_out, node, when_over(self.ends_at) if node else "")
 
     def ring(self, in_s: float, call: Callable[[], None]) -> None:
         """Have something done by the pool thread later; what was asked for before is forgotten."""

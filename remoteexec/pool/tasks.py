@@ -309,6 +309,7 @@ class Died(NamedTuple):
         status: as `os.waitpid` says.
         timed_out: we ended it, since it took longer than it had asked for.
         node: what was lost with it; then nothing else is known.
+        over: says that the time of its allocation was up; else empty.
         deaths: why earlier attempts have ended; told when no other follows.
     """
 
@@ -316,6 +317,7 @@ class Died(NamedTuple):
     status: int
     timed_out: bool = False
     node: str | None = None
+    over: str = ""
     deaths: tuple[Loss, ...] = ()
 
 

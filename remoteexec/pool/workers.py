@@ -209,10 +209,10 @@ def too_late(task: PoolTask, ends_at: float | None) -> str | None:
 
 
 def when_over(ends_at: float | None) -> str:
-    """Why nodes are gone, if their time is up; to be said before what that means."""
+    """Why nodes are gone, if their time is up; else nothing."""
     if ends_at is None or time.time() < ends_at - _EARLY_S:
         return ""
-    return f"the allocation has reached its time limit, {time.strftime('%H:%M:%S', time.localtime(ends_at))}; "
+    return f"the allocation has reached its time limit, {time.strftime('%H:%M:%S', time.localtime(ends_at))}"
 
 
 def write(sock: socket.socket, pieces: Pieces, patience_s: float = 0.0) -> bool:

@@ -29,3 +29,4 @@ def test_an_end_that_is_over_explains_why_nodes_are_gone() -> None:
     assert (left_s(None), left_s(now - 1), 99 < (left_s(now + 100) or 0) <= 100) == (None, 0.0, True)
     assert (when_over(None), when_over(now + 60)) == ("", "")
     assert when_over(now - 1).startswith("the allocation has reached its time limit, ")
+    assert not when_over(now - 1).endswith(" ")
