@@ -7,7 +7,6 @@ function changes in them is not seen by the caller. The function itself is the c
 from __future__ import annotations
 
 import concurrent.futures
-import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,13 +16,12 @@ from typing import Any
 from remoteexec_server import growing
 from remoteexec_server.wire import payload
 from remoteexec_server.wire.payload import Pickled
-from remoteexec_server.worker import filling
+from remoteexec_server.worker import filled, initialised
 
 from ..futures import Ran, TaskFuture
 from ..pool import machine
 from . import graph
 
-_NUMBER_PARAMETER = "executorlib_worker_id"
 _FIRST = 0
 """Number of the only worker there is."""
 
@@ -36,9 +34,9 @@ class CallerAsWorker:
         kept: workers would be kept, and so have a number.
     """
 
-    def __init__(self, init: Callable[[], Mapping[str, Any] | None] | None, kept: bool) -> None:
-        self._defaults = filling(init() if init is not None else None)
+    def __init__(self, init: Callable[..., Mapping[str, Any] | None] | None, kept: bool) -> None:
         self._number = _FIRST if kept else None
+        self._defaults = initialised(init, self._number) if init is not None else {}
 
     def run(
         self,
@@ -77,12 +75,7 @@ class CallerAsWorker:
 
     def _filled(self, fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The keyword arguments, with what a worker would add."""
-        mine = {**self._defaults, **({_NUMBER_PARAMETER: self._number} if self._number is not None else {})}
-        try:
-            names = list(inspect.signature(fn).parameters) if mine else []
-        except (TypeError, ValueError):  # a builtin without a signature
-            names = []
-        return {**{name: mine[name] for name in names[len(args) :] if name in mine}, **kwargs}
+        return {**filled(fn, self._defaults, self._number, len(args)), **kwargs}
 
     def _ran(self, started: float) -> Ran:
         return Ran(pid=os.getpid(), worker=self._number, started=started, ended=time.time())

@@ -103,7 +103,7 @@ class SingleNodeExecutor(PooledExecutor):
         resource_dict: Mapping[str, Any] | Resources | None = None,
         hostname_localhost: bool | None = None,
         block_allocation: bool = False,
-        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
+        init_function: Callable[..., Mapping[str, Any] | None] | None = None,
         disable_dependencies: bool = False,
         refresh_rate: float = 0.01,
         plot_dependency_graph: bool | Literal["after"] = False,
@@ -582,7 +582,7 @@ class SingleNodeExecutor(PooledExecutor):
             task.setup = self._setup(resources, self._pool.environment, self._says_threads or says_threads(given))
 
 
-def _caller_as_worker(init: Callable[[], Mapping[str, Any] | None] | None, kept: bool) -> CallerAsWorker:
+def _caller_as_worker(init: Callable[..., Mapping[str, Any] | None] | None, kept: bool) -> CallerAsWorker:
     from ..engine.in_caller import CallerAsWorker  # late: for debugging only
 
     return CallerAsWorker(init, kept)

@@ -263,8 +263,8 @@ def test_debugging_fills_parameters_like_a_worker() -> None:
         assert exe.submit(filled, 1, b=2).result() == (1, 2, 0)
 
 
-def initial() -> dict[str, int]:
-    return {"b": 5, "other": 6}
+def initial(executorlib_worker_id: int) -> dict[str, int]:
+    return {"b": 5 + executorlib_worker_id, "other": 6}
 
 
 def filled(a: int, b: int, executorlib_worker_id: int) -> tuple[int, int, int]:

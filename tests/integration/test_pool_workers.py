@@ -217,6 +217,21 @@ def test_workers_have_numbers_that_a_call_can_ask_for() -> None:
     assert remoteexec.worker_id() is None
 
 
+def keep_number(executorlib_worker_id: int) -> dict[str, Any]:
+    return {"kept": executorlib_worker_id}
+
+
+def number_and_kept(executorlib_worker_id: int, kept: int) -> tuple[int, int]:
+    time.sleep(0.05)
+    return executorlib_worker_id, kept
+
+
+def test_an_init_function_can_ask_for_the_number_of_its_worker() -> None:
+    with executor(True, workers=2, init_function=keep_number) as exe:
+        found = {future.result(timeout=20) for future in [exe.submit(number_and_kept) for _ in range(10)]}
+    assert found == {(0, 0), (1, 1)}
+
+
 def test_restart_limit_is_how_many_workers_are_replaced() -> None:
     with executor(True, workers=1, restart_limit=2) as exe:
         for _ in range(3):
