@@ -105,6 +105,12 @@ class LoginNodeExecutor(BatchExecutor):
             place=f"{self.SCHEDULER} {where}",
         )
         self._root = root.absolute(where)
+        self._unheeded = {"hostname_localhost": hostname_localhost, "refresh_rate": refresh_rate}
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """See BaseExecutor."""
+        return {**super().info, **self._unheeded}
 
     def _resume(self, pointer: Pointer, name: str) -> TaskFuture[Any] | None:
         there = (self._root / "sessions" / pointer.session).is_dir()  # else it was removed, and the task with it

@@ -129,6 +129,7 @@ class SingleNodeExecutor(PooledExecutor):
         if init_function is not None and not block_allocation:
             raise ValueError("init_function needs block_allocation=True: only kept workers are initialised")
         check_rate(refresh_rate)
+        self._unheeded = {"hostname_localhost": hostname_localhost, "refresh_rate": refresh_rate}
         check_shown(show_output)
         self._views = Views(
             plot_dependency_graph, plot_dependency_graph_filename, export_workflow_filename, log_obj_size
@@ -290,6 +291,7 @@ class SingleNodeExecutor(PooledExecutor):
         """See BaseExecutor."""
         return {
             **super().info,
+            **self._unheeded,
             "max_workers": self._max_workers,
             "max_cores": self._max_cores,
             "cache_directory": self._caching.directory,

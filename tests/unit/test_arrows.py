@@ -80,7 +80,9 @@ SERVER = {
     "affinity": set(),
     "agent": {"affinity", "shared_copies", "wire", "zygote"},
     "worker": {"affinity", "failure", "growing", "mpi", "wire"},
+    "batches": set(),
     "growing": {
+        "batches",
         "callbacks",
         "failure",
         "growing_jobs",
