@@ -14,7 +14,7 @@ import sys
 import textwrap
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -543,3 +543,24 @@ def test_a_key_is_the_same_in_every_session_and_changes_with_the_meaning(tmp_pat
         "a module imported late": project.changed("late.py", "VALUE = 1", "VALUE = 2"),
     }
     assert {what: found != plain for what, found in other.items()} == dict.fromkeys(other, True)
+
+
+def test_a_function_that_dispatches_is_what_is_registered_whatever_abstract_classes_there_are() -> None:
+    source = """
+    import functools
+    from collections.abc import Sized
+
+    @functools.singledispatch
+    def f(x):
+        return 1
+
+    @f.register(Sized)
+    def _(x):
+        return 2
+    """
+    before = key(written(source), 1)
+    Sequence.register(type("Another", (), {}))
+    same, other = written(source), written(source.replace("return 2", "return 3"))
+    same([])
+
+    assert (key(same, 1), key(other, 1) == before) == (before, False)

@@ -39,6 +39,7 @@ _PLACES = frozenset(
 )  # fmt: skip
 """Entries of a class or function that say where it is, or that Python adds in passing: `__slotnames__` by pickle,
 `_value2member_map_` of flags by their combinations."""
+_DISPATCHER = functools.singledispatch(print).__code__  # type: ignore[attr-defined]  # a function, in fact
 _OF_SETS: tuple[Any, ...] = (set.__reduce__, frozenset.__reduce__)
 _LONG = 1 << 16  # texts and bytes from here on are hashed by themselves
 
@@ -197,6 +198,8 @@ class Contents:
         return self._function(obj) if isinstance(obj, types.FunctionType) else self._class(obj)
 
     def _function(self, fn: types.FunctionType) -> bytes:
+        if fn.__code__ is _DISPATCHER:  # what else it has changes with its calls, and with all abstract classes
+            return _seal("dispatcher", [self.encode(fn.__name__), *self._pairs(vars(fn)["registry"])])
         cells = [_cell(cell) for cell in fn.__closure__ or ()]
         parts = [
             self.encode(fn.__name__),
