@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from remoteexec_server import growing
-from remoteexec_server.wire import payload
+from remoteexec_server import failure, growing
+from remoteexec_server.wire import payload, pooled
 from remoteexec_server.wire.payload import Pickled
 from remoteexec_server.worker import filled, initialised
 
 from ..futures import Ran, TaskFuture
-from ..pool import machine
 from . import graph
 
 _FIRST = 0
@@ -44,9 +43,12 @@ class CallerAsWorker:
         fn: Callable[..., Any],
         arguments: Pickled,
         inputs: Sequence[concurrent.futures.Future[Any]],
-        cwd: str | None,
+        setup: pooled.Setup,
     ) -> None:
         """Wait for the inputs, call, and complete the future.
+
+        Args:
+            setup: what a worker for it would be made to be; its directory, environment and `error_log` count.
 
         Raises:
             KeyboardInterrupt: the user's own Ctrl-C; the future has it, too.
@@ -58,13 +60,17 @@ class CallerAsWorker:
             future.set_exception(failed)
             return
         started = time.time()
+        args: Any = ()
+        kwargs: Any = {}
         try:
             values = {str(position): each.result() for position, each in enumerate(inputs)}
             buffers = [bytearray(view) for view in arguments.buffers]
             args, kwargs = payload.loads(arguments.data, buffers, values.__getitem__)
-            with _directory(cwd):
-                result = _call(fn, args, self._filled(fn, args, kwargs), future.owner)
+            kwargs = self._filled(fn, args, kwargs)
+            with _directory(setup.get("cwd")), _environment(setup["environment"]):
+                result = _call(fn, args, kwargs, future.owner)
         except BaseException as exc:  # SystemExit is the task's, as in a worker
+            failure.log(setup.get("error_log"), fn, args, kwargs, exc)
             future.ran = self._ran(started)
             future.set_exception(exc)
             if isinstance(exc, KeyboardInterrupt):
@@ -97,10 +103,28 @@ def _directory(cwd: str | None) -> Iterator[None]:
         yield
         return
     before = os.getcwd()
-    path = str(machine.expanded(cwd))
-    os.makedirs(path, exist_ok=True)
-    os.chdir(path)
+    os.makedirs(cwd, exist_ok=True)
+    os.chdir(cwd)
     try:
         yield
     finally:
         os.chdir(before)
+
+
+@contextmanager
+def _environment(wanted: Mapping[str, str | None]) -> Iterator[None]:
+    """These variables are so meanwhile; None: there is none."""
+    before = {name: os.environ.get(name) for name in wanted}
+    _set(wanted)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -30,6 +30,7 @@ from ..pool.tasks import Broken, GpuVariables, PoolFuture, PoolTask
 from ..pool.zygote_client import Launcher
 from ..resources import (
     ResourceError,
+    asked_of_process,
     asked_of_scheduler,
     check_names,
     read_resources,
@@ -241,7 +242,8 @@ class SingleNodeExecutor(PooledExecutor):
         if self._recorder is not None:
             self._recorder.add(future, fn, args, kwargs, futures)
         if pool is None:
-            self._run_here(future, fn, arguments, futures, resources)
+            threads = self._says_threads or says_threads(resource_dict)
+            self._run_here(future, fn, arguments, futures, machine.setup(resources, None, os.environ, False, threads))
             return future
         if need is not self._need or not self._kept:
             task.need = need
@@ -278,11 +280,11 @@ class SingleNodeExecutor(PooledExecutor):
         fn: Callable[..., Any],
         arguments: Pickled,
         futures: Sequence[AnyFuture],
-        resources: Resources,
+        setup: pooled.Setup,
     ) -> None:
         """What needs no pool: debugging, and calls that are only drawn."""
         if self._caller is not None and not self._views.nothing_runs:
-            self._caller.run(future, fn, arguments, futures, resources.cwd)
+            self._caller.run(future, fn, arguments, futures, setup)
         else:
             future.set_result(None)
 
@@ -450,6 +452,10 @@ class SingleNodeExecutor(PooledExecutor):
             if name not in self._told:
                 self._told.add(name)
                 log.warning("%s=%r has no effect: %s starts processes, and no jobs", name, value, type(self).__name__)
+        for name, value in asked_of_process(resources).items() if self._caller is not None else ():
+            if name not in self._told:
+                self._told.add(name)
+                log.warning("%s=%r has no effect: debug=True runs calls in this process", name, value)
 
     def _refuse_ranks_here(self, resources: Resources) -> None:
         if self._debug and resources.cores > 1 and not self._views.nothing_runs:
@@ -510,6 +516,7 @@ class SingleNodeExecutor(PooledExecutor):
         if self._kept:
             size = self._workers(self._max_workers)
             setup = self._setup(self._defaults, os.environ, self._says_threads)
+            self._error_log = setup["error_log"]
             if self._init is not None:
                 setup["init"] = payload.dumps(self._init, in_band=True, by_value=False).data
             places = Places(size, self._restarts, self._worker_gpus(size), self._gpu_variables)

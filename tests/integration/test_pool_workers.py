@@ -518,6 +518,24 @@ def test_own_pid_is_another_for_each_fresh_call() -> None:
         assert len({exe.submit(own_pid).result(timeout=20) for _ in range(3)}) == 3
 
 
+def parent_of_killed() -> str:
+    return type(remoteexec.current_executor().submit(kill_self).exception()).__name__
+
+
+@both_modes
+def test_a_call_whose_process_is_gone_is_written_to_its_error_log(kept: bool, tmp_path: Path) -> None:
+    log = tmp_path / "new" / "errors.txt"
+    resources = {"error_log_file": str(log), "run_time_max": 2}
+    with executor(kept, workers=1, restart_limit=9, resource_dict=resources) as exe:
+        for fn, *args in ((kill_self,), (time.sleep, 60)):
+            assert isinstance(exe.submit(fn, *args).exception(timeout=20), errors.TaskLost)
+        exe.submit(parent_of_killed).result(20)
+    functions = [line for line in log.read_text().splitlines() if line.startswith("function: ")]
+    assert functions == ["function: kill_self", "function: sleep", "function: kill_self"]
+    assert "was ended by SIGKILL" in log.read_text()
+    assert "longer than its run_time_max" in log.read_text()
+
+
 def test_a_job_that_fails_is_written_to_its_error_log_too(tmp_path: Path) -> None:
     log = tmp_path / "error.log"
     with remoteexec.TestClusterExecutor(
