@@ -160,7 +160,9 @@ class SingleNodeExecutor(PooledExecutor):
         self._ledger = self._new_ledger()
         self._check(self._need, self._defaults)
         if self._kept:
-            self._worker_gpus(self._workers(max_workers))  # said now if it cannot be
+            workers = self._workers(max_workers)
+            self._worker_gpus(workers)  # said now if it cannot be
+            self._max_workers = min(workers, max_workers) if max_workers is not None else None
 
     def submit(  # type: ignore[override]  # see BaseExecutor
         self,
@@ -311,7 +313,7 @@ class SingleNodeExecutor(PooledExecutor):
 
     @property
     def max_workers(self) -> int | None:
-        """Calls at once; may be set while running with `block_allocation`, and is cut to what `max_cores` allows.
+        """Calls at once; may be set while running with `block_allocation`, and says then what `max_cores` leaves of it.
 
         Raises:
             ValueError: there are not as many GPUs; nothing is changed.
@@ -328,7 +330,7 @@ class SingleNodeExecutor(PooledExecutor):
         workers = self._workers(size)
         self._worker_gpus(workers)
         with self._lock:
-            self._max_workers = size
+            self._max_workers = min(workers, size)
             pool = self._pool
         if isinstance(pool, KeptWorkers):
             pool.resize(workers)
