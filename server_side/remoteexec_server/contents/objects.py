@@ -458,4 +458,22 @@ def _as_frame(obj: object) -> Sequence[Any] | None:
     if type(obj) is pd.DataFrame:
         columns = [obj.iloc[:, n]._values for n in range(obj.shape[1])]  # type: ignore[attr-defined]
         return obj.index, obj.columns, columns, obj.attrs  # type: ignore[attr-defined]
-    return None
+    return _as_column(obj) if isinstance(obj, pd.api.extensions.ExtensionArray) else None
+
+
+def _as_column(obj: object) -> Sequence[Any] | None:
+    """What pickle keeps of an array of pandas, but not whether it was a part of another, nor what it has been asked."""
+    reduced = obj.__reduce_ex__(5)
+    if isinstance(reduced, str) or any(part is not None for part in reduced[3:]):
+        return None
+    make, args, state = (*reduced, None)[:3]
+    found: dict[str, Any] = {}
+    others = []
+    for part in state if isinstance(state, tuple) else (state,):
+        if isinstance(part, dict):
+            found |= part
+        else:
+            others.append(part)
+    for name in ("_readonly", "_cache"):
+        found.pop(name, None)
+    return make, args, others, found
