@@ -491,6 +491,7 @@ def _free_bytes() -> int:
     return 0
 
 
+@pytest.mark.timeout(300)
 @both_modes
 def test_an_argument_and_a_result_of_more_than_2_gib_travel(kept: bool) -> None:
     size = 2**31 + 4096
