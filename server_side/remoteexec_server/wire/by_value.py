@@ -103,9 +103,9 @@ def lru_cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     return functools.lru_cache(**parameters)(function)
 
 
-def _cached_property(obj: Any) -> Any:
-    """One without its lock, which it has up to Python 3.11."""
-    return functools.cached_property, (obj.func,), {n: v for n, v in vars(obj).items() if n != "lock"}
+def _descriptor(obj: Any) -> Any:
+    """One without its lock (until Python 3.11), and without what it has been asked (from 3.13 on)."""
+    return type(obj), (obj.func,), {n: v for n, v in vars(obj).items() if n not in ("lock", "_method_cache")}
 
 
 def _single_dispatch(obj: Any) -> Any:
@@ -128,7 +128,8 @@ _OF_DISPATCH = frozenset(vars(functools.singledispatch(print)))
 _NAMES = ("__module__", "__name__", "__qualname__", "__doc__")
 _AGAIN: dict[Any, Callable[[Any], Any]] = {
     functools._lru_cache_wrapper: _lru_cache,
-    functools.cached_property: _cached_property,
+    functools.cached_property: _descriptor,
+    functools.singledispatchmethod: _descriptor,
     functools.singledispatch(print).__code__: _single_dispatch,  # type: ignore[attr-defined]  # a function, in fact
 }
 """How to make again what neither Python nor cloudpickle can send by value: by type, of functions by code."""
