@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 
+from .errors import TaskLost
 from .executors.cluster import TestClusterExecutor
 
-__all__ = ["TestClusterExecutor", "cloudpickle_register"]
+__all__ = ["ExecutorlibSocketError", "TestClusterExecutor", "cloudpickle_register"]
+
+ExecutorlibSocketError = TaskLost
+"""What is raised where a worker has died; ours says how. The rest of that module is executorlib's inside."""
 
 
 def cloudpickle_register(ind: int = 2) -> None:

@@ -65,6 +65,13 @@ def asked_of_scheduler(resources: Resources) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value != getattr(plain, name)}
 
 
+def asked_of_process(resources: Resources) -> dict[str, Any]:
+    """What is asked for that only a process of its own can have, by the keys of `resource_dict`."""
+    plain, names = Resources(), {new: old for old, new in RENAMED.items()}
+    asked = {name: getattr(resources, name) for name in ("gpus_per_core", "memory_max_gb", "run_time_max_s", "retry")}
+    return {names.get(name, name): value for name, value in asked.items() if value != getattr(plain, name)}
+
+
 def check_names(given: Mapping[str, Any]) -> None:
     """Refuse keys that only a submission template could use.
 

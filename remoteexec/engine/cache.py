@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import re
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -186,7 +187,7 @@ class CacheDirectory:
     def pointer(self, name: str) -> Pointer | None:
         """Where a call runs, as far as that is known."""
         try:
-            return Pointer(**json.loads((self._path / f"{name}.running").read_bytes()))
+            return Pointer(**json.loads(_content(self._path / f"{name}.running")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as exc:
@@ -206,7 +207,7 @@ class CacheDirectory:
 
     def _read(self, name: str, with_call: bool = True) -> tuple[Outcome, Pickled | None] | None:
         try:
-            data = self.path(name).read_bytes()
+            data = _content(self.path(name))
         except FileNotFoundError:
             return None
         except OSError as exc:
@@ -289,13 +290,25 @@ def _key_of(path: Path) -> bytes:
             pass
         finally:
             partial.unlink()
-    data = file.read_bytes()
+    data = _content(file)
     if not re.fullmatch(rb"[0-9a-f]{64}", data.strip()):
         raise ValueError(
             f"its key file {str(file)!r} has {len(data)} bytes that are not 64 hexadecimal digits; put the right one "
             "back, or remove it: a new one is made then, and entries sealed with the old one are made again"
         )
     return bytes.fromhex(data.decode())
+
+
+def _content(path: Path) -> bytes:
+    """What is in a file, and nothing but a file: of a FIFO nobody may ever write the other end.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"{str(path)!r} is no regular file")
+        return file.read()
 
 
 def _publish(path: Path, data: bytes) -> None:

@@ -62,6 +62,9 @@ class Host(Protocol):
     def tried_again(self, task: PoolTask, end: End) -> bool:
         """Whether another attempt follows this end of a task; then it is on its way."""
 
+    def log_lost(self, task: PoolTask, exc: BaseException) -> None:
+        """A task has not answered: its `error_log_file` is told."""
+
     def error(self, key: TaskKey, end: Died | Broken) -> BaseException:
         """What is said of a task that has not answered."""
 
@@ -209,7 +212,9 @@ class Growth:
             return
         end: End = child.future.result()
         if not isinstance(end, Answered):
-            end = _raised(self._host.error(child.future.key, end))
+            exc = self._host.error(child.future.key, end)
+            self._host.log_lost(child, exc)
+            end = _raised(exc)
         pool.tell(worker, asker, [(number, *end.result[1:4])], [memoryview(buffer) for buffer in end.buffers])
 
     def _end_followers(self, followers: Sequence[PoolTask], child: ChildTask) -> None:

@@ -7,23 +7,20 @@ function changes in them is not seen by the caller. The function itself is the c
 from __future__ import annotations
 
 import concurrent.futures
-import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from remoteexec_server import growing
-from remoteexec_server.wire import payload
+from remoteexec_server import failure, growing
+from remoteexec_server.wire import payload, pooled
 from remoteexec_server.wire.payload import Pickled
-from remoteexec_server.worker import filling
+from remoteexec_server.worker import filled, initialised
 
 from ..futures import Ran, TaskFuture
-from ..pool import machine
 from . import graph
 
-_NUMBER_PARAMETER = "executorlib_worker_id"
 _FIRST = 0
 """Number of the only worker there is."""
 
@@ -36,9 +33,9 @@ class CallerAsWorker:
         kept: workers would be kept, and so have a number.
     """
 
-    def __init__(self, init: Callable[[], Mapping[str, Any] | None] | None, kept: bool) -> None:
-        self._defaults = filling(init() if init is not None else None)
+    def __init__(self, init: Callable[..., Mapping[str, Any] | None] | None, kept: bool) -> None:
         self._number = _FIRST if kept else None
+        self._defaults = initialised(init, self._number) if init is not None else {}
 
     def run(
         self,
@@ -46,9 +43,12 @@ class CallerAsWorker:
         fn: Callable[..., Any],
         arguments: Pickled,
         inputs: Sequence[concurrent.futures.Future[Any]],
-        cwd: str | None,
+        setup: pooled.Setup,
     ) -> None:
         """Wait for the inputs, call, and complete the future.
+
+        Args:
+            setup: what a worker for it would be made to be; its directory, environment and `error_log` count.
 
         Raises:
             KeyboardInterrupt: the user's own Ctrl-C; the future has it, too.
@@ -60,13 +60,17 @@ class CallerAsWorker:
             future.set_exception(failed)
             return
         started = time.time()
+        args: Any = ()
+        kwargs: Any = {}
         try:
             values = {str(position): each.result() for position, each in enumerate(inputs)}
             buffers = [bytearray(view) for view in arguments.buffers]
             args, kwargs = payload.loads(arguments.data, buffers, values.__getitem__)
-            with _directory(cwd):
-                result = _call(fn, args, self._filled(fn, args, kwargs), future.owner)
+            kwargs = self._filled(fn, args, kwargs)
+            with _directory(setup.get("cwd")), _environment(setup["environment"]):
+                result = _call(fn, args, kwargs, future.owner)
         except BaseException as exc:  # SystemExit is the task's, as in a worker
+            failure.log(setup.get("error_log"), fn, args, kwargs, exc)
             future.ran = self._ran(started)
             future.set_exception(exc)
             if isinstance(exc, KeyboardInterrupt):
@@ -77,12 +81,7 @@ class CallerAsWorker:
 
     def _filled(self, fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The keyword arguments, with what a worker would add."""
-        mine = {**self._defaults, **({_NUMBER_PARAMETER: self._number} if self._number is not None else {})}
-        try:
-            names = list(inspect.signature(fn).parameters) if mine else []
-        except (TypeError, ValueError):  # a builtin without a signature
-            names = []
-        return {**{name: mine[name] for name in names[len(args) :] if name in mine}, **kwargs}
+        return {**filled(fn, self._defaults, self._number, len(args)), **kwargs}
 
     def _ran(self, started: float) -> Ran:
         return Ran(pid=os.getpid(), worker=self._number, started=started, ended=time.time())
@@ -104,10 +103,28 @@ def _directory(cwd: str | None) -> Iterator[None]:
         yield
         return
     before = os.getcwd()
-    path = str(machine.expanded(cwd))
-    os.makedirs(path, exist_ok=True)
-    os.chdir(path)
+    os.makedirs(cwd, exist_ok=True)
+    os.chdir(cwd)
     try:
         yield
     finally:
         os.chdir(before)
+
+
+@contextmanager
+def _environment(wanted: Mapping[str, str | None]) -> Iterator[None]:
+    """These variables are so meanwhile; None: there is none."""
+    before = {name: os.environ.get(name) for name in wanted}
+    _set(wanted)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -11,6 +11,7 @@ See `remoteexec_server.contents` for what an object's contents are, and docs/cac
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import hashlib
 import inspect
 import re
@@ -79,6 +80,7 @@ def call_key(
     Raises:
         NoContent: names what cannot be taken apart.
     """
+    fn, args, kwargs = _without_partial(fn, args, kwargs)
     callee = Contents()
     function = callee.digest(fn, *beside)
     arguments = Contents(name_future)
@@ -86,6 +88,22 @@ def call_key(
     digest = hashlib.blake2b(b"\0".join((_FORMAT.encode(), PYTHON.encode(), function, given))).digest()
     compared = _check([*callee.places, *arguments.places], function if not arguments.places else None)
     return CallKey(_label(fn), digest, tuple(arguments.futures), compared)
+
+
+def _without_partial(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """The same call of the function that a `functools.partial` calls."""
+    while isinstance(fn, functools.partial) and _adds_nothing(fn):
+        part: functools.partial[Any] = fn
+        fn, args, kwargs = part.func, (*part.args, *args), {**part.keywords, **kwargs}
+    return fn, args, kwargs
+
+
+def _adds_nothing(fn: functools.partial[Any]) -> bool:
+    """Whether it is no more than function and first arguments; from Python 3.14 on, it may leave gaps among these."""
+    gap = getattr(functools, "Placeholder", None)
+    return type(fn) is functools.partial and not vars(fn) and (gap is None or all(each is not gap for each in fn.args))
 
 
 _checks: dict[tuple[bytes, tuple[Place, ...]], Check | None] = {}

@@ -23,6 +23,7 @@ _INSTALL_HERE = (
     "that process imports from the directories that were in sys.path here when it was started; a module that was made "
     "by the program itself can be sent by value: cloudpickle.register_pickle_by_value(module)"
 )
+_FOUND_BY_NAME = "an object of the script that says no more of itself than its name has to be in {}"
 
 
 class RemoteTraceback(Exception):
@@ -153,6 +154,8 @@ def _ours(task: TaskKey, facts: Any, here: bool) -> BaseException:
                 if here:
                     return errors.RemoteTaskError(f"{message}; {_INSTALL_HERE}", task=task, type_name=name, text=text)
                 return _import_error(task, message, name, text)
+            if text.startswith("Can't get attribute") and "'__main__'" in text:
+                message += f"; {_FOUND_BY_NAME.format('a module beside it' if here else 'a package installed there')}"
             return errors.RemoteTaskError(message, task=task, type_name=name, text=text)
     return _stand_in(task, name, text, facts.get("bases", ()))
 

@@ -118,9 +118,11 @@ class BaseExecutor(concurrent.futures.Executor):
             RuntimeError: after `shutdown`.
         """
 
-    def batched(self, futures: Sequence[concurrent.futures.Future[R]], n: int) -> list[AwaitableFuture[list[R]]]:
-        """See selections.batched; the futures may be of any executor."""
-        return selections.batched(futures, n)
+    def batched(
+        self, list_of_futures: Sequence[concurrent.futures.Future[R]], n: int
+    ) -> list[AwaitableFuture[list[R]]]:
+        """See remoteexec_server.batches.batched; the futures may be of any executor."""
+        return selections.batched(list_of_futures, n)
 
     def share(self, obj: T) -> Shared[T]:
         """Share an object with many calls: it is pickled once, and is in memory once for all of them on a machine.

@@ -69,7 +69,7 @@ class Options:
     views: Views = field(default_factory=Views)
     wait: bool = True
     block_allocation: bool = False
-    init_function: Callable[[], Mapping[str, Any] | None] | None = None
+    init_function: Callable[..., Mapping[str, Any] | None] | None = None
     idle_time_s: float = 60.0
 
     def check(self) -> None:

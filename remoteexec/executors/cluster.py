@@ -61,7 +61,7 @@ class LoginNodeExecutor(BatchExecutor):
         pmi_mode: str | None = None,
         hostname_localhost: bool | None = None,
         block_allocation: bool = False,
-        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
+        init_function: Callable[..., Mapping[str, Any] | None] | None = None,
         disable_dependencies: bool = False,
         refresh_rate: float = 0.01,
         plot_dependency_graph: bool | Literal["after"] = False,
@@ -107,6 +107,12 @@ class LoginNodeExecutor(BatchExecutor):
             place=f"{self.SCHEDULER} {where}",
         )
         self._root = root.absolute(where)
+        self._unheeded = {"hostname_localhost": hostname_localhost, "refresh_rate": refresh_rate}
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """See BaseExecutor."""
+        return {**super().info, **self._unheeded}
 
     def _resume(self, pointer: Pointer, name: str) -> TaskFuture[Any] | None:
         there = (self._root / "sessions" / pointer.session).is_dir()  # else it was removed, and the task with it
@@ -148,7 +154,7 @@ class TestClusterExecutor(LoginNodeExecutor):
         resource_dict: Mapping[str, Any] | Resources | None = None,
         hostname_localhost: bool | None = None,
         block_allocation: bool = False,
-        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
+        init_function: Callable[..., Mapping[str, Any] | None] | None = None,
         disable_dependencies: bool = False,
         refresh_rate: float = 0.01,
         plot_dependency_graph: bool | Literal["after"] = False,

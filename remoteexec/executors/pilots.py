@@ -29,7 +29,7 @@ class PilotWish:
 
     block_allocation: bool = False
     max_workers: int | None = None
-    init_function: Callable[[], Mapping[str, Any] | None] | None = None
+    init_function: Callable[..., Mapping[str, Any] | None] | None = None
     idle_time_s: float = 60.0
     max_cores: int | None = None
 

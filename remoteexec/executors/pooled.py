@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from remoteexec_server import failure
 from remoteexec_server.wire import pooled
 from remoteexec_server.wire.names import TaskKey
 from remoteexec_server.wire.payload import Pickled
@@ -45,6 +46,7 @@ class PooledExecutor(BaseExecutor):
         self._closed = False
         self._interrupted = False  # by Ctrl-C, while somebody waited for a result, and no call was submitted since
         self._chain = threading.local()
+        self._error_log: str | None = None  # of kept workers, as they were told
 
     @abstractmethod
     def asked(self, pool: Any, worker: Any, task: PoolTask, ask: pooled.Ask, buffers: Sequence[Any]) -> None:
@@ -111,9 +113,16 @@ class PooledExecutor(BaseExecutor):
                 result, exc = outcome(task.future, tries.with_deaths(task, end))
                 attempts = len(task.deaths) + (not isinstance(end, Broken))
                 task.future.ran = task.future.ran._replace(attempts=attempts or None)
+            if isinstance(exc, errors.TaskLost):
+                self.log_lost(task, exc)
         except BaseException as why:  # the pool thread's edge: the future must not wait for ever
             result, exc = None, why
         self._settle(task, result, exc)
+
+    def log_lost(self, task: PoolTask, exc: BaseException) -> None:
+        """See engine.growing.Host: to the file that its process would have written to."""
+        path = self._error_log if task.setup is None else task.setup.get("error_log")
+        failure.log_lost(path, task.future.task.function, exc)
 
     def tried_again(self, task: PoolTask, end: End) -> bool:
         """See engine.growing.Host. It goes to the end of the line: what ends its workers is to keep nobody waiting."""

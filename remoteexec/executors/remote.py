@@ -71,7 +71,7 @@ class RemoteExecutor(BatchExecutor):
         password: Callable[[], str | None] | None = None,
         config_file: Path | None = None,
         block_allocation: bool = False,
-        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
+        init_function: Callable[..., Mapping[str, Any] | None] | None = None,
         idle_time_s: float = 60.0,
         cache_directory: str | os.PathLike[str] | None = None,
         cache_errors: bool = False,

@@ -30,6 +30,7 @@ from ..pool.tasks import Broken, GpuVariables, PoolFuture, PoolTask
 from ..pool.zygote_client import Launcher
 from ..resources import (
     ResourceError,
+    asked_of_process,
     asked_of_scheduler,
     check_names,
     read_resources,
@@ -103,7 +104,7 @@ class SingleNodeExecutor(PooledExecutor):
         resource_dict: Mapping[str, Any] | Resources | None = None,
         hostname_localhost: bool | None = None,
         block_allocation: bool = False,
-        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
+        init_function: Callable[..., Mapping[str, Any] | None] | None = None,
         disable_dependencies: bool = False,
         refresh_rate: float = 0.01,
         plot_dependency_graph: bool | Literal["after"] = False,
@@ -129,6 +130,7 @@ class SingleNodeExecutor(PooledExecutor):
         if init_function is not None and not block_allocation:
             raise ValueError("init_function needs block_allocation=True: only kept workers are initialised")
         check_number("refresh_rate", refresh_rate)
+        self._unheeded = {"hostname_localhost": hostname_localhost, "refresh_rate": refresh_rate}
         check_shown(show_output)
         self._views = Views(
             plot_dependency_graph, plot_dependency_graph_filename, export_workflow_filename, log_obj_size
@@ -158,7 +160,9 @@ class SingleNodeExecutor(PooledExecutor):
         self._ledger = self._new_ledger()
         self._check(self._need, self._defaults)
         if self._kept:
-            self._worker_gpus(self._workers(max_workers))  # said now if it cannot be
+            workers = self._workers(max_workers)
+            self._worker_gpus(workers)  # said now if it cannot be
+            self._max_workers = min(workers, max_workers) if max_workers is not None else None
 
     def submit(  # type: ignore[override]  # see BaseExecutor
         self,
@@ -240,7 +244,8 @@ class SingleNodeExecutor(PooledExecutor):
         if self._recorder is not None:
             self._recorder.add(future, fn, args, kwargs, futures)
         if pool is None:
-            self._run_here(future, fn, arguments, futures, resources)
+            threads = self._says_threads or says_threads(resource_dict)
+            self._run_here(future, fn, arguments, futures, machine.setup(resources, None, os.environ, False, threads))
             return future
         if need is not self._need or not self._kept:
             task.need = need
@@ -277,11 +282,11 @@ class SingleNodeExecutor(PooledExecutor):
         fn: Callable[..., Any],
         arguments: Pickled,
         futures: Sequence[AnyFuture],
-        resources: Resources,
+        setup: pooled.Setup,
     ) -> None:
         """What needs no pool: debugging, and calls that are only drawn."""
         if self._caller is not None and not self._views.nothing_runs:
-            self._caller.run(future, fn, arguments, futures, resources.cwd)
+            self._caller.run(future, fn, arguments, futures, setup)
         else:
             future.set_result(None)
 
@@ -290,6 +295,7 @@ class SingleNodeExecutor(PooledExecutor):
         """See BaseExecutor."""
         return {
             **super().info,
+            **self._unheeded,
             "max_workers": self._max_workers,
             "max_cores": self._max_cores,
             "cache_directory": self._caching.directory,
@@ -307,7 +313,7 @@ class SingleNodeExecutor(PooledExecutor):
 
     @property
     def max_workers(self) -> int | None:
-        """Calls at once; may be set while running with `block_allocation`, and is cut to what `max_cores` allows.
+        """Calls at once; may be set while running with `block_allocation`, and says then what `max_cores` leaves of it.
 
         Raises:
             ValueError: there are not as many GPUs; nothing is changed.
@@ -324,7 +330,7 @@ class SingleNodeExecutor(PooledExecutor):
         workers = self._workers(size)
         self._worker_gpus(workers)
         with self._lock:
-            self._max_workers = size
+            self._max_workers = min(workers, size)
             pool = self._pool
         if isinstance(pool, KeptWorkers):
             pool.resize(workers)
@@ -448,6 +454,10 @@ class SingleNodeExecutor(PooledExecutor):
             if name not in self._told:
                 self._told.add(name)
                 log.warning("%s=%r has no effect: %s starts processes, and no jobs", name, value, type(self).__name__)
+        for name, value in asked_of_process(resources).items() if self._caller is not None else ():
+            if name not in self._told:
+                self._told.add(name)
+                log.warning("%s=%r has no effect: debug=True runs calls in this process", name, value)
 
     def _refuse_ranks_here(self, resources: Resources) -> None:
         if self._debug and resources.cores > 1 and not self._views.nothing_runs:
@@ -508,6 +518,7 @@ class SingleNodeExecutor(PooledExecutor):
         if self._kept:
             size = self._workers(self._max_workers)
             setup = self._setup(self._defaults, os.environ, self._says_threads)
+            self._error_log = setup["error_log"]
             if self._init is not None:
                 setup["init"] = payload.dumps(self._init, in_band=True, by_value=False).data
             places = Places(size, self._restarts, self._worker_gpus(size), self._gpu_variables)
@@ -582,7 +593,7 @@ class SingleNodeExecutor(PooledExecutor):
             task.setup = self._setup(resources, self._pool.environment, self._says_threads or says_threads(given))
 
 
-def _caller_as_worker(init: Callable[[], Mapping[str, Any] | None] | None, kept: bool) -> CallerAsWorker:
+def _caller_as_worker(init: Callable[..., Mapping[str, Any] | None] | None, kept: bool) -> CallerAsWorker:
     from ..engine.in_caller import CallerAsWorker  # late: for debugging only
 
     return CallerAsWorker(init, kept)

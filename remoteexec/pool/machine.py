@@ -41,8 +41,8 @@ def setup(
     says = threads or resources.threads_per_core != 1
     count = str(resources.threads_per_core)
     return {
-        "path": [place or os.getcwd() for place in sys.path],
-        "cwd": expanded(resources.cwd) or (_here() if follow else None),
+        "path": places(),
+        "cwd": expanded(resources.cwd) or (here() if follow else None),
         "environment": {
             **_changes(before),
             **{name: count for name in THREADS if says or name not in os.environ},
@@ -52,6 +52,12 @@ def setup(
         "memory_bytes": memory_bytes(resources),
         "launch": launch,
     }
+
+
+def places() -> list[str]:
+    """Where modules are found here, by absolute paths; not in a working directory that somebody has removed."""
+    found = [place or here() for place in sys.path]
+    return [place for place in found if place is not None]
 
 
 def memory_bytes(resources: Resources) -> int | None:
@@ -64,10 +70,11 @@ def expanded(path: str | None) -> str | None:
     return None if path is None else os.path.abspath(os.path.expandvars(os.path.expanduser(path)))
 
 
-def _here() -> str | None:
+def here() -> str | None:
+    """The working directory; None: somebody has removed it."""
     try:
         return os.getcwd()
-    except FileNotFoundError:  # somebody removed it
+    except FileNotFoundError:
         return None
 
 

@@ -16,6 +16,8 @@ from typing import NamedTuple, Protocol
 from remoteexec_server import zygote
 from remoteexec_server.wire import pooled
 
+from . import machine
+
 _RESERVE = 16
 """Files that are left to the user of those that a process may open."""
 BUFFER = 1 << 18
@@ -29,7 +31,7 @@ _START = (
 
 def path() -> str:
     """Where modules are found here, as one text."""
-    return os.pathsep.join([place or os.getcwd() for place in sys.path])
+    return os.pathsep.join(machine.places())
 
 
 class Endpoint:

@@ -53,7 +53,22 @@ class Views:
         ):
             if value and disable_dependencies:
                 raise ValueError(f"{name} and disable_dependencies=True exclude each other: there is no graph then")
+        for name in ("plot_dependency_graph_filename", "export_workflow_filename"):
+            self._check_place(name)
         self._check_picture()
+
+    def _check_place(self, name: str) -> None:
+        """Refuse what cannot become a file: said after the calls, they would have run in vain."""
+        path = getattr(self, name)
+        if path is None:
+            return
+        found = os.path.abspath(path)
+        if os.path.isdir(found):
+            raise ValueError(f"{name}={os.fspath(path)!r} is a directory: name a file in it")
+        while not os.path.lexists(found := os.path.dirname(found)):
+            pass
+        if not os.path.isdir(found) or not os.access(found, os.W_OK):
+            raise ValueError(f"{name}={os.fspath(path)!r}: nothing can be written in {found!r}; name another place")
 
     def _check_picture(self) -> None:
         if self.plot_dependency_graph_filename is None:
@@ -90,9 +105,9 @@ class Views:
         if self.export_workflow_filename is not None:
             from .workflow import to_json
 
-            Path(self.export_workflow_filename).write_text(to_json(graph), encoding="utf-8")
+            _made(Path(self.export_workflow_filename)).write_text(to_json(graph), encoding="utf-8")
         if self.plot_dependency_graph_filename is not None:
-            write_picture(graph, Path(self.plot_dependency_graph_filename))
+            write_picture(graph, _made(Path(self.plot_dependency_graph_filename)))
         elif self.plot_dependency_graph:
             _show_in_notebook(graph)
 
@@ -107,6 +122,12 @@ def write_picture(graph: Graph, path: Path) -> None:
         from .svg import draw
 
         path.write_text(draw(graph), encoding="utf-8")
+
+
+def _made(path: Path) -> Path:
+    """The same path, in a directory that is there: it would be late to refuse it now that all has run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _show_in_notebook(graph: Graph) -> None:

@@ -18,7 +18,7 @@ _MOST = 10_000
 """Elements of an argument of an exception whose text is written out. Picked, not measured."""
 _OF_OSERROR = ("errno", "strerror", "filename", "filename2")
 """What an OSError keeps where nobody sees it: neither in `args`, if its class has an `__init__`, nor in `__dict__`."""
-_OURS = ("remoteexec_server.runner", "remoteexec_server.worker")
+_OURS = ("remoteexec_server.runner", "remoteexec_server.worker", "remoteexec.engine.in_caller")
 
 
 def facts(exc: BaseException, kind: str, subject: str = "") -> dict[str, Any]:
@@ -65,10 +65,19 @@ def amended(data: bytes, traceback_head: str = "", **more: Any) -> bytes:
 
 def log(path: str | None, function: object, args: object, kwargs: object, exc: BaseException) -> None:
     """Append a call that failed to the user's `error_log_file`, if there is one."""
-    if path is None:
-        return
+    if path is not None:
+        _append(path, lambda: f"function: {function!r}\nargs: {args!r}\nkwargs: {kwargs!r}\n{_traceback(exc)}\n\n")
+
+
+def log_lost(path: str | None, function: str, exc: BaseException) -> None:
+    """Append a call whose process is gone, and so cannot do it, nor say what its arguments were."""
+    if path is not None:
+        _append(path, lambda: f"function: {function}\n{type(exc).__module__}.{type(exc).__qualname__}: {exc}\n\n")
+
+
+def _append(path: str, make: Callable[[], str]) -> None:
     try:
-        text = f"function: {function!r}\nargs: {args!r}\nkwargs: {kwargs!r}\n{_traceback(exc)}\n\n"
+        text = make()
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "a") as file:
             file.write(text)

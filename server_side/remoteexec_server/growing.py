@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from . import failure, running
+from . import batches, failure, running
 from .callbacks import call_back
 from .wire import payload, pooled
 
@@ -204,6 +204,12 @@ class ParentExecutor(concurrent.futures.Executor):
         child: ChildFuture[R] = self._growth.submit(self._task, fn, (args, kwargs), resource_dict)
         self._children.append(child)
         return child
+
+    def batched(
+        self, list_of_futures: Sequence[concurrent.futures.Future[R]], n: int
+    ) -> list[concurrent.futures.Future[list[R]]]:
+        """See batches.batched."""
+        return [*batches.batched(list_of_futures, n, batches.Batch)]
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls through this object; the executor itself goes on."""

@@ -261,7 +261,7 @@ class Worker:
                 _go_to(cwd)
             init = setup.get("init")
             if init is not None:
-                self._defaults = filling(payload.loads(init)())
+                self._defaults = initialised(payload.loads(init), _number)
         except BaseException as exc:  # the process edge: told to every call
             self._broken = failure.packed(exc, "raised")
 
@@ -410,12 +410,16 @@ def _restored(handle: int) -> bool:
     return True
 
 
-def filling(found: Any) -> Mapping[str, Any]:
-    """What `init_function` returned: values of parameters, by their names.
+def initialised(init: Callable[..., Any], number: int | None) -> Mapping[str, Any]:
+    """What an `init_function` returns: values of parameters, by their names.
+
+    Args:
+        number: of the worker; it is told that if it has a parameter for it, as later calls are.
 
     Raises:
-        TypeError: it is no dictionary.
+        TypeError: it returned no dictionary.
     """
+    found = init(**filled(init, {}, number))
     if found is not None and not isinstance(found, Mapping):
         raise TypeError(
             f"init_function returned {reprlib.repr(found)}, of type {type(found).__qualname__}: it must return a "
@@ -463,9 +467,7 @@ class Function:
     ) -> None:
         self.call, self.altered = call, altered
         self.main = _of_main(call)
-        self._fill = {name: value for name, value in defaults.items() if name in _parameters(call)}
-        if _number is not None and _NUMBER_PARAMETER in _parameters(call):
-            self._fill[_NUMBER_PARAMETER] = _number
+        self._fill = filled(call, defaults, _number)
 
     def filled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The keyword arguments, with those added that the caller did not give."""
@@ -473,6 +475,18 @@ class Function:
             return kwargs
         given = set(_parameters(self.call)[: len(args)])
         return {**{name: value for name, value in self._fill.items() if name not in given}, **kwargs}
+
+
+def filled(call: Callable[..., Any], defaults: Mapping[str, Any], number: int | None, given: int = 0) -> dict[str, Any]:
+    """Those parameters of a function that a worker fills, with what it fills them.
+
+    Args:
+        defaults: what `init_function` returned.
+        number: of the worker; None: it has none.
+        given: so many parameters, the first ones, are not to be filled.
+    """
+    mine = {**defaults, **({_NUMBER_PARAMETER: number} if number is not None else {})}
+    return {name: mine[name] for name in (_parameters(call)[given:] if mine else ()) if name in mine}
 
 
 def _of_main(call: Callable[..., Any]) -> dict[str, Any]:

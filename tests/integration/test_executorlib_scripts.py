@@ -35,8 +35,8 @@ cloudpickle_register(ind=1)
 def both(a, b):
     return a, b
 
-def preset():
-    return {"b": 7}
+def preset(executorlib_worker_id):
+    return {"b": 7 + executorlib_worker_id}
 
 def number(a, b, executorlib_worker_id):
     return a + b, executorlib_worker_id

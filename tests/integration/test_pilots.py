@@ -143,9 +143,9 @@ def test_init_function_runs_once_in_each_worker_and_fills_parameters(
 ) -> None:
     traces = slurm_cluster.make_directory(f"init-{time.time_ns()}")
 
-    def init() -> Mapping[str, Any]:
+    def init(executorlib_worker_id: int) -> Mapping[str, Any]:
         (traces / str(os.getpid())).touch()
-        return {"offset": 40}
+        return {"offset": 40 + executorlib_worker_id}
 
     def shifted(x: int, offset: int, executorlib_worker_id: int) -> tuple[int, int]:
         return x + offset, executorlib_worker_id

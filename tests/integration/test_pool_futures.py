@@ -257,14 +257,43 @@ def test_debugging_works_where_the_call_is_to_work(tmp_path: Path) -> None:
     assert os.getcwd() == before
 
 
+def fail_as_told(argument: str) -> tuple[str, str, str]:
+    if argument == "fail":
+        raise ZeroDivisionError
+    return os.environ["COLOUR"], os.environ["OMP_NUM_THREADS"], argument
+
+
+def test_debugging_has_the_environment_and_the_error_log_of_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("COLOUR", "red")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    log = tmp_path / "new" / "errors.txt"
+    asked = {"environment": {"COLOUR": "blue"}, "threads_per_core": 3, "error_log_file": str(log)}
+    with SingleNodeExecutor(max_cores=3, debug=True, resource_dict=asked) as exe:
+        assert exe.submit(fail_as_told, "pass").result() == ("blue", "3", "pass")
+        assert isinstance(exe.submit(fail_as_told, "fail").exception(), ZeroDivisionError)
+        assert (os.environ["COLOUR"], "OMP_NUM_THREADS" in os.environ, caplog.messages) == ("red", False, [])
+        for _ in range(2):
+            exe.submit(fail_as_told, "pass", resource_dict={"run_time_max": 5, "memory_max": 1}).result()
+    text = log.read_text()
+    assert "fail_as_told" in text
+    assert "args: ('fail',)" in text
+    assert "ZeroDivisionError" in text
+    assert "in_caller" not in text
+    assert caplog.messages == [
+        f"{what} has no effect: debug=True runs calls in this process" for what in ("memory_max=1", "run_time_max=5")
+    ]
+
+
 def test_debugging_fills_parameters_like_a_worker() -> None:
     with SingleNodeExecutor(debug=True, block_allocation=True, max_workers=1, init_function=initial) as exe:
         assert exe.submit(filled, 1).result() == (1, 5, 0)
         assert exe.submit(filled, 1, b=2).result() == (1, 2, 0)
 
 
-def initial() -> dict[str, int]:
-    return {"b": 5, "other": 6}
+def initial(executorlib_worker_id: int) -> dict[str, int]:
+    return {"b": 5 + executorlib_worker_id, "other": 6}
 
 
 def filled(a: int, b: int, executorlib_worker_id: int) -> tuple[int, int, int]:

@@ -18,7 +18,6 @@ import pytest
 
 from remoteexec import SingleNodeExecutor, current_executor, get_item_from_future, split_future
 from remoteexec.errors import TaskKilled
-from remoteexec.selections import batched
 
 pytestmark = pytest.mark.usefixtures("process_mark")
 
@@ -111,10 +110,26 @@ def test_items_of_children_can_be_used(exe: SingleNodeExecutor) -> None:
 def made_of_children() -> tuple[int, list[int], int]:
     exe = current_executor()
     item = get_item_from_future(split_future(exe.submit(nested), 2)[1], "x")
-    (batch,) = batched([exe.submit(add, 1, 2)], 1)
+    (batch,) = exe.batched(list_of_futures=[exe.submit(add, 1, 2)], n=1)
     other = get_item_from_future(exe.submit(nested), 0)
     wait([other], timeout=30)
     return item.result(), batch.result(), other.result(0)
+
+
+def batches_of_children() -> tuple[list[int], str]:
+    exe = current_executor()
+    one, two = exe.batched([exe.submit(add, n, n) for n in range(4)], 2)
+    total = exe.submit(sum, one).result() + exe.submit(sum, two).result()
+    (failing,) = exe.batched([exe.submit(divide_by_zero)], 1)
+    return [total], type(failing.exception()).__name__
+
+
+def divide_by_zero() -> float:
+    return 1 / 0
+
+
+def test_a_task_takes_results_as_they_come(exe: SingleNodeExecutor) -> None:
+    assert exe.submit(batches_of_children).result(30) == ([12], "ZeroDivisionError")
 
 
 def nested() -> tuple[int, dict[str, int]]:

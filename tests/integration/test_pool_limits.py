@@ -165,6 +165,13 @@ def test_max_cores_holds_for_workers_that_are_added() -> None:
         assert most_at_once([future.result(20) for future in [exe.submit(timed, 0.2) for _ in range(8)]]) == 2
 
 
+def test_max_workers_says_what_max_cores_leaves_of_it() -> None:
+    with SingleNodeExecutor(max_workers=2, max_cores=1, block_allocation=True) as exe:
+        assert (exe.max_workers, exe.info["max_workers"]) == (1, 1)
+        exe.max_workers = 5
+        assert exe.max_workers == 1
+
+
 def test_workers_never_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     with executor(True, workers=2, resource_dict={"gpus_per_core": 1}) as exe:

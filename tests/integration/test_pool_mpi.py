@@ -378,10 +378,10 @@ def test_kept_ranks_stay_from_call_to_call(mark: str) -> None:
     assert (len({first, second, third}), told) == (3, [3])
 
 
-def rank_of_start() -> dict[str, Any]:
+def rank_of_start(executorlib_worker_id: int) -> dict[str, Any]:
     from mpi4py import MPI
 
-    return {"start": MPI.COMM_WORLD.rank * 10}
+    return {"start": MPI.COMM_WORLD.rank * 10 + executorlib_worker_id}
 
 
 def from_start(step: int, start: int) -> int:

@@ -57,6 +57,18 @@ def test_a_directory_is_read_as_a_shell_would(kept: bool, tmp_path: Path, monkey
 
 
 @both_modes
+def test_calls_run_where_the_working_directory_is_gone(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.syspath_prepend("")
+    (tmp_path / "gone").rmdir()
+    with executor(kept) as exe:
+        assert exe.submit(add_one, 1).result(20) == 2
+
+
+@both_modes
 def test_a_cache_directory_that_is_no_path_is_refused_by_its_value(kept: bool) -> None:
     rule = "cache_directory must be a path, not 5: pass a text or a pathlib.Path"
     with pytest.raises(TypeError, match=rule):

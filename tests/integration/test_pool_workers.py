@@ -217,6 +217,21 @@ def test_workers_have_numbers_that_a_call_can_ask_for() -> None:
     assert remoteexec.worker_id() is None
 
 
+def keep_number(executorlib_worker_id: int) -> dict[str, Any]:
+    return {"kept": executorlib_worker_id}
+
+
+def number_and_kept(executorlib_worker_id: int, kept: int) -> tuple[int, int]:
+    time.sleep(0.05)
+    return executorlib_worker_id, kept
+
+
+def test_an_init_function_can_ask_for_the_number_of_its_worker() -> None:
+    with executor(True, workers=2, init_function=keep_number) as exe:
+        found = {future.result(timeout=20) for future in [exe.submit(number_and_kept) for _ in range(10)]}
+    assert found == {(0, 0), (1, 1)}
+
+
 def test_restart_limit_is_how_many_workers_are_replaced() -> None:
     with executor(True, workers=1, restart_limit=2) as exe:
         for _ in range(3):
@@ -501,6 +516,24 @@ def test_output_of_a_call_is_there_when_its_result_is(kept: bool, capfd: pytest.
 def test_own_pid_is_another_for_each_fresh_call() -> None:
     with executor(False) as exe:
         assert len({exe.submit(own_pid).result(timeout=20) for _ in range(3)}) == 3
+
+
+def parent_of_killed() -> str:
+    return type(remoteexec.current_executor().submit(kill_self).exception()).__name__
+
+
+@both_modes
+def test_a_call_whose_process_is_gone_is_written_to_its_error_log(kept: bool, tmp_path: Path) -> None:
+    log = tmp_path / "new" / "errors.txt"
+    resources = {"error_log_file": str(log), "run_time_max": 2}
+    with executor(kept, workers=1, restart_limit=9, resource_dict=resources) as exe:
+        for fn, *args in ((kill_self,), (time.sleep, 60)):
+            assert isinstance(exe.submit(fn, *args).exception(timeout=20), errors.TaskLost)
+        exe.submit(parent_of_killed).result(20)
+    functions = [line for line in log.read_text().splitlines() if line.startswith("function: ")]
+    assert functions == ["function: kill_self", "function: sleep", "function: kill_self"]
+    assert "was ended by SIGKILL" in log.read_text()
+    assert "longer than its run_time_max" in log.read_text()
 
 
 def test_a_job_that_fails_is_written_to_its_error_log_too(tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ SERVER = {
     "affinity": set(),
     "agent": {"affinity", "far_session", "shared_copies", "wire", "zygote"},
     "worker": {"affinity", "failure", "growing", "mpi", "wire"},
+    "batches": set(),
     "growing": {
+        "batches",
         "callbacks",
         "failure",
         "growing_jobs",

@@ -457,6 +457,24 @@ def test_a_file_that_is_not_what_was_written_is_reported_and_made_again(
     assert Runner(directory).submit(add, 1).done()
 
 
+def test_a_fifo_in_the_place_of_an_entry_is_reported_and_made_again(directory: Path, entry: Path) -> None:
+    entry.unlink()
+    for path in (entry, entry.with_suffix(".running")):
+        os.mkfifo(path)
+    runner = Runner(directory)
+    with pytest.warns(CacheWarning, match=r"\.h5. is not loaded.*no regular file"):
+        future = runner.run(add, 1)
+    assert (future.result(), len(runner.started)) == (3, 1)
+    assert Runner(directory).submit(add, 1).done()
+
+
+def test_a_fifo_in_the_place_of_the_key_is_refused(directory: Path, entry: Path) -> None:
+    (entry.parent / "key").unlink()
+    os.mkfifo(entry.parent / "key")
+    with pytest.raises(errors.UnsafeRoot, match="no regular file"):
+        CacheDirectory(directory)
+
+
 def test_an_entry_under_another_name_is_not_loaded(directory: Path, entry: Path) -> None:
     os.rename(entry, entry.with_name("other.h5"))
     with pytest.warns(CacheWarning, match="stands where entry 'other' should be"):

@@ -95,3 +95,14 @@ def test_a_module_can_ask_to_travel_by_value(users_module: Any) -> None:
     before = registered()
     users_module.register(10_000)  # the outermost is the test runner, which is installed
     assert registered() == before
+
+
+@pytest.mark.parametrize("executor", [remoteexec.SingleNodeExecutor, remoteexec.TestClusterExecutor])
+def test_settings_without_effect_are_settings_too(executor: Any) -> None:
+    exe = executor(max_workers=1, hostname_localhost=True, refresh_rate=0.5)
+    assert (exe.info["hostname_localhost"], exe.info["refresh_rate"]) == (True, 0.5)
+    assert exe.batched(list_of_futures=[], n=1) == []
+
+
+def test_a_worker_that_died_is_what_its_scripts_catch() -> None:
+    assert issubclass(remoteexec.errors.TaskKilled, remoteexec.api.ExecutorlibSocketError)

@@ -14,7 +14,7 @@ import sys
 import textwrap
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -412,6 +412,30 @@ def test_frames_of_pandas_count_by_columns_and_not_by_blocks() -> None:
     assert len({content(other) for other in [*others, whole]}) == 6
 
 
+def test_a_part_of_a_column_of_pandas_is_what_it_contains() -> None:
+    pd = pytest.importorskip("pandas")
+    columns = [
+        pd.Series(["a", "b", None], dtype="string"),
+        pd.Series(["a", "b", "a"], dtype="category"),
+        pd.Series(pd.date_range("2020", periods=3)),
+        pd.Series([1, 2, None], dtype="Int64"),
+    ]
+    for column in columns:
+        part = column[1:]
+        index = pd.RangeIndex(1, 3)
+        assert content(part) == content(part.copy()) == content(pd.Series(list(part), dtype=part.dtype, index=index))
+        assert content(part) != content(column[:2])
+    assert len({content(column) for column in columns}) == 4
+
+
+def test_a_partial_is_a_call_of_its_function() -> None:
+    f = written("def f(x, y=2): return x")
+    plain = key(f, 1, y=3)
+
+    assert [key(functools.partial(f, 1), y=3), key(functools.partial(functools.partial(f, y=4), 1), y=3)] == [plain] * 2
+    assert key(functools.partial(f, 2), y=3) != plain
+
+
 def test_what_cannot_be_taken_apart_has_no_key_and_says_why() -> None:
     with pytest.raises(NoContent, match="cannot pickle"):
         key(len, threading.Lock())
@@ -543,3 +567,24 @@ def test_a_key_is_the_same_in_every_session_and_changes_with_the_meaning(tmp_pat
         "a module imported late": project.changed("late.py", "VALUE = 1", "VALUE = 2"),
     }
     assert {what: found != plain for what, found in other.items()} == dict.fromkeys(other, True)
+
+
+def test_a_function_that_dispatches_is_what_is_registered_whatever_abstract_classes_there_are() -> None:
+    source = """
+    import functools
+    from collections.abc import Sized
+
+    @functools.singledispatch
+    def f(x):
+        return 1
+
+    @f.register(Sized)
+    def _(x):
+        return 2
+    """
+    before = key(written(source), 1)
+    Sequence.register(type("Another", (), {}))
+    same, other = written(source), written(source.replace("return 2", "return 3"))
+    same([])
+
+    assert (key(same, 1), key(other, 1) == before) == (before, False)

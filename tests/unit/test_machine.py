@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from remoteexec.pool import machine
+from remoteexec.pool import machine, zygote_client
 from remoteexec.pool.tasks import visible
 from remoteexec.resources import says_threads
 from remoteexec_server.wire.resources import Resources
@@ -29,6 +31,17 @@ def _no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_list_is_read_as_cuda_reads_it(monkeypatch: pytest.MonkeyPatch, listed: str, names: list[str]) -> None:
     monkeypatch.setenv(CUDA, listed)
     assert machine.gpus()[0] == names
+
+
+def test_a_working_directory_that_is_gone_is_no_place_for_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.setattr(sys, "path", ["", "/kept"])
+    assert machine.places() == [str(tmp_path / "gone"), "/kept"]
+    (tmp_path / "gone").rmdir()
+    assert (machine.places(), zygote_client.path()) == (["/kept"], "/kept")
 
 
 def test_a_gpu_that_has_two_names_is_shown_by_both(monkeypatch: pytest.MonkeyPatch) -> None:

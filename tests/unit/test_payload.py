@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import collections.abc
+import functools
 import pickle
+import pkgutil
+import pprint
 import subprocess
 import sys
 import threading
@@ -13,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from remoteexec_server.contents import origins
 from remoteexec_server.wire import payload
 from remoteexec_server.wire.messages import TaskKey
 from remoteexec_server.wire.payload import OUT_OF_BAND, dumps, loads
@@ -47,6 +52,59 @@ def test_a_closure_a_lambda_and_a_class_of_a_test_travel_by_value() -> None:
             return factor * x
 
     assert (travelled(lambda x: factor * x)(2), travelled(Local().times)(2)) == (6, 6)
+
+
+def decorated() -> dict[str, Any]:
+    """Things that Python pickles by their names or not at all, under names that nobody else finds."""
+
+    @functools.lru_cache(maxsize=7, typed=True)
+    def fib(n: int) -> int:
+        """Numbers."""
+        return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+    class Box:
+        @functools.cached_property
+        def two(self) -> int:
+            return 2
+
+        @functools.cache  # noqa: B019  # as users do it
+        def plus(self, n: int) -> int:
+            return self.two + n
+
+        @functools.singledispatchmethod
+        def kind(self, _: object) -> str:
+            return "any"
+
+        @kind.register
+        def _(self, _: int) -> str:
+            return "int"
+
+    @functools.singledispatch
+    def shape(_: object) -> str:
+        """Of all."""
+        return "object"
+
+    shape.register(list, lambda x: f"list of {shape(x[0])}")
+    shape.register(Box, lambda _: "box")
+    shape.register(collections.abc.Sized, lambda _: "sized")
+    return {"fib": fib, "box": Box(), "shape": shape}
+
+
+def test_functions_that_remember_or_dispatch_travel_by_value() -> None:
+    there = travelled(decorated())
+    fib, box, shape = there["fib"], there["box"], there["shape"]
+
+    assert (fib(30), fib.cache_parameters(), fib.__doc__) == (832040, {"maxsize": 7, "typed": True}, "Numbers.")
+    assert fib.cache_info().misses == 31  # it calls itself, and no other that was made on the way
+    assert (box.two, box.plus(3), box.kind(1), box.kind("")) == (2, 5, "int", "any")
+    assert [shape([box]), shape({}), shape(1.0)] == ["list of box", "sized", "object"]
+    assert (shape.__doc__, shape.__module__) == ("Of all.", __name__)
+
+
+def test_a_function_that_remembers_goes_by_name_where_it_has_one() -> None:
+    assert travelled([origins.version, pprint.pprint]) == [origins.version, pprint.pprint]
+    dispatcher = pkgutil.iter_importer_modules  # type: ignore[attr-defined]  # a singledispatch that typeshed leaves out
+    assert travelled(dispatcher) is dispatcher
 
 
 def test_small_arrays_stay_in_the_pickle_and_large_ones_do_not() -> None:

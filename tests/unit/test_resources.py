@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from remoteexec.resources import ResourceError, Resources, check_names, read_resources
+from remoteexec_server.wire import asked
 
 
 @pytest.mark.parametrize(
@@ -154,3 +155,23 @@ def test_a_key_that_nothing_here_can_use_is_refused_with_the_one_that_was_meant(
 def test_a_key_that_resembles_none_is_refused_with_those_there_are() -> None:
     with pytest.raises(ResourceError, match=r"'zzz'\] is no resource .*: leave it out; there are .*cores, .*queue"):
         check_names({"zzz": 1})
+
+
+@pytest.mark.parametrize(
+    "key", sorted({*asked.FIELDS, *asked.RENAMED} - {"run_time_max_s", "memory_max_gb", "retry", "warn_time_s"})
+)
+@pytest.mark.parametrize("value", [None, [], {1: 2}, object(), -1, "\n", b"1", 1j])
+def test_any_value_is_taken_or_refused_by_name(key: str, value: Any) -> None:
+    try:
+        read_resources({key: value})
+    except ResourceError as exc:
+        refused = str(exc)
+    else:
+        return
+    assert refused.startswith((key, asked.RENAMED.get(key, key)))
+
+
+@pytest.mark.parametrize("key", ["cores", "threads_per_core", "gpus_per_core"])
+def test_a_number_that_is_none_is_refused(key: str) -> None:
+    with pytest.raises(ResourceError, match=f"^{key}=None: must be a whole number of at least [01]$"):
+        read_resources({key: None})

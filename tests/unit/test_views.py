@@ -294,3 +294,24 @@ def test_a_png_is_drawn(tmp_path: Path) -> None:
 def test_without_a_notebook_the_graph_has_to_have_a_file(caplog: pytest.LogCaptureFixture) -> None:
     Views(plot_dependency_graph=True).show(diamond())
     assert "give plot_dependency_graph_filename" in caplog.text
+
+
+def test_pictures_go_into_directories_that_are_made(tmp_path: Path) -> None:
+    views = Views("after", tmp_path / "a" / "b" / "g.svg", tmp_path / "c" / "w.json")
+    views.check(False)
+    views.show(diamond())
+    assert (tmp_path / "a" / "b" / "g.svg").exists()
+    assert (tmp_path / "c" / "w.json").exists()
+
+
+def test_what_cannot_be_written_at_the_end_is_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "directory.svg").mkdir()
+    below, itself = tmp_path / "file" / "sub" / "w.json", tmp_path / "directory.svg"
+    with pytest.raises(
+        ValueError, match=r"export_workflow_filename=.*: nothing can be written in .*file'; name another"
+    ):
+        Views(export_workflow_filename=below).check(False)
+    with pytest.raises(ValueError, match=r"plot_dependency_graph_filename=.* is a directory: name a file in it"):
+        Views(plot_dependency_graph_filename=itself).check(False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["directory.svg", "file"]

@@ -39,6 +39,7 @@ _PLACES = frozenset(
 )  # fmt: skip
 """Entries of a class or function that say where it is, or that Python adds in passing: `__slotnames__` by pickle,
 `_value2member_map_` of flags by their combinations."""
+_DISPATCHER = functools.singledispatch(print).__code__  # type: ignore[attr-defined]  # a function, in fact
 _OF_SETS: tuple[Any, ...] = (set.__reduce__, frozenset.__reduce__)
 _LONG = 1 << 16  # texts and bytes from here on are hashed by themselves
 
@@ -197,6 +198,8 @@ class Contents:
         return self._function(obj) if isinstance(obj, types.FunctionType) else self._class(obj)
 
     def _function(self, fn: types.FunctionType) -> bytes:
+        if fn.__code__ is _DISPATCHER:  # what else it has changes with its calls, and with all abstract classes
+            return _seal("dispatcher", [self.encode(fn.__name__), *self._pairs(vars(fn)["registry"])])
         cells = [_cell(cell) for cell in fn.__closure__ or ()]
         parts = [
             self.encode(fn.__name__),
@@ -455,4 +458,22 @@ def _as_frame(obj: object) -> Sequence[Any] | None:
     if type(obj) is pd.DataFrame:
         columns = [obj.iloc[:, n]._values for n in range(obj.shape[1])]  # type: ignore[attr-defined]
         return obj.index, obj.columns, columns, obj.attrs  # type: ignore[attr-defined]
-    return None
+    return _as_column(obj) if isinstance(obj, pd.api.extensions.ExtensionArray) else None
+
+
+def _as_column(obj: object) -> Sequence[Any] | None:
+    """What pickle keeps of an array of pandas, but not whether it was a part of another, nor what it has been asked."""
+    reduced = obj.__reduce_ex__(5)
+    if isinstance(reduced, str) or any(part is not None for part in reduced[3:]):
+        return None
+    make, args, state = (*reduced, None)[:3]
+    found: dict[str, Any] = {}
+    others = []
+    for part in state if isinstance(state, tuple) else (state,):
+        if isinstance(part, dict):
+            found |= part
+        else:
+            others.append(part)
+    for name in ("_readonly", "_cache"):
+        found.pop(name, None)
+    return make, args, others, found

@@ -35,7 +35,7 @@ from ..store.session import Claim, Job, JobTask, Session
 from ..wire import messages, payload
 from ..wire.messages import BurstId, Loss, TaskKey
 from ..wire.resources import Resources
-from ..worker import Function, take_number
+from ..worker import Function, initialised, take_number
 
 if TYPE_CHECKING:
     from ..store.hdf5 import Bundle, Outcome
@@ -147,7 +147,7 @@ class PilotWorker:
             runner._prepare(Job("", BurstId(""), (), self._resources))
             init = self._crew.init()
             if init:
-                self._calls.defaults = dict(payload.loads(init)() or {})
+                self._calls.defaults = initialised(payload.loads(init), self._number)
         except BaseException as exc:  # the process edge: told to every task
             self._broken = runner._failed(exc, "raised")
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import linecache
+import operator
 import os
 import sys
 import types
@@ -45,10 +47,18 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
         if type(obj) is types.CodeType:
             return self._code(obj)
         if isinstance(obj, (types.FunctionType, type)):
-            name = getattr(obj, "__module__", None)
-            if self._by_value or name in MAINS:
-                _send_by_value(name)
+            self._see_to_module(obj)
+        again = _AGAIN.get(obj.__code__ if type(obj) is types.FunctionType else type(obj))
+        if again is not None:
+            self._see_to_module(obj)
+            if not _is_importable(obj):
+                return again(obj)
         return super().reducer_override(obj)
+
+    def _see_to_module(self, obj: Any) -> None:
+        name = getattr(obj, "__module__", None)
+        if self._by_value or name in MAINS:
+            _send_by_value(name)
 
     def _code(self, code: types.CodeType) -> Any:
         """A function's code; with its source, if tracebacks at the other end could not show that otherwise."""
@@ -80,6 +90,64 @@ def code_with_source(source: str, name: str, *parts: Any) -> types.CodeType:
     """Code whose source tracebacks in this process can show. Called by pickle."""
     linecache.cache[name] = len(source), None, source.splitlines(True), name
     return types.CodeType(*parts)
+
+
+def _lru_cache(obj: Any) -> Any:
+    """A function that remembers its results: the same, with nothing remembered. Python says no more than its name."""
+    state = {name: value for name, value in vars(obj).items() if name != "cache_parameters"}
+    return lru_cached, (obj.__wrapped__, obj.cache_parameters()), state
+
+
+def lru_cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    """A function that remembers its results. Called by pickle."""
+    return functools.lru_cache(**parameters)(function)
+
+
+def _descriptor(obj: Any) -> Any:
+    """One without its lock (until Python 3.11), and without what it has been asked (from 3.13 on)."""
+    return type(obj), (obj.func,), {n: v for n, v in vars(obj).items() if n not in ("lock", "_method_cache")}
+
+
+def _single_dispatch(obj: Any) -> Any:
+    """What its functions are registered for, without its weak references to classes that it has been called with."""
+    own = {name: value for name, value in vars(obj).items() if name not in _OF_DISPATCH}
+    state = dict(obj.registry), {**own, **{name: getattr(obj, name) for name in _NAMES}}
+    return functools.singledispatch, (obj.registry[object],), state, None, None, register_all
+
+
+def register_all(dispatcher: Any, state: tuple[dict[type, Callable[..., Any]], dict[str, Any]]) -> None:
+    """The functions of a `singledispatch`, and its attributes. Called by pickle."""
+    registry, attributes = state
+    for kind, function in registry.items():
+        dispatcher.register(kind, function)
+    for name, value in attributes.items():
+        setattr(dispatcher, name, value)
+
+
+_OF_DISPATCH = frozenset(vars(functools.singledispatch(print)))
+_NAMES = ("__module__", "__name__", "__qualname__", "__doc__")
+_AGAIN: dict[Any, Callable[[Any], Any]] = {
+    functools._lru_cache_wrapper: _lru_cache,
+    functools.cached_property: _descriptor,
+    functools.singledispatchmethod: _descriptor,
+    functools.singledispatch(print).__code__: _single_dispatch,  # type: ignore[attr-defined]  # a function, in fact
+}
+"""How to make again what neither Python nor cloudpickle can send by value: by type, of functions by code."""
+
+
+def _is_importable(obj: Any) -> bool:
+    """Whether the other end finds this by module and name."""
+    module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
+    if module not in sys.modules or module in MAINS or name is None:
+        return False
+    packages = list(itertools.accumulate(module.split("."), "{}.{}".format))
+    if not cloudpickle.list_registry_pickle_by_value().isdisjoint(packages):
+        return False
+    try:
+        found: object = operator.attrgetter(name)(sys.modules[module])
+    except AttributeError:
+        return False
+    return found is obj
 
 
 _known: set[str] = set()

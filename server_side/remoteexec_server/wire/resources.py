@@ -165,7 +165,9 @@ class Resources:
         """
         for key, least in (("cores", 1), ("threads_per_core", 1), ("gpus_per_core", 0), ("num_nodes", 1)):
             value = getattr(self, key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            if value is None and key == "num_nodes":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ResourceError(f"{key}={value!r}: must be a whole number of at least {least}")
         retry, warn = (dict[str, object](vars(self))[name] for name in ("retry", "warn_time_s"))
         if retry is not None and not isinstance(retry, Retry):
