@@ -16,13 +16,13 @@ from remoteexec_server import far_session, rank_links
 from remoteexec_server.rank_far import FarLinks, FarRank
 from remoteexec_server.relay import new_certificate
 from remoteexec_server.wire import pooled
+from tests.clusters.accounts import OPEN_MPI
 from tests.clusters.netcluster import NetCluster
 from tests.clusters.rootless import SlurmCluster
 from tests.conftest import skip_for_want_of
 from tests.integration.test_allocation import inside
 
 pytestmark = pytest.mark.timeout(180)
-OPEN_MPI = next((path for path in Path("/usr/lib").glob("*/libmpi.so.40")), None)
 TOOLS = """
 SIX = {"cores": 6}
 
