@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -69,22 +69,23 @@ class _Made(AwaitableFuture[Any]):
                 return found
         return None
 
-    def resting(self) -> AbstractContextManager[None]:
+    def resting(self, done: Callable[[], bool], timeout: float | None = None) -> AbstractContextManager[None]:
         """See ChildFuture."""
-        return next((source.resting() for source in self.sources if hasattr(source, "resting")), nullcontext())
+        resting = next((source.resting for source in self.sources if hasattr(source, "resting")), None)
+        return nullcontext() if resting is None else resting(done, timeout)
 
     def result(self, timeout: float | None = None) -> Any:
         """See concurrent.futures.Future."""
         if self.done():
             return super().result()
-        with self.resting():
+        with self.resting(self.done, timeout):
             return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """See concurrent.futures.Future."""
         if self.done():
             return super().exception()
-        with self.resting():
+        with self.resting(self.done, timeout):
             return super().exception(timeout)
 
 

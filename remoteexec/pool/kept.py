@@ -85,7 +85,6 @@ class KeptWorkers(Pool):
         self._grown = False  # a task has rested: there may be more workers than places
         self._shrunk = False  # so there may after `resize`
         self._spares: list[WorkerState] = []
-        self._resuming: deque[WorkerState] = deque()
         super().__init__(preload, output, launcher)
         try:
             self.resize(places.size)
@@ -305,6 +304,7 @@ class KeptWorkers(Pool):
 
     def _rest(self, worker: WorkerState) -> None:
         with self._lock:
+            self._stops_overtaking(worker)
             worker.resting = self._grown = True
             self._requeue(self._take_back(worker))
         self._make_up()
@@ -375,7 +375,9 @@ class KeptWorkers(Pool):
         took_s = sum([result[5] - result[4] for _, result in ended]) / len(ended)
         with self._lock:
             self._pace_s = (self._pace_s + took_s) / 2 + _LEAST_S
-            worker.resting = False  # its task waited without saying so
+            if worker.resting:  # its task waited without saying so, or went on without a place
+                worker.resting = False
+                self._stops_overtaking(worker)
             if (self._grown or self._shrunk) and self._too_many():
                 self._requeue(self._take_back(worker))
                 self._free(worker)

@@ -84,6 +84,7 @@ class Pool(Choices):
         self._stopping = False
         self._deadlines: list[tuple[float, int, int, int]] = []  # when, worker, task, its attempts before
         self._posted: deque[Callable[[], None]] = deque()
+        self._resuming: deque[WorkerState] = deque()  # those whose tasks have waited for others, and have no place yet
         self._parents = 0  # tasks that have submitted others that have not ended; of the pool thread, as the next two
         self._stalls = Stalls(_waits if launcher is not None else cpu_s)
         self._look_at = 0.0
@@ -192,7 +193,25 @@ class Pool(Choices):
     def _go(self, worker: WorkerState) -> None:
         """A task that rested has a place again; on any thread."""
         worker.resting = False
+        if not self._stops_overtaking(worker):
+            self._tell_go(worker)
+
+    def _tell_go(self, worker: WorkerState) -> None:
         self.post(lambda: self._say(worker, [(pooled.GO, True, b"", 0)]))
+
+    def _overtake(self, worker: WorkerState) -> None:
+        """The time that its task would wait is over: it goes on, one more than there are places, and gets the next."""
+        with self._lock:
+            if worker in self._resuming and not worker.beside:
+                worker.beside = True
+                self._tell_go(worker)
+
+    def _stops_overtaking(self, worker: WorkerState) -> bool:
+        """Its task has a place, wants none, or has ended; whether it ran without one. The caller holds the lock."""
+        beside, worker.beside = worker.beside, False
+        if beside and worker in self._resuming:
+            self._resuming.remove(worker)
+        return beside
 
     def _say(self, worker: WorkerState, news: list[pooled.News], buffers: Sequence[memoryview] = ()) -> None:
         if self._workers.get(worker.number) is not worker:
@@ -429,6 +448,8 @@ class Pool(Choices):
                 self._rest(worker)
             case pooled.RESUME:
                 self._resume(worker)
+            case pooled.OVERTAKE:
+                self._overtake(worker)
             case pooled.WATCH:
                 task.watches = True
             case pooled.HALTED:

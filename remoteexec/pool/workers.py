@@ -50,6 +50,7 @@ class WorkerState:
         gpus: it has for all its life.
         need: what it takes of the machine and has not given back.
         resting: its task waits for tasks that it has submitted, or is taken to, and its place is theirs.
+        beside: its task has stopped waiting before there was a place for it, and runs: it is the next to have one.
         spare: it has nothing, and others have all places.
     """
 
@@ -71,6 +72,7 @@ class WorkerState:
         self.gpus: tuple[str, ...] = ()
         self.need: Need | None = None
         self.resting = False
+        self.beside = False
         self.spare = False
 
     @property
