@@ -318,6 +318,98 @@ def test_a_caller_that_is_killed_leaves_nothing_behind(kept: bool, script: Scrip
     eventually(lambda: not any(alive(pid) for pid in family), 5.0)
 
 
+_AWAY = """
+import os, subprocess, sys, time
+from remoteexec import SingleNodeExecutor
+
+if __name__ == "__main__":
+    def task():
+        away = subprocess.Popen(["sleep", "60"], start_new_session=True)
+        print(os.getppid(), os.getpid(), away.pid, flush=True)
+        time.sleep(60)
+
+    SingleNodeExecutor(1, block_allocation=sys.argv[1] == "True").submit(task).result()
+"""
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other kernels have no subreapers")
+
+
+@linux
+@both_modes
+def test_a_caller_that_is_killed_leaves_no_other_session_behind(kept: bool, script: Script) -> None:
+    caller = script(_AWAY, str(kept))
+    assert caller.stdout is not None
+    family = [int(pid) for pid in caller.stdout.readline().split()]
+    caller.kill()
+    caller.wait()
+    eventually(lambda: not any(alive(pid) for pid in family), 5.0)
+
+
+@linux
+@both_modes
+def test_a_worker_ends_if_the_process_that_started_it_is_killed_with_the_caller(kept: bool, script: Script) -> None:
+    caller = script(_AWAY, str(kept))
+    assert caller.stdout is not None
+    zygote, worker, away = [int(pid) for pid in caller.stdout.readline().split()]
+    os.kill(zygote, signal.SIGSTOP)  # so that it does not see the caller's end
+    caller.kill()
+    caller.wait()
+    os.kill(zygote, signal.SIGKILL)
+    try:
+        eventually(lambda: not alive(zygote) and not alive(worker), 5.0)
+    finally:
+        os.kill(away, signal.SIGKILL)  # which is not covered; see docs/decisions.md
+
+
+def run_away(path: str, nap_s: float, orphan: bool) -> None:
+    """Start a process in a session of its own, also as a daemon does: by one in between that ends."""
+    if orphan:
+        code = "import subprocess; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid)"
+        pid = subprocess.check_output([sys.executable, "-c", code], start_new_session=True, text=True)
+    else:
+        pid = str(subprocess.Popen(["sleep", "60"], start_new_session=True).pid)
+    Path(path).write_text(pid)
+    time.sleep(nap_s)
+
+
+@linux
+@pytest.mark.parametrize("orphan", [False, True])
+@pytest.mark.parametrize("how", ["cancel", "time", "end"])
+def test_what_a_call_started_in_another_session_ends_with_its_process(how: str, orphan: bool, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with executor(kept=False, resource_dict={"run_time_max": 3} if how == "time" else {}) as exe:
+        beside = exe.submit(run_away, str(tmp_path / "other"), 60, orphan)
+        future = exe.submit(run_away, str(path), 0 if how == "end" else 60, orphan)
+        eventually(lambda: path.exists() and path.read_text())
+        eventually(lambda: (tmp_path / "other").exists() and (tmp_path / "other").read_text())
+        if how == "cancel":
+            future.cancel()
+        eventually(future.done)
+        eventually(lambda: not alive(int(path.read_text())))
+        if how != "time":
+            assert alive(int((tmp_path / "other").read_text()))  # of a call that still runs
+        beside.cancel()
+    eventually(lambda: not alive(int((tmp_path / "other").read_text())))
+
+
+@both_modes
+def test_a_death_is_seen_though_the_caller_blocks_its_signal_which_calls_have_blocked_too(kept: bool) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    try:
+        with executor(kept, 1, **({"restart_limit": 1} if kept else {})) as exe:
+            with pytest.raises(errors.TaskKilled, match="exit code 3"):
+                exe.submit(os._exit, 3).result(20)
+            assert exe.submit(blocks_children).result(20) == (True, 0)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def blocks_children() -> tuple[bool, int]:
+    """Whether the signal is blocked here, and how `true` ends nevertheless."""
+    return signal.SIGCHLD in signal.pthread_sigmask(signal.SIG_BLOCK, []), subprocess.run(
+        ["true"], check=False
+    ).returncode
+
+
 @both_modes
 def test_ctrl_c_ends_the_calls_and_the_program(kept: bool, script: Script) -> None:
     caller = script(

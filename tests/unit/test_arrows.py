@@ -75,9 +75,10 @@ SERVER = {
         "wire",
         "worker",
     },
-    "zygote": {"growing", "worker", "wire"},
+    "zygote": {"growing", "orphans", "worker", "wire"},
     "relay": {"shared_copies", "wire", "zygote"},
     "affinity": set(),
+    "orphans": set(),
     "agent": {"affinity", "shared_copies", "wire", "zygote"},
     "worker": {"affinity", "failure", "growing", "mpi", "wire"},
     "growing": {
