@@ -11,7 +11,7 @@ from remoteexec_server.wire import pooled
 from .ledger import Ledger, Need, TooLarge
 from .output import Output
 from .pool import Pool
-from .tasks import Broken, Died, GpuVariables, PoolTask
+from .tasks import Broken, GpuVariables, PoolTask
 from .workers import WorkerState, when_over
 from .zygote_client import Ended, Launcher, NodeLost, NotStarted
 
@@ -169,7 +169,7 @@ class FreshWorkers(Pool):
     def _buried(self, worker: WorkerState, started: list[PoolTask], report: Ended | NotStarted) -> None:
         for task in started:  # first: what they have submitted is not to start
             if isinstance(report, Ended):
-                task.end(Died(report.pid, report.status, worker.timed_out, report.node))
+                task.end(report.died(worker.timed_out))
             else:
                 task.end(Broken(f"its process cannot be started: {report.reason}"))
         self._start_what_fits()

@@ -16,7 +16,7 @@ from remoteexec_server.wire import pooled
 
 from .output import Output
 from .pool import Pool
-from .tasks import Died, GpuVariables, PoolTask, how_ended
+from .tasks import GpuVariables, PoolTask, how_ended
 from .workers import POOL, WorkerState, when_over
 from .zygote_client import BUFFER, Ended, Launcher, NodeLost, NotStarted
 
@@ -455,7 +455,7 @@ class KeptWorkers(Pool):
 
     def _buried(self, worker: WorkerState, started: list[PoolTask], report: Ended | NotStarted) -> None:
         with self._lock:
-            ours = worker.timed_out or worker.cancelled
+            ours = worker.timed_out or worker.cancelled or (isinstance(report, Ended) and report.why is not None)
             living = len(self._placed())
             replace = not self._stopping and living < self._size and not isinstance(report, NotStarted)
             if replace and not ours and not worker.retiring:
@@ -463,7 +463,7 @@ class KeptWorkers(Pool):
                 self._restarts -= replace
         if isinstance(report, Ended):
             for task in started:
-                task.end(Died(report.pid, report.status, worker.timed_out, report.node))
+                task.end(report.died(worker.timed_out))
         if isinstance(report, NotStarted):
             self.refusal = report.reason
         if not (replace and self._start()) and not self._workers and not self._stopping:

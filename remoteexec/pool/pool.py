@@ -4,7 +4,8 @@
     pool thread ─ selector ─┬ worker's socket ─ results ─▶ task.end; more tasks to that worker
                             │                 └ takes bytes again ─▶ what is left of its calls
                             ├ zygote ┬ a worker has ended ─▶ what it had is lost, or goes back into the line
-                            │        └ a worker was stopped by a signal ─▶ a warning; it gets no more until it goes on
+                            │        ├ a worker was stopped by a signal ─▶ a warning; it gets no more until it goes on
+                            │        └ it has ended itself ─▶ so have all workers, and another zygote is started
                             ├ alarm ─ resized, stopped, an earlier deadline
                             ├ look, while tasks have children ─ nothing goes on: who waits lends his place (`stalls`)
                             └ deadline ─ a task took too long: kill; or the bell rings
@@ -31,7 +32,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import heapq
+import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -49,6 +52,8 @@ from .stalls import LOOK_S, Stalls, cpu_s
 from .tasks import Answered, Broken, PoolTask
 from .workers import POOL, Pieces, WorkerState, no_room, tell_of_halt, too_late, warn_of_halt, write
 from .zygote_client import Ended, Halted, Launcher, NodeLost, NotStarted, Started, ZygoteClient
+
+log = logging.getLogger("remoteexec")
 
 _PATIENCE_S = 0.05
 """How long `submit` waits for a worker to go on reading; what is left is then copied and left to the pool thread."""
@@ -497,12 +502,7 @@ class Pool(Choices):
     def _hear(self) -> None:
         reports = self._zygote.reports()
         if reports is None:
-            with self._lock:
-                self._poller.drop(self._zygote.control)
-                pids = [worker.pid for worker in self._workers.values() if worker.pid is not None]
-            self._zygote.end_orphans(pids)
-            if not self._stopping:
-                self._break("the process that starts workers has ended")
+            self._outlive_zygote()
             return
         for report in reports:
             if isinstance(report, NodeLost):
@@ -517,6 +517,32 @@ class Pool(Choices):
                 self._heed_halt(worker, report)
             else:
                 self._bury(worker, report)
+
+    def _outlive_zygote(self) -> None:
+        """No workers are started or reported any more: what ran is over; the rest is for those of a successor."""
+        ended = self._zygote
+        with self._lock:
+            self._poller.drop(ended.control)
+            pids = [worker.pid for worker in self._workers.values() if worker.pid is not None]
+        ended.end_orphans(pids)
+        if self._stopping:
+            return
+        why, successor = ended.why_ended(), None
+        try:
+            successor = ended.successor()
+        except (OSError, ImportError) as exc:
+            why = f"{why}; another one cannot be started: {exc}"
+        if successor is None:
+            self._break(why)
+            return
+        log.warning("%s; another one is started", why)
+        with self._lock:
+            self._zygote = successor
+            self._poller.add(successor.control, successor)
+            workers = list(self._workers.values())  # whoever was asked for until now is gone
+        ended.close()
+        for worker in workers:
+            self._bury(worker, Ended(worker.number, worker.pid or 0, signal.SIGKILL, why=why))
 
     def _heed_halt(self, worker: WorkerState, report: Halted) -> None:
         """A worker was stopped, or goes on. Who stopped it may want that: it is not ended, but who waits is told."""

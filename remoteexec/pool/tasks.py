@@ -258,7 +258,11 @@ def with_environment(setup: pooled.Setup | None, more: Mapping[str, str | None])
 
 def how_ended(status: int) -> str:
     """The end of a process, as `os.waitpid` says it, in words."""
-    code = os.waitstatus_to_exitcode(status)
+    return how_exited(os.waitstatus_to_exitcode(status))
+
+
+def how_exited(code: int) -> str:
+    """The same of its exit code, or of the signal as a negative number."""
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended itself with exit code {code}"
 
 
@@ -277,6 +281,7 @@ class Died(NamedTuple):
         status: as `os.waitpid` says.
         timed_out: we ended it, since it took longer than it had asked for.
         node: what was lost with it; then nothing else is known.
+        why: what has ended it, if that is known otherwise than by `status`.
         deaths: why earlier attempts have ended; told when no other follows.
     """
 
@@ -284,6 +289,7 @@ class Died(NamedTuple):
     status: int
     timed_out: bool = False
     node: str | None = None
+    why: str | None = None
     deaths: tuple[Loss, ...] = ()
 
 

@@ -60,6 +60,14 @@ def main(argv: list[str]) -> int:
     return _Zygote(control, mask).serve()
 
 
+def print_errors_to(handle: int) -> None:
+    """From here on, errors are printed there: the caller keeps what was said before, in case that this never starts."""
+    os.dup2(handle, 2)
+    os.close(handle)
+    before = sys.stderr  # which knows of another kind of file
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, before.encoding, before.errors, closefd=False)  # type: ignore[misc]
+
+
 def _import(modules: list[str]) -> str | None:
     """Import what workers are to find there; what is wrong with it."""
     before = {name: os.environ.get(name) for name in _THREADS}

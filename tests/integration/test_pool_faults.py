@@ -14,6 +14,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,21 +244,74 @@ def test_nothing_is_computed_here_while_calls_run_and_wait(kept: bool) -> None:
 
 
 @both_modes
-def test_the_end_of_the_zygote_fails_what_waits_and_leaves_no_worker(kept: bool, tmp_path: Path) -> None:
-    said = tmp_path / "pid"
+def test_the_end_of_the_zygote_fails_what_runs_and_the_rest_runs_in_those_of_another(
+    kept: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = [tmp_path / "one", tmp_path / "two"]
     with executor(kept) as exe:
-        running = exe.submit(sleep_after_saying, str(said))
-        waiting = [exe.submit(time.sleep, 60) for _ in range(5)]
-        eventually(said.exists)
-        (zygote,) = [pid for pid in descendants(os.getpid()) if b"zygote" in Path(f"/proc/{pid}/cmdline").read_bytes()][
-            :1
-        ]
-        os.kill(zygote, signal.SIGKILL)
-        everything: list[concurrent.futures.Future[Any]] = [running, *waiting]
-        for future in everything:
-            assert isinstance(future.exception(timeout=20), errors.TaskKilled)
-        eventually(lambda: not alive(int(said.read_text())))
-        assert isinstance(exe.submit(add_one, 1).exception(timeout=20), errors.TaskKilled)
+        for _ in range(2):
+            running = [exe.submit(sleep_after_saying, str(path)) for path in said]
+            waiting = [exe.submit(add_one, n) for n in range(5)]
+            eventually(lambda: all(path.exists() for path in said))
+            pids = [int(path.read_text()) for path in said]
+            zygote = parent(pids[0])
+            os.kill(zygote, signal.SIGKILL)
+            for future in running:
+                with pytest.raises(
+                    errors.TaskKilled, match=rf"starts workers \(pid {zygote}\) was ended by SIGKILL"
+                ) as caught:
+                    future.result(timeout=20)
+                assert caught.value.signal == signal.SIGKILL
+            for pid in pids:
+                eventually(partial(gone, pid))
+            assert [future.result(timeout=20) for future in waiting] == [1, 2, 3, 4, 5]
+            assert "another one is started" in caplog.text
+            for path in said:
+                path.unlink()
+
+
+def gone(pid: int) -> bool:
+    return not alive(pid)
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@both_modes
+def test_a_call_that_died_with_the_zygote_is_tried_again(kept: bool, tmp_path: Path) -> None:
+    with executor(kept, retries=remoteexec.Retry(1, {"killed"})) as exe:
+        assert exe.submit(kill_parent_once, str(tmp_path / "once")).result(20) == "again"
+
+
+def kill_parent_once(path: str) -> str:
+    if Path(path).exists():
+        return "again"
+    Path(path).touch()
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+    return "not killed"
+
+
+@both_modes
+def test_a_zygote_that_cannot_start_says_why_and_is_tried_a_few_times(
+    kept: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PYTHONHOME", "/nonexistent")
+    with executor(kept) as exe:
+        error = exe.submit(add_one, 1).exception(timeout=20)
+        assert isinstance(error, errors.TaskKilled)
+        eventually(lambda: caplog.text.count("another one is started") == 3)
+        text = str(exe.submit(add_one, 1).exception(timeout=20))
+    assert "ended itself with exit code 1" in text
+    assert "-c 'import remoteexec_server'` works in this environment" in text
+    assert "encodings" in text  # what Python has said
+
+
+def test_an_interpreter_that_is_none_is_named_with_how_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    with executor(kept=False, preload=["json"]) as exe, pytest.raises(ImportError, match=r"exit code 0; .*/bin/true"):
+        exe.submit(add_one, 1)
 
 
 # ---- the caller's end ----
