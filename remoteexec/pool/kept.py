@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import socket
+import time
 from collections import deque
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -244,6 +245,8 @@ class KeptWorkers(Pool):
 
     def _give(self, worker: WorkerState, tasks: Sequence[PoolTask]) -> None:
         """The worker has these tasks from now on; the caller holds the lock, and posts them when it has released it."""
+        if not worker.has:
+            worker.since = time.time()
         for task in tasks:
             worker.has[task.number] = task
             worker.load += task.size

@@ -45,6 +45,7 @@ from typing import Any
 
 from remoteexec_server.wire import pooled
 
+from ..futures import Ran
 from .choices import Choices
 from .output import Output, OutputReader
 from .poller import READ, WRITE, Poller
@@ -169,6 +170,16 @@ class Pool(Choices):
             given = [len(worker.has) for worker in self._workers.values()]
             running = sum([count > 0 for count in given])
             return running, sum(given) - running + self.waiting
+
+    def where(self, task: PoolTask) -> Ran:
+        """Where a task runs, or is about to: which process, and since when if no other is before it there."""
+        with self._lock:
+            worker = self._who_has(task)
+            if worker is None:
+                return Ran()
+            first = worker.pid is not None and next(iter(worker.has)) == task.number
+            host = None if self._zygote.far else socket.gethostname()
+            return Ran(host, worker.pid, self._named(worker), started=worker.since if first else None)
 
     def has_child(self, task: PoolTask) -> None:
         """A task has submitted another; on the pool thread."""
@@ -469,7 +480,7 @@ class Pool(Choices):
         ended: list[tuple[PoolTask, pooled.Result]] = []
         with self._lock:
             if not worker.ready:
-                worker.ready = True
+                worker.ready, worker.since = True, time.time()
                 for task in worker.has.values():
                     self._watch_time(worker, task)
                     break
@@ -486,7 +497,9 @@ class Pool(Choices):
                 ended.append((given, result))
             if results and not worker.pending:
                 worker.writer = None
-        if not ended:
+        if ended:
+            worker.since = ended[-1][1][5]
+        else:
             if results:
                 self._written(worker)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from remoteexec_server.wire import pooled
@@ -13,7 +14,7 @@ from remoteexec_server.wire.payload import Pickled
 from remoteexec_server.wire.records import Loss
 from remoteexec_server.wire.resources import Resources
 
-from ..futures import TaskFuture
+from ..futures import Ran, TaskFuture, TaskInfo
 from .ledger import Need
 
 R = TypeVar("R")
@@ -46,6 +47,9 @@ class Owner(Protocol):
 
     def interrupted(self) -> None:
         """Ctrl-C came while somebody waited for a task's result."""
+
+    def runs(self, key: TaskKey) -> Ran:
+        """Where a task runs, as far as that is known."""
 
     def asked(self, pool: Any, worker: Any, task: PoolTask, ask: pooled.Ask, buffers: Sequence[Any]) -> None:
         """A running task asks for something; called on the pool thread."""
@@ -209,6 +213,15 @@ class PoolFuture(TaskFuture[R], PoolTask):
     def future(self) -> PoolFuture[R]:  # type: ignore[override]  # where PoolTask has another
         """Itself, as the task it is."""
         return self
+
+    @property
+    def task(self) -> TaskInfo:
+        """See TaskFuture.task; of a task that runs the pool is asked."""
+        info = super().task
+        if info.state != "running" or info.pid is not None:
+            return info
+        ran = self.owner.runs(self.key)
+        return replace(info, host=ran.host, pid=ran.pid, worker=ran.worker, started=ran.started)
 
     def result(self, timeout: float | None = None) -> R:
         """See concurrent.futures.Future.result."""

@@ -41,6 +41,7 @@ class WorkerState:
         load: bytes of the calls it has.
         pid: once it has started.
         ready: it is set up.
+        since: when the first of its tasks began, in Unix time, as far as that is known here.
         writer: who is writing to its socket, and nobody else may: POOL or a ticket; None for nobody.
         pending: what the pool thread has still to write.
         halted: it was stopped by a signal, and gets nothing until it goes on.
@@ -63,6 +64,7 @@ class WorkerState:
         self.load = 0
         self.pid: int | None = None
         self.ready = False
+        self.since = time.time()
         self.writer: int | None = None
         self.pending: Pieces = deque()
         self.halted = False
