@@ -17,9 +17,11 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
+_SWEEPER = "remoteexec-swee"
+"""The kernel keeps 15 bytes."""
 _PDEATHSIG, _CHILD_SUBREAPER = 1, 36
 _prctl: Callable[..., Any] | None = None
 
@@ -59,7 +61,28 @@ def children() -> list[int]:
         return []
 
 
-def kill(pid: int) -> None:
-    """Kill a child, if it may be."""
+def be_sweeper() -> None:
+    """This process is one that ends what a worker's ranks are, when that is gone, and then itself; see `sweeper`."""
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
+        file.write(_SWEEPER)
+
+
+def end_children(but: Container[int] = ()) -> None:
+    """Kill children, but for these; not as long as there are sweepers, which have to see what they sweep."""
+    found = [pid for pid in children() if pid not in but]
+    if not any(_is_sweeper(pid) for pid in found):
+        for pid in found:
+            _kill(pid)
+
+
+def _is_sweeper(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\n") == _SWEEPER
+    except OSError:  # it has ended
+        return False
+
+
+def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)

@@ -146,8 +146,7 @@ class _Zygote:
             while True:
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
-                for pid in orphans.children():
-                    orphans.kill(pid)
+                orphans.end_children()
                 if not ended.poll(max(0.0, until - time.monotonic()) * 1000):
                     return
                 with contextlib.suppress(BlockingIOError):
@@ -230,9 +229,7 @@ class _Zygote:
         if number is not None:
             _kill(pid)  # its number is its own until it is waited for
         _, status = os.waitpid(pid, 0)
-        for child in orphans.children():
-            if child not in self._workers and child not in self._of_modules:
-                orphans.kill(child)
+        orphans.end_children(but=self._workers.keys() | self._of_modules)
         if number is not None:
             self._report(number, pid, status)
 

@@ -97,7 +97,7 @@ SERVER = {
     "mpi_rank": {"aborts", "mpi_watch", "sweeper", "worker", "wire"},
     "mpi_watch": set(),
     "slurm_clock": set(),
-    "sweeper": set(),
+    "sweeper": {"orphans"},
     "failure": {"wire"},
     "batch": {"exits", "retrying", "store", "tried_again", "wire"},
     "tried_again": {"retrying", "store", "wire"},
