@@ -228,6 +228,13 @@ class AllocationLauncher:
                 endpoint.lost = report.node is not None
         return report
 
+    def why_ended(self) -> str:
+        """See Launcher."""
+        return "the process that connects the nodes has ended"
+
+    def successor(self) -> None:
+        """See Launcher: its nodes, and what these have, were this one's."""
+
     def end_orphans(self, pids: Sequence[int]) -> None:
         """See Launcher: agents see by themselves that the relay is gone."""
 

@@ -56,8 +56,9 @@ def death(key: TaskKey, died: Died, printed: object = None) -> errors.TaskLost:
         text = f"task {key} is lost with node {died.node}, on which it ran: {died.over or why}"
         return errors.TaskNodeFailure(_told(text, died), task=key, node=died.node)
     code = os.waitstatus_to_exitcode(died.status)
+    how = how_ended(died.status) if died.why is None else f"was ended: {died.why}"
     return errors.TaskKilled(
-        _told(f"the process of task {key} (pid {died.pid}) {how_ended(died.status)}", died),
+        _told(f"the process of task {key} (pid {died.pid}) {how}", died),
         task=key,
         signal=-code if code < 0 else None,
         exit_code=code if code >= 0 else None,

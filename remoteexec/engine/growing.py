@@ -19,6 +19,7 @@ from remoteexec_server import failure
 from remoteexec_server.wire import payload, pooled
 from remoteexec_server.wire.names import TaskKey
 
+from ..futures import Ran
 from ..pool.pool import Pool
 from ..pool.tasks import Answered, Broken, Died, End, Function, PoolFuture, PoolTask
 from ..pool.workers import WorkerState
@@ -71,6 +72,9 @@ class Host(Protocol):
     def interrupted(self) -> None:
         """See Owner."""
 
+    def runs(self, key: TaskKey) -> Ran:
+        """See Owner."""
+
     def forget(self, key: TaskKey) -> None:
         """See Owner."""
 
@@ -90,6 +94,7 @@ class Growth:
         self._host, self._known = host, known
         self._children: dict[int, dict[int, ChildTask]] = {}  # by the task that asked, and its name for them
         self.forget, self.cancel_running, self.interrupted = host.forget, host.cancel_running, host.interrupted
+        self.runs = host.runs
 
     def asked(self, pool: Pool, worker: WorkerState, task: PoolTask, ask: pooled.Ask, buffers: Sequence[Any]) -> None:
         """A task asks for something; on the pool thread."""

@@ -55,7 +55,8 @@ def loss_of(died: Died) -> Loss:
     if died.node is not None:
         return Loss("node_failure", f"node {died.node} was lost", node=died.node)
     code = os.waitstatus_to_exitcode(died.status)
-    return Loss("killed", f"its process {how_ended(died.status)}", signal=-code if code < 0 else None)
+    how = how_ended(died.status) if died.why is None else f"was ended: {died.why}"
+    return Loss("killed", f"its process {how}", signal=-code if code < 0 else None)
 
 
 def _losses(end: Died | Answered, resources: Resources) -> Iterator[Loss]:

@@ -22,6 +22,7 @@ from ..engine.caching import Before
 from ..engine.ends import broken, death, outcome
 from ..engine.graph import failure_of, inputs_of
 from ..engine.growing import Growth
+from ..futures import Ran
 from ..pool.fresh import FreshWorkers
 from ..pool.kept import KeptWorkers
 from ..pool.tasks import Broken, Died, End, Function, Heir, PoolFuture, PoolTask
@@ -167,6 +168,11 @@ class PooledExecutor(BaseExecutor):
         if task is not None and (self._pool is None or self._pool.cancel(task)):
             self.release(task.number)
         return True
+
+    def runs(self, key: TaskKey) -> Ran:
+        """See pool.tasks.Owner."""
+        task, pool = self._open.get(int(key[1:])), self._pool
+        return Ran() if task is None or pool is None else pool.where(task)
 
     def end_cancelled(self, task: PoolTask) -> None:
         """See engine.growing.Host."""

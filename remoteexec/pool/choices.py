@@ -53,7 +53,10 @@ class Choices(ABC):
 
     @abstractmethod
     def _resume(self, worker: WorkerState) -> None:
-        """It wants a place again, before tasks that have not started: `_go` when there is one. See `_rest`."""
+        """It wants a place again, before tasks that have not started: `_go` when there is one. See `_rest`.
+
+        It is in `_resuming` until then, and nothing is started while anybody is.
+        """
 
     @abstractmethod
     def _written(self, worker: WorkerState) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Sequence
 from types import MappingProxyType
 
@@ -41,7 +40,6 @@ class FreshWorkers(Pool):
         self._ledger = ledger
         self._gpu_variables = gpu_variables
         self._numbers = itertools.count()
-        self._resuming: deque[WorkerState] = deque()
         self._nodes_lost = False
         super().__init__(preload, output, launcher)
 
@@ -113,6 +111,7 @@ class FreshWorkers(Pool):
 
     def _rest(self, worker: WorkerState) -> None:
         with self._lock:
+            self._stops_overtaking(worker)
             if worker.need is not None and not worker.resting:
                 self._ledger.end(worker.need, worker.gpus)
                 worker.resting = True
@@ -206,6 +205,7 @@ class FreshWorkers(Pool):
 
     def _give_back(self, worker: WorkerState) -> None:
         """The caller holds the lock."""
+        self._stops_overtaking(worker)
         if worker.need is not None and not worker.resting:
             self._ledger.end(worker.need, worker.gpus)
         worker.need = None

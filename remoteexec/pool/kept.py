@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import socket
+import time
 from collections import deque
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -85,7 +86,6 @@ class KeptWorkers(Pool):
         self._grown = False  # a task has rested: there may be more workers than places
         self._shrunk = False  # so there may after `resize`
         self._spares: list[WorkerState] = []
-        self._resuming: deque[WorkerState] = deque()
         super().__init__(preload, output, launcher)
         try:
             self.resize(places.size)
@@ -245,6 +245,8 @@ class KeptWorkers(Pool):
 
     def _give(self, worker: WorkerState, tasks: Sequence[PoolTask]) -> None:
         """The worker has these tasks from now on; the caller holds the lock, and posts them when it has released it."""
+        if not worker.has:
+            worker.since = time.time()
         for task in tasks:
             worker.has[task.number] = task
             worker.load += task.size
@@ -305,6 +307,7 @@ class KeptWorkers(Pool):
 
     def _rest(self, worker: WorkerState) -> None:
         with self._lock:
+            self._stops_overtaking(worker)
             worker.resting = self._grown = True
             self._requeue(self._take_back(worker))
         self._make_up()
@@ -375,7 +378,9 @@ class KeptWorkers(Pool):
         took_s = sum([result[5] - result[4] for _, result in ended]) / len(ended)
         with self._lock:
             self._pace_s = (self._pace_s + took_s) / 2 + _LEAST_S
-            worker.resting = False  # its task waited without saying so
+            if worker.resting:  # its task waited without saying so, or went on without a place
+                worker.resting = False
+                self._stops_overtaking(worker)
             if (self._grown or self._shrunk) and self._too_many():
                 self._requeue(self._take_back(worker))
                 self._free(worker)
@@ -453,7 +458,7 @@ class KeptWorkers(Pool):
 
     def _buried(self, worker: WorkerState, started: list[PoolTask], report: Ended | NotStarted) -> None:
         with self._lock:
-            ours = worker.timed_out or worker.cancelled
+            ours = worker.timed_out or worker.cancelled or (isinstance(report, Ended) and report.why is not None)
             living = len(self._placed())
             replace = not self._stopping and living < self._size and not isinstance(report, NotStarted)
             if replace and not ours and not worker.retiring:

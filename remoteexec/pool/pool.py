@@ -4,7 +4,8 @@
     pool thread ─ selector ─┬ worker's socket ─ results ─▶ task.end; more tasks to that worker
                             │                 └ takes bytes again ─▶ what is left of its calls
                             ├ zygote ┬ a worker has ended ─▶ what it had is lost, or goes back into the line
-                            │        └ a worker was stopped by a signal ─▶ a warning; it gets no more until it goes on
+                            │        ├ a worker was stopped by a signal ─▶ a warning; it gets no more until it goes on
+                            │        └ it has ended itself ─▶ so have all workers, and another zygote is started
                             ├ alarm ─ resized, stopped, an earlier deadline
                             ├ look, while tasks have children ─ nothing goes on: who waits lends his place (`stalls`)
                             └ deadline ─ a task took too long: kill; or the bell rings
@@ -31,7 +32,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import heapq
+import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -42,6 +45,7 @@ from typing import Any
 
 from remoteexec_server.wire import pooled
 
+from ..futures import Ran
 from .choices import Choices
 from .output import Output, OutputReader
 from .poller import READ, WRITE, Poller
@@ -49,6 +53,8 @@ from .stalls import LOOK_S, Stalls, cpu_s
 from .tasks import Answered, Broken, Died, PoolTask
 from .workers import POOL, Pieces, WorkerState, no_room, tell_of_halt, too_late, warn_of_halt, when_over, write
 from .zygote_client import Ended, Halted, Launcher, NodeLost, NotStarted, Started, ZygoteClient
+
+log = logging.getLogger("remoteexec")
 
 _PATIENCE_S = 0.05
 """How long `submit` waits for a worker to go on reading; what is left is then copied and left to the pool thread."""
@@ -84,6 +90,7 @@ class Pool(Choices):
         self._stopping = False
         self._deadlines: list[tuple[float, int, int, int]] = []  # when, worker, task, its attempts before
         self._posted: deque[Callable[[], None]] = deque()
+        self._resuming: deque[WorkerState] = deque()  # those whose tasks have waited for others, and have no place yet
         self._parents = 0  # tasks that have submitted others that have not ended; of the pool thread, as the next two
         self._stalls = Stalls(_waits if launcher is not None else cpu_s)
         self._look_at = 0.0
@@ -159,7 +166,8 @@ class Pool(Choices):
 
     def _died(self, worker: WorkerState, report: Ended) -> Died:
         node = report.node or worker.lost_with
-        return Died(report.pid, report.status, worker.timed_out, node, when_over(self.ends_at) if node else "")
+        over = when_over(self.ends_at) if node else ""
+        return Died(report.pid, report.status, worker.timed_out, node, over, report.why)
 
     def ring(self, in_s: float, call: Callable[[], None]) -> None:
         """Have something done by the pool thread later; what was asked for before is forgotten."""
@@ -172,6 +180,16 @@ class Pool(Choices):
             given = [len(worker.has) for worker in self._workers.values()]
             running = sum([count > 0 for count in given])
             return running, sum(given) - running + self.waiting
+
+    def where(self, task: PoolTask) -> Ran:
+        """Where a task runs, or is about to: which process, and since when if no other is before it there."""
+        with self._lock:
+            worker = self._who_has(task)
+            if worker is None:
+                return Ran()
+            first = worker.pid is not None and next(iter(worker.has)) == task.number
+            host = None if self._zygote.far else socket.gethostname()
+            return Ran(host, worker.pid, self._named(worker), started=worker.since if first else None)
 
     def has_child(self, task: PoolTask) -> None:
         """A task has submitted another; on the pool thread."""
@@ -201,7 +219,25 @@ class Pool(Choices):
     def _go(self, worker: WorkerState) -> None:
         """A task that rested has a place again; on any thread."""
         worker.resting = False
+        if not self._stops_overtaking(worker):
+            self._tell_go(worker)
+
+    def _tell_go(self, worker: WorkerState) -> None:
         self.post(lambda: self._say(worker, [(pooled.GO, True, b"", 0)]))
+
+    def _overtake(self, worker: WorkerState) -> None:
+        """The time that its task would wait is over: it goes on, one more than there are places, and gets the next."""
+        with self._lock:
+            if worker in self._resuming and not worker.beside:
+                worker.beside = True
+                self._tell_go(worker)
+
+    def _stops_overtaking(self, worker: WorkerState) -> bool:
+        """Its task has a place, wants none, or has ended; whether it ran without one. The caller holds the lock."""
+        beside, worker.beside = worker.beside, False
+        if beside and worker in self._resuming:
+            self._resuming.remove(worker)
+        return beside
 
     def _say(self, worker: WorkerState, news: list[pooled.News], buffers: Sequence[memoryview] = ()) -> None:
         if self._workers.get(worker.number) is not worker:
@@ -438,6 +474,8 @@ class Pool(Choices):
                 self._rest(worker)
             case pooled.RESUME:
                 self._resume(worker)
+            case pooled.OVERTAKE:
+                self._overtake(worker)
             case pooled.WATCH:
                 task.watches = True
             case pooled.HALTED:
@@ -452,7 +490,7 @@ class Pool(Choices):
         ended: list[tuple[PoolTask, pooled.Result]] = []
         with self._lock:
             if not worker.ready:
-                worker.ready = True
+                worker.ready, worker.since = True, time.time()
                 for task in worker.has.values():
                     self._watch_time(worker, task)
                     break
@@ -469,7 +507,9 @@ class Pool(Choices):
                 ended.append((given, result))
             if results and not worker.pending:
                 worker.writer = None
-        if not ended:
+        if ended:
+            worker.since = ended[-1][1][5]
+        else:
             if results:
                 self._written(worker)
             return
@@ -486,12 +526,7 @@ class Pool(Choices):
     def _hear(self) -> None:
         reports = self._zygote.reports()
         if reports is None:
-            with self._lock:
-                self._poller.drop(self._zygote.control)
-                pids = [worker.pid for worker in self._workers.values() if worker.pid is not None]
-            self._zygote.end_orphans(pids)
-            if not self._stopping:
-                self._break("the process that starts workers has ended")
+            self._outlive_zygote()
             return
         for report in reports:
             if isinstance(report, NodeLost):
@@ -506,6 +541,32 @@ class Pool(Choices):
                 self._heed_halt(worker, report)
             else:
                 self._bury(worker, report)
+
+    def _outlive_zygote(self) -> None:
+        """No workers are started or reported any more: what ran is over; the rest is for those of a successor."""
+        ended = self._zygote
+        with self._lock:
+            self._poller.drop(ended.control)
+            pids = [worker.pid for worker in self._workers.values() if worker.pid is not None]
+        ended.end_orphans(pids)
+        if self._stopping:
+            return
+        why, successor = ended.why_ended(), None
+        try:
+            successor = ended.successor()
+        except (OSError, ImportError) as exc:
+            why = f"{why}; another one cannot be started: {exc}"
+        if successor is None:
+            self._break(why)
+            return
+        log.warning("%s; another one is started", why)
+        with self._lock:
+            self._zygote = successor
+            self._poller.add(successor.control, successor)
+            workers = list(self._workers.values())  # whoever was asked for until now is gone
+        ended.close()
+        for worker in workers:
+            self._bury(worker, Ended(worker.number, worker.pid or 0, signal.SIGKILL, why=why))
 
     def _heed_halt(self, worker: WorkerState, report: Halted) -> None:
         """A worker was stopped, or goes on. Who stopped it may want that: it is not ended, but who waits is told."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from remoteexec_server.wire import pooled
@@ -13,7 +14,7 @@ from remoteexec_server.wire.payload import Pickled
 from remoteexec_server.wire.records import Loss
 from remoteexec_server.wire.resources import Resources
 
-from ..futures import TaskFuture
+from ..futures import Ran, TaskFuture, TaskInfo
 from .ledger import Need
 
 R = TypeVar("R")
@@ -46,6 +47,9 @@ class Owner(Protocol):
 
     def interrupted(self) -> None:
         """Ctrl-C came while somebody waited for a task's result."""
+
+    def runs(self, key: TaskKey) -> Ran:
+        """Where a task runs, as far as that is known."""
 
     def asked(self, pool: Any, worker: Any, task: PoolTask, ask: pooled.Ask, buffers: Sequence[Any]) -> None:
         """A running task asks for something; called on the pool thread."""
@@ -210,6 +214,15 @@ class PoolFuture(TaskFuture[R], PoolTask):
         """Itself, as the task it is."""
         return self
 
+    @property
+    def task(self) -> TaskInfo:
+        """See TaskFuture.task; of a task that runs the pool is asked."""
+        info = super().task
+        if info.state != "running" or info.pid is not None:
+            return info
+        ran = self.owner.runs(self.key)
+        return replace(info, host=ran.host, pid=ran.pid, worker=ran.worker, started=ran.started)
+
     def result(self, timeout: float | None = None) -> R:
         """See concurrent.futures.Future.result."""
         try:
@@ -289,7 +302,11 @@ def nodes_beside(place: Sequence[str]) -> set[int]:
 
 def how_ended(status: int) -> str:
     """The end of a process, as `os.waitpid` says it, in words."""
-    code = os.waitstatus_to_exitcode(status)
+    return how_exited(os.waitstatus_to_exitcode(status))
+
+
+def how_exited(code: int) -> str:
+    """The same of its exit code, or of the signal as a negative number."""
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended itself with exit code {code}"
 
 
@@ -310,6 +327,7 @@ class Died(NamedTuple):
         timed_out: we ended it, since it took longer than it had asked for.
         node: what was lost with it; then nothing else is known.
         over: says that the time of its allocation was up; else empty.
+        why: what has ended it, if that is known otherwise than by `status`.
         deaths: why earlier attempts have ended; told when no other follows.
     """
 
@@ -318,6 +336,7 @@ class Died(NamedTuple):
     timed_out: bool = False
     node: str | None = None
     over: str = ""
+    why: str | None = None
     deaths: tuple[Loss, ...] = ()
 
 

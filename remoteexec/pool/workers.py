@@ -41,6 +41,7 @@ class WorkerState:
         load: bytes of the calls it has.
         pid: once it has started.
         ready: it is set up.
+        since: when the first of its tasks began, in Unix time, as far as that is known here.
         writer: who is writing to its socket, and nobody else may: POOL or a ticket; None for nobody.
         pending: what the pool thread has still to write.
         halted: it was stopped by a signal, and gets nothing until it goes on.
@@ -51,6 +52,7 @@ class WorkerState:
         gpus: it has for all its life.
         need: what it takes of the machine and has not given back.
         resting: its task waits for tasks that it has submitted, or is taken to, and its place is theirs.
+        beside: its task has stopped waiting before there was a place for it, and runs: it is the next to have one.
         spare: it has nothing, and others have all places.
     """
 
@@ -63,6 +65,7 @@ class WorkerState:
         self.load = 0
         self.pid: int | None = None
         self.ready = False
+        self.since = time.time()
         self.writer: int | None = None
         self.pending: Pieces = deque()
         self.halted = False
@@ -73,6 +76,7 @@ class WorkerState:
         self.gpus: tuple[str, ...] = ()
         self.need: Need | None = None
         self.resting = False
+        self.beside = False
         self.spare = False
 
     @property

@@ -10,13 +10,15 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from remoteexec_server import zygote
 from remoteexec_server.wire import pooled
 
 from . import machine
+from .tasks import how_exited
 
 _RESERVE = 16
 """Files that are left to the user of those that a process may open."""
@@ -24,9 +26,33 @@ BUFFER = 1 << 18
 """Bytes a socket may hold, and at most twice that: fewer switches between the two ends of a large argument."""
 _START = (
     "import sys, os; sys.path[:] = sys.argv.pop(1).split(os.pathsep); "
-    "from remoteexec_server.__main__ import main; sys.exit(main())"
+    "from remoteexec_server import __main__, zygote; zygote.print_errors_to(int(sys.argv.pop(1))); "
+    "sys.exit(__main__.main())"
 )
 """Its modules are to be found where ours were; by PYTHONPATH, all that tasks start would be told so, too."""
+
+_END_S = 1.0
+_TAIL = 10
+"""Lines of what a zygote has said that are told with its end."""
+_AT_ONCE_S, _MOST_AT_ONCE = 5.0, 3
+"""One that ends sooner has ended at once, and so many more are tried in a row. Picked, not measured."""
+
+
+def _standard_error() -> Any:
+    """A file that is where ours goes; where we have none, nowhere."""
+    try:
+        return os.fdopen(os.dup(2), "wb", 0)
+    except OSError:
+        return open(os.devnull, "wb")
+
+
+def _file_without_name() -> Any:
+    try:
+        return os.fdopen(os.memfd_create("remoteexec-zygote"), "w+b")
+    except (AttributeError, OSError):  # no Linux, or an old one
+        import tempfile  # late: this imports as much as the rest of the package
+
+        return tempfile.TemporaryFile()
 
 
 def path() -> str:
@@ -102,12 +128,13 @@ class NotStarted(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A worker is gone; `status` as `os.waitpid` says, or `node` is the name of what was lost with it."""
+    """A worker is gone; see Died."""
 
     number: int
     pid: int
     status: int
     node: str | None = None
+    why: str | None = None
 
 
 class Halted(NamedTuple):
@@ -166,6 +193,17 @@ class Launcher(Protocol):
     def reports(self) -> Sequence[Report] | None:
         """What was said; None when nothing will be any more. Reads once."""
 
+    def why_ended(self) -> str:
+        """Nothing will be said any more: why, and what can be done about it. May wait a second."""
+
+    def successor(self) -> Launcher | None:
+        """Nothing will be said any more: one that starts workers from now on; None if that makes no sense.
+
+        Raises:
+            OSError: it cannot be started.
+            ImportError: it cannot import what it is to.
+        """
+
     def end_orphans(self, pids: Sequence[int]) -> None:
         """Nothing will be said any more: end these workers, if nobody else does."""
 
@@ -183,6 +221,7 @@ class ZygoteClient:
 
     Args:
         preload: modules it imports, for all workers; that is waited for.
+        after: what it is the successor of.
 
     Raises:
         ImportError: one of them cannot be imported, or has started threads; says why.
@@ -194,19 +233,27 @@ class ZygoteClient:
     far = False
     room = None
 
-    def __init__(self, preload: Sequence[str] = ()) -> None:
-        self.environment = dict(os.environ)
+    def __init__(self, preload: Sequence[str] = (), after: ZygoteClient | None = None) -> None:
+        self.environment: dict[str, str] = dict(os.environ) if after is None else after.environment
+        self._preload = preload
+        self._ended_at_once: int = 0 if after is None else after._ended_at_once + 1
+        self._started = time.monotonic()
+        self._said = _file_without_name()  # what it says until it prints where we do
         self.control, theirs = socket.socketpair()
         try:
-            with theirs:
+            with theirs, _standard_error() as error:
+                numbers = theirs.fileno(), error.fileno()
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", _START, path(), "zygote", str(theirs.fileno()), *preload],
-                    pass_fds=[theirs.fileno()],
+                    [sys.executable, "-c", _START, path(), str(numbers[1]), "zygote", str(numbers[0]), *preload],
+                    pass_fds=numbers,
                     stdin=subprocess.DEVNULL,
+                    stderr=self._said,
                     start_new_session=True,
+                    env=self.environment,
                 )
         except BaseException:
             self.control.close()
+            self._said.close()
             raise
         self._kept = b""
         if preload:
@@ -217,10 +264,32 @@ class ZygoteClient:
         while said != zygote.IMPORTED and (data := self.control.recv(1 << 16)):
             said += data
         if said != zygote.IMPORTED:
+            why = said.decode() or f"preload: {self.why_ended()}"
             self.close()
-            raise ImportError(
-                said.decode() or f"preload: the process that imports has ended: {self._process.returncode}"
-            )
+            raise ImportError(why)
+
+    def why_ended(self) -> str:
+        """See Launcher."""
+        try:
+            code = self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:  # it has closed our socket, and does something else
+            self._process.kill()
+            code = self._process.wait()
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").splitlines()[-_TAIL:]
+        ended = f"the process that starts workers (pid {self._process.pid}) {how_exited(code)}"
+        if code == -signal.SIGKILL:
+            return f"{ended}: was there too little memory? `dmesg` says so"
+        text = "".join([f"\n    {line}" for line in lines]) or " it said nothing"
+        return f"{ended}; see whether `{sys.executable} -c 'import remoteexec_server'` works in this environment:{text}"
+
+    def successor(self) -> ZygoteClient | None:
+        """See Launcher; none of one that has ended at once if it is the last of several that have."""
+        if time.monotonic() - self._started > _AT_ONCE_S:
+            self._ended_at_once = 0
+        elif self._ended_at_once >= _MOST_AT_ONCE:
+            return None
+        return ZygoteClient(self._preload, self)
 
     def start_worker(self, number: int, kept: bool, output: bool = False, place: tuple[str, ...] = ()) -> Endpoint:
         """See Launcher."""
@@ -285,6 +354,7 @@ class ZygoteClient:
     def close(self) -> None:
         """End the zygote, and with it every worker."""
         self.control.close()
+        self._said.close()
         self._process.wait()
 
     def leave(self) -> None:

@@ -38,22 +38,23 @@ class Made(concurrent.futures.Future[Any]):
                 return found
         return None
 
-    def resting(self) -> AbstractContextManager[None]:
+    def resting(self, done: Callable[[], bool], timeout: float | None = None) -> AbstractContextManager[None]:
         """See ChildFuture."""
-        return next((source.resting() for source in self.sources if hasattr(source, "resting")), nullcontext())
+        resting = next((source.resting for source in self.sources if hasattr(source, "resting")), None)
+        return nullcontext() if resting is None else resting(done, timeout)
 
     def result(self, timeout: float | None = None) -> Any:
         """See concurrent.futures.Future."""
         if self.done():
             return super().result()
-        with self.resting():
+        with self.resting(self.done, timeout):
             return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """See concurrent.futures.Future."""
         if self.done():
             return super().exception()
-        with self.resting():
+        with self.resting(self.done, timeout):
             return super().exception(timeout)
 
     def __await__(self) -> Generator[Any, None, Any]:

@@ -5,6 +5,7 @@
     reader thread ◀─ news: how children ended ─ pool
     task ─ result() ─ "rest" ─▶ pool: its place is free for another task
                     ─ "resume" ─▶ pool ─ go ─▶ it goes on, as soon as there is a place again
+                    ─ "overtake" ─▶ pool ─ go ─▶ its time to wait is over: it goes on without a place
          ─ done(), add_done_callback() ─ "watch" ─▶ pool: it may be waiting in a way that nobody sees
 
 The reader thread starts when a task first asks for its executor. From then on it reads all that the pool says; calls
@@ -18,8 +19,10 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import itertools
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -95,25 +98,25 @@ class ChildFuture(concurrent.futures.Future[R]):
         """See concurrent.futures.Future; the task rests meanwhile."""
         if super().done():
             return super().result()
-        with self.resting():
+        with self.resting(super().done, timeout):
             return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """See `result`."""
         if super().done():
             return super().exception()
-        with self.resting():
+        with self.resting(super().done, timeout):
             return super().exception(timeout)
 
     def __await__(self) -> Generator[Any, None, R]:
         import asyncio
 
-        with self.resting():
+        with self.resting(super().done):
             return (yield from asyncio.wrap_future(self).__await__())
 
-    def resting(self) -> AbstractContextManager[None]:
+    def resting(self, done: Callable[[], bool], timeout: float | None = None) -> AbstractContextManager[None]:
         """What whoever waits for it, or for what is made of it, has to enter; see Growth.resting."""
-        return self.growth.resting()
+        return self.growth.resting(done, timeout)
 
     def waiters(self) -> list[Any]:
         """A list for those who wait in `wait` or `as_completed`, who then rest."""
@@ -174,7 +177,7 @@ class _RestingEvent(threading.Event):
     def wait(self, timeout: float | None = None) -> bool:
         if self.is_set():
             return True
-        with self._growth.resting():
+        with self._growth.resting(self.is_set, timeout):
             return super().wait(timeout)
 
 
@@ -271,7 +274,7 @@ class Growth:
             if isinstance(obj, ChildFuture) and obj.task == task:
                 siblings.append(obj.number)
                 return payload.resolve, (str(len(siblings) - 1),)
-            with self.resting():  # one of somebody else's, or of an earlier task
+            with self.resting(obj.done):  # one of somebody else's, or of an earlier task
                 return payload.given, (obj.result(),)
 
         arguments = payload.dumps_here(call, refer)
@@ -304,8 +307,16 @@ class Growth:
             self._worker.say((pooled.CANCEL, child.task, child.number))
 
     @contextmanager
-    def resting(self) -> Iterator[None]:
-        """While the task waits for others its place is theirs; returns when it has a place again."""
+    def resting(self, done: Callable[[], bool], timeout: float | None = None) -> Iterator[None]:
+        """While the task waits for others its place is theirs; returns when it has a place again.
+
+        Or when there is no more time for that: then the task goes on beside those that have the places.
+
+        Args:
+            done: whether what it waits for has come. A wait that ends without has been given up, whatever the reason.
+            timeout: seconds for all of it, at the longest; None: no limit.
+        """
+        until = math.inf if timeout is None else time.monotonic() + timeout
         with self._lock:
             self._resters += 1
             if self._resters == 1:
@@ -316,9 +327,15 @@ class Growth:
             with self._lock:
                 self._resters -= 1
                 if not self._resters and not self._gone:
-                    self._go.clear()
-                    self._worker.say((pooled.RESUME, self.task))
-                    self._go.wait()
+                    self._resume(until - time.monotonic() if done() else 0.0)
+
+    def _resume(self, patience_s: float) -> None:
+        """Wait for a place, but no longer than this; the pool answers once, whatever it is asked meanwhile."""
+        self._go.clear()
+        self._worker.say((pooled.RESUME, self.task))
+        if not self._go.wait(None if patience_s == math.inf else min(patience_s, threading.TIMEOUT_MAX)):
+            self._worker.say((pooled.OVERTAKE, self.task))
+            self._go.wait()
 
     # ---- the reader thread ----
 

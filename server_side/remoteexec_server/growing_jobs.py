@@ -18,7 +18,7 @@ import os
 import secrets
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -79,7 +79,7 @@ class JobGrowth(StoreGrowth):
         self._reader.start()
         self._sender.start()
 
-    def resting(self) -> AbstractContextManager[None]:
+    def resting(self, done: Callable[[], bool], timeout: float | None = None) -> AbstractContextManager[None]:
         """Whoever waits keeps its job."""
         return nullcontext()
 

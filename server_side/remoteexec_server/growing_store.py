@@ -74,8 +74,8 @@ class StoreGrowth:
 
     # ---- how it gets there ----
 
-    def resting(self) -> AbstractContextManager[None]:
-        """What whoever waits for a child has to enter."""
+    def resting(self, done: Callable[[], bool], timeout: float | None = None) -> AbstractContextManager[None]:
+        """What whoever waits for a child has to enter; see growing.Growth.resting."""
         raise NotImplementedError
 
     def finish(self) -> None:

@@ -9,6 +9,8 @@ import shutil
 import signal
 import tempfile
 
+from . import orphans
+
 _SHARED = "/dev/shm"
 _SEGMENTS = tuple(f"{_SHARED}/{name}" for name in ("mpich_shm_", "vader_segment.", "sm_segment."))
 """Files of MPICH and Open MPI, which each rank has in its memory and nobody removes if they are killed."""
@@ -79,6 +81,7 @@ class Sweeper:
 def _sweep(end: int, directory: str) -> None:
     """In the sweeper."""
     os.setsid()  # the pool kills the worker's process group
+    orphans.be_sweeper()  # and all other orphans
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     nothing = os.open(os.devnull, os.O_RDWR)
     for handle in (0, 1, 2):

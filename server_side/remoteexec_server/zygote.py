@@ -3,8 +3,8 @@
 `zygote FD MODULE...`: FD is a socket to the pool, the modules are what the user wants imported once for all. A
 request with the worker's socket and token pipe forks a worker, one without ends it; every worker's start and end is
 reported, and when it is stopped by a signal and goes on. A fork of this process takes a millisecond; a new interpreter
-would take a hundred. When the pool is gone, however it went, the zygote kills all workers and ends: nothing is left
-behind.
+would take a hundred. When the pool is gone, however it went, the zygote kills all workers, with all that these have
+started (see `orphans`), and ends: nothing is left behind.
 
 It never waits for the pool: reports that the socket does not take now are kept, so that a pool that waits for a
 request to be read cannot wait for ever.
@@ -20,12 +20,14 @@ import signal
 import socket
 import struct
 import sys
+import time
 import traceback
+from collections.abc import Collection
 from typing import Any
 
 from . import growing as _growing  # noqa: F401  # so that workers need not import it each
+from . import orphans, worker
 from . import shared_objects as _shared_objects  # noqa: F401  # the same
-from . import worker
 
 REQUEST = struct.Struct("<cq")
 KEPT, ONCE, KILL = b"K", b"O", b"X"
@@ -34,6 +36,8 @@ STARTED, NOT_STARTED, HALTED, CONTINUED = -1, -2, -3, -4
 """NOT_STARTED has the reason, an `errno`, instead of a pid. HALTED: by SIGSTOP, say, until SIGCONT."""
 IMPORTED = b"imported"
 """What is said first if there are modules to import; otherwise why that cannot be done, and nothing more."""
+_LAST_S = 2.0
+"""How long it waits, at its end, for those it has killed: what the kernel holds longer is not worth a hang. Picked."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -47,12 +51,22 @@ def main(argv: list[str]) -> int:
     control = socket.socket(fileno=int(argv[0]))
     os.set_inheritable(control.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's business
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])  # the caller's, who may want it in a `sigwait`
+    orphans.prepare()
     if argv[1:]:
         problem = _import(argv[1:])
         control.sendall(problem.encode(errors="replace") if problem else IMPORTED)
         if problem:
             return 1
-    return _Zygote(control).serve()
+    return _Zygote(control, mask).serve()
+
+
+def print_errors_to(handle: int) -> None:
+    """From here on, errors are printed there: the caller keeps what was said before, in case that this never starts."""
+    os.dup2(handle, 2)
+    os.close(handle)
+    before = sys.stderr  # which knows of another kind of file
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, before.encoding, before.errors, closefd=False)  # type: ignore[misc]
 
 
 def _import(modules: list[str]) -> str | None:
@@ -82,10 +96,16 @@ def _thread_count() -> int:
 
 
 class _Zygote:
-    """Its workers, and what the pool has not been told yet."""
+    """Its workers, and what the pool has not been told yet.
 
-    def __init__(self, control: socket.socket) -> None:
-        self._control = control
+    Args:
+        mask: signals that workers are to have blocked, as processes of `multiprocessing` have: those of the caller.
+    """
+
+    def __init__(self, control: socket.socket, mask: Collection[int]) -> None:
+        self._control, self._mask, self._pid = control, mask, os.getpid()
+        orphans.adopt()
+        self._of_modules = set(orphans.children())  # what the user's modules have started
         self._workers: dict[int, int] = {}  # pid: number
         self._reports = bytearray()
         control.setblocking(False)
@@ -114,8 +134,24 @@ class _Zygote:
         except ConnectionError:
             return 0
         finally:
-            for pid in self._workers:
-                _kill(pid)
+            self._end_all()
+
+    def _end_all(self) -> None:
+        """Kill workers and what they leave, and what that leaves, until no child is there."""
+        for pid in self._workers:
+            _kill(pid)
+        ended = select.poll()
+        ended.register(self._wake_in, select.POLLIN)
+        until = time.monotonic() + _LAST_S
+        with contextlib.suppress(ChildProcessError):  # none is left
+            while True:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+                orphans.end_children()
+                if not ended.poll(max(0.0, until - time.monotonic()) * 1000):
+                    return
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake_in, 4096)
 
     def _take(self) -> bool:
         """Do what one request says; False when the pool is gone."""
@@ -154,6 +190,10 @@ class _Zygote:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            if signal.SIGCHLD in self._mask:
+                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+            orphans.end_with(self._pid)
+            orphans.adopt()
             for handle in (self._control.detach(), self._wake_in, self._wake_out):
                 os.close(handle)
             _reseed()
@@ -174,19 +214,25 @@ class _Zygote:
         if not hasattr(os, "waitid"):  # macOS, before Python 3.13
             self._reap_at_once()
             return
-        while self._workers:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG | os.WNOWAIT)
-            if ended is None:
-                return
-            if ended.si_code in (os.CLD_STOPPED, os.CLD_CONTINUED):
-                self._report_halt(ended.si_pid)
-                continue
-            number = self._workers.pop(ended.si_pid, None)
-            if number is not None:
-                _kill(ended.si_pid)  # what it left running; its number is its own until it is waited for
-            _, status = os.waitpid(ended.si_pid, 0)
-            if number is not None:
-                self._report(number, ended.si_pid, status)
+        with contextlib.suppress(ChildProcessError):  # none is left
+            while True:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG | os.WNOWAIT)
+                if ended is None:
+                    return
+                if ended.si_code in (os.CLD_STOPPED, os.CLD_CONTINUED):
+                    self._report_halt(ended.si_pid)
+                else:
+                    self._bury(ended.si_pid)
+
+    def _bury(self, pid: int) -> None:
+        """A worker or an orphan has ended: end what it left running, too."""
+        number = self._workers.pop(pid, None)
+        if number is not None:
+            _kill(pid)  # its number is its own until it is waited for
+        _, status = os.waitpid(pid, 0)
+        orphans.end_children(but=self._workers.keys() | self._of_modules)
+        if number is not None:
+            self._report(number, pid, status)
 
     def _reap_at_once(self) -> None:
         """The same where a process cannot be looked at before it is waited for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import TimeoutError as TimedOut
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,27 @@ def where() -> tuple[str, int]:
 def test_tasks_that_wait_for_their_children_do_not_keep_them_from_running(root: str) -> None:
     with pilots(root) as exe:
         assert [future.result(WAIT_S) for future in [exe.submit(fib, n) for n in (5, 6, 1, 0)]] == [5, 8, 1, 0]
+
+
+def give_up(alone: bool) -> tuple[bool, float]:
+    """How long a wait takes that ends before the child, which has the place."""
+    child = current_executor().submit(time.sleep, 6, resource_dict={"environment": {"K": "1"}} if alone else None)
+    time.sleep(0.5)
+    began = time.monotonic()
+    try:
+        child.result(timeout=1.0)
+    except TimedOut:
+        return True, time.monotonic() - began
+    return False, time.monotonic() - began
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_waiting_for_a_child_has_an_end_though_that_has_the_place(root: str, alone: bool) -> None:
+    with pilots(root) as exe:
+        resources = {"environment": {"K": "0"}} if alone else None
+        given_up, took_s = exe.submit(give_up, alone, resource_dict=resources).result(WAIT_S)
+        assert (given_up, took_s < 4) == (True, True)
+        assert exe.submit(fib, 4).result(WAIT_S) == 3
 
 
 def fib_alone(n: int) -> int:

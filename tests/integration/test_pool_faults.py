@@ -14,6 +14,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -263,21 +264,74 @@ def test_nothing_is_computed_here_while_calls_run_and_wait(kept: bool) -> None:
 
 
 @both_modes
-def test_the_end_of_the_zygote_fails_what_waits_and_leaves_no_worker(kept: bool, tmp_path: Path) -> None:
-    said = tmp_path / "pid"
+def test_the_end_of_the_zygote_fails_what_runs_and_the_rest_runs_in_those_of_another(
+    kept: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = [tmp_path / "one", tmp_path / "two"]
     with executor(kept) as exe:
-        running = exe.submit(sleep_after_saying, str(said))
-        waiting = [exe.submit(time.sleep, 60) for _ in range(5)]
-        eventually(said.exists)
-        (zygote,) = [pid for pid in descendants(os.getpid()) if b"zygote" in Path(f"/proc/{pid}/cmdline").read_bytes()][
-            :1
-        ]
-        os.kill(zygote, signal.SIGKILL)
-        everything: list[concurrent.futures.Future[Any]] = [running, *waiting]
-        for future in everything:
-            assert isinstance(future.exception(timeout=20), errors.TaskKilled)
-        eventually(lambda: not alive(int(said.read_text())))
-        assert isinstance(exe.submit(add_one, 1).exception(timeout=20), errors.TaskKilled)
+        for _ in range(2):
+            running = [exe.submit(sleep_after_saying, str(path)) for path in said]
+            waiting = [exe.submit(add_one, n) for n in range(5)]
+            eventually(lambda: all(path.exists() for path in said))
+            pids = [int(path.read_text()) for path in said]
+            zygote = parent(pids[0])
+            os.kill(zygote, signal.SIGKILL)
+            for future in running:
+                with pytest.raises(
+                    errors.TaskKilled, match=rf"starts workers \(pid {zygote}\) was ended by SIGKILL"
+                ) as caught:
+                    future.result(timeout=20)
+                assert caught.value.signal == signal.SIGKILL
+            for pid in pids:
+                eventually(partial(gone, pid))
+            assert [future.result(timeout=20) for future in waiting] == [1, 2, 3, 4, 5]
+            assert "another one is started" in caplog.text
+            for path in said:
+                path.unlink()
+
+
+def gone(pid: int) -> bool:
+    return not alive(pid)
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@both_modes
+def test_a_call_that_died_with_the_zygote_is_tried_again(kept: bool, tmp_path: Path) -> None:
+    with executor(kept, retries=remoteexec.Retry(1, {"killed"})) as exe:
+        assert exe.submit(kill_parent_once, str(tmp_path / "once")).result(20) == "again"
+
+
+def kill_parent_once(path: str) -> str:
+    if Path(path).exists():
+        return "again"
+    Path(path).touch()
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+    return "not killed"
+
+
+@both_modes
+def test_a_zygote_that_cannot_start_says_why_and_is_tried_a_few_times(
+    kept: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PYTHONHOME", "/nonexistent")
+    with executor(kept) as exe:
+        error = exe.submit(add_one, 1).exception(timeout=20)
+        assert isinstance(error, errors.TaskKilled)
+        eventually(lambda: caplog.text.count("another one is started") == 3)
+        text = str(exe.submit(add_one, 1).exception(timeout=20))
+    assert "ended itself with exit code 1" in text
+    assert "-c 'import remoteexec_server'` works in this environment" in text
+    assert "encodings" in text  # what Python has said
+
+
+def test_an_interpreter_that_is_none_is_named_with_how_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    with executor(kept=False, preload=["json"]) as exe, pytest.raises(ImportError, match=r"exit code 0; .*/bin/true"):
+        exe.submit(add_one, 1)
 
 
 # ---- the caller's end ----
@@ -336,6 +390,98 @@ def test_a_caller_that_is_killed_leaves_nothing_behind(kept: bool, script: Scrip
     caller.kill()
     caller.wait()
     eventually(lambda: not any(alive(pid) for pid in family), 5.0)
+
+
+_AWAY = """
+import os, subprocess, sys, time
+from remoteexec import SingleNodeExecutor
+
+if __name__ == "__main__":
+    def task():
+        away = subprocess.Popen(["sleep", "60"], start_new_session=True)
+        print(os.getppid(), os.getpid(), away.pid, flush=True)
+        time.sleep(60)
+
+    SingleNodeExecutor(1, block_allocation=sys.argv[1] == "True").submit(task).result()
+"""
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other kernels have no subreapers")
+
+
+@linux
+@both_modes
+def test_a_caller_that_is_killed_leaves_no_other_session_behind(kept: bool, script: Script) -> None:
+    caller = script(_AWAY, str(kept))
+    assert caller.stdout is not None
+    family = [int(pid) for pid in caller.stdout.readline().split()]
+    caller.kill()
+    caller.wait()
+    eventually(lambda: not any(alive(pid) for pid in family), 5.0)
+
+
+@linux
+@both_modes
+def test_a_worker_ends_if_the_process_that_started_it_is_killed_with_the_caller(kept: bool, script: Script) -> None:
+    caller = script(_AWAY, str(kept))
+    assert caller.stdout is not None
+    zygote, worker, away = [int(pid) for pid in caller.stdout.readline().split()]
+    os.kill(zygote, signal.SIGSTOP)  # so that it does not see the caller's end
+    caller.kill()
+    caller.wait()
+    os.kill(zygote, signal.SIGKILL)
+    try:
+        eventually(lambda: not alive(zygote) and not alive(worker), 5.0)
+    finally:
+        os.kill(away, signal.SIGKILL)  # which is not covered; see docs/decisions.md
+
+
+def run_away(path: str, nap_s: float, orphan: bool) -> None:
+    """Start a process in a session of its own, also as a daemon does: by one in between that ends."""
+    if orphan:
+        code = "import subprocess; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid)"
+        pid = subprocess.check_output([sys.executable, "-c", code], start_new_session=True, text=True)
+    else:
+        pid = str(subprocess.Popen(["sleep", "60"], start_new_session=True).pid)
+    Path(path).write_text(pid)
+    time.sleep(nap_s)
+
+
+@linux
+@pytest.mark.parametrize("orphan", [False, True])
+@pytest.mark.parametrize("how", ["cancel", "time", "end"])
+def test_what_a_call_started_in_another_session_ends_with_its_process(how: str, orphan: bool, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with executor(kept=False, resource_dict={"run_time_max": 3} if how == "time" else {}) as exe:
+        beside = exe.submit(run_away, str(tmp_path / "other"), 60, orphan)
+        future = exe.submit(run_away, str(path), 0 if how == "end" else 60, orphan)
+        eventually(lambda: path.exists() and path.read_text())
+        eventually(lambda: (tmp_path / "other").exists() and (tmp_path / "other").read_text())
+        if how == "cancel":
+            future.cancel()
+        eventually(future.done)
+        eventually(lambda: not alive(int(path.read_text())))
+        if how != "time":
+            assert alive(int((tmp_path / "other").read_text()))  # of a call that still runs
+        beside.cancel()
+    eventually(lambda: not alive(int((tmp_path / "other").read_text())))
+
+
+@both_modes
+def test_a_death_is_seen_though_the_caller_blocks_its_signal_which_calls_have_blocked_too(kept: bool) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    try:
+        with executor(kept, 1, **({"restart_limit": 1} if kept else {})) as exe:
+            with pytest.raises(errors.TaskKilled, match="exit code 3"):
+                exe.submit(os._exit, 3).result(20)
+            assert exe.submit(blocks_children).result(20) == (True, 0)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def blocks_children() -> tuple[bool, int]:
+    """Whether the signal is blocked here, and how `true` ends nevertheless."""
+    return signal.SIGCHLD in signal.pthread_sigmask(signal.SIG_BLOCK, []), subprocess.run(
+        ["true"], check=False
+    ).returncode
 
 
 @both_modes

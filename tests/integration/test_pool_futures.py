@@ -308,3 +308,27 @@ def test_even_the_fastest_call_says_which_process_ran_it(kept: bool) -> None:
             future = executor.submit(os.getpid)
             pids.append(future.result() == future.task.pid)
     assert pids == [True] * 20
+
+
+def pid_in(path: str) -> int:
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(0.5)
+    return os.getpid()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_task_that_runs_is_known_with_its_process(kept: bool, tmp_path: Path) -> None:
+    with SingleNodeExecutor(max_workers=1, block_allocation=kept) as exe:
+        for path in (tmp_path / "first", tmp_path / "second"):
+            future = exe.submit(pid_in, str(path))
+            waiting = exe.submit(add, 1)
+            while not (path.exists() and path.read_text()):
+                time.sleep(0.01)
+            info = future.task
+            assert (info.state, info.host, info.worker) == ("running", socket.gethostname(), 0 if kept else None)
+            assert (waiting.task.started, info.ended) == (None, None)
+            assert info.pid == future.result(30)
+            assert info.started is not None
+            assert future.task.started is not None
+            assert info.submitted - 0.01 < info.started <= future.task.started + 0.01
+            assert waiting.result(30) == 1

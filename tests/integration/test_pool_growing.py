@@ -248,17 +248,74 @@ def test_a_task_cancels_its_child(exe: SingleNodeExecutor) -> None:
     assert time.monotonic() - began < 30
 
 
-def patient() -> str:
-    child = current_executor().submit(time.sleep, 2)
-    try:
-        child.result(timeout=0.1)
-    except concurrent.futures.TimeoutError:
-        return "timed out"
-    return "waited"
+def endless() -> None:
+    while True:
+        time.sleep(1)
 
 
-def test_waiting_for_a_child_has_an_end(exe: SingleNodeExecutor) -> None:
-    assert exe.submit(patient).result(30) == "timed out"
+def patient(how: str) -> tuple[bool, float]:
+    """Whether a child that does not end can be given up, and how long the wait for it has taken."""
+    child = current_executor().submit(endless)
+    began = time.monotonic()
+    if how == "wait":
+        wait([child], timeout=0.3)
+    else:
+        with pytest.raises(concurrent.futures.TimeoutError):
+            get_item_from_future(child, 0).result(timeout=0.3) if how == "item" else child.result(timeout=0.3)
+    return child.cancel(), time.monotonic() - began
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_waiting_for_a_child_has_an_end_though_that_has_the_place(kept: bool, workers: int) -> None:
+    with SingleNodeExecutor(max_workers=workers, block_allocation=kept) as exe:
+        for how in ("result", "wait", "item"):
+            for cancelled, waited_s in [each.result(30) for each in [exe.submit(patient, how) for _ in range(workers)]]:
+                assert cancelled
+                assert waited_s < 2
+        assert exe.submit(occupied_by_none).result(30) == "free"
+
+
+def occupied_by_none() -> str:
+    return "free"
+
+
+def first_of_two() -> tuple[int, float]:
+    """What has come in time, though the place is gone to a child that does not end."""
+    exe = current_executor()
+    soon, never = exe.submit(add, 1, 2), exe.submit(endless)
+    began = time.monotonic()
+    found = soon.result(timeout=0.5)
+    never.cancel()
+    return found, time.monotonic() - began
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_place_is_waited_for_no_longer_than_the_child(kept: bool) -> None:
+    with SingleNodeExecutor(max_workers=1, block_allocation=kept) as exe:
+        found, took_s = exe.submit(first_of_two).result(30)
+        assert (found, took_s < 2) == (3, True)
+
+
+def overtaking(directory: str) -> None:
+    child = current_executor().submit(time.sleep, 1)
+    wait([child], timeout=0.1)
+    Path(directory, "beside").touch()
+    time.sleep(0.5)
+    Path(directory, "beside").unlink()
+
+
+def seen(directory: str) -> bool:
+    return Path(directory, "beside").exists()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_nothing_starts_beside_a_task_that_runs_beside_its_child(kept: bool, tmp_path: Path) -> None:
+    with SingleNodeExecutor(max_workers=1, block_allocation=kept) as exe:
+        parent = exe.submit(overtaking, str(tmp_path))
+        others = [exe.submit(seen, str(tmp_path)) for _ in range(3)]
+        assert parent.result(30) is None
+        assert [other.result(30) for other in others] == [False] * 3
 
 
 def with_resources(resources: dict[str, Any]) -> Any:

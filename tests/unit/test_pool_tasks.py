@@ -6,6 +6,7 @@ import concurrent.futures
 
 import pytest
 
+from remoteexec.futures import Ran
 from remoteexec.pool.tasks import Function, PoolFuture, PoolTask, visible, with_environment
 from remoteexec_server.wire.names import TaskKey
 
@@ -23,6 +24,9 @@ class Notes:
 
     def asked(self, *_: object) -> None:
         self.told.append("asked")
+
+    def runs(self, key: TaskKey) -> Ran:
+        raise AssertionError(key)
 
     def interrupted(self) -> None:
         self.told.append("interrupted")

@@ -3,6 +3,7 @@
     task ─ submit ─▶ StoreGrowth ─▶ burst, tickets in the store, before those that nobody waits for
     task ─ result() ─ REST ─▶ pilot: its place is free; another worker takes tickets meanwhile
                     ─ WAKE ─▶ pilot ─ go ─▶ it goes on, as soon as there is a place again
+                    ─ OVERTAKE ─▶ pilot ─ go ─▶ its time to wait is over: it goes on without a place
     futures ◀─ a thread that looks at outcomes
 
 The bursts are those of the pilots' client, so that whoever keeps its pilots, now or later, sees to these, too. Nothing
@@ -11,8 +12,10 @@ but the store is needed: a graph grows with nobody logged in.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,14 +34,16 @@ from ..wire.messages import Loss, Submit, TaskKey
 from ..wire.pilots import Pilots, check_fits
 from ..wire.resources import Resources
 
-__all__ = ["REST", "WAKE", "PilotGrowth"]
+__all__ = ["OVERTAKE", "REST", "WAKE", "PilotGrowth"]
 
-REST, WAKE = b"-", b"+"
-"""Before the key of a task that waits for its children, and that would go on."""
+REST, WAKE, OVERTAKE = b"-", b"+", b"^"
+"""Before the key of a task that waits for its children, that would go on, and that will not wait for a place."""
 _LATEST_MS = 1 << 41
 """Beyond all times in milliseconds until 2039: the later a task submits, the sooner it is its children's turn. So what
 is begun ends before more is begun, and as few tasks as can be wait for their children at one time."""
 _FLUSH_S = 60.0
+_LONGEST_S = 1e6
+"""What is longer is no limit: `poll` takes 24 days at most."""
 
 
 class PilotGrowth(StoreGrowth):
@@ -63,8 +68,9 @@ class PilotGrowth(StoreGrowth):
         self._watcher.start()
 
     @contextmanager
-    def resting(self) -> Iterator[None]:
-        """While the task waits for its children its place is theirs; returns when it has a place again."""
+    def resting(self, done: Callable[[], bool], timeout: float | None = None) -> Iterator[None]:
+        """See growing.Growth.resting."""
+        until = math.inf if timeout is None else time.monotonic() + timeout
         with self._rests:
             self._resters += 1
             if self._resters == 1:
@@ -76,8 +82,16 @@ class PilotGrowth(StoreGrowth):
             with self._rests:
                 self._resters -= 1
                 if not self._resters:
-                    self._say(WAKE)
-                    os.read(self._go, 1)
+                    self._wake(until - time.monotonic() if done() else 0.0)
+
+    def _wake(self, patience_s: float) -> None:
+        """Wait for a place, but no longer than this; the pilot answers once, whatever it is asked meanwhile."""
+        self._say(WAKE)
+        poll = select.poll()
+        poll.register(self._go, select.POLLIN)
+        if not poll.poll(None if patience_s > _LONGEST_S else max(0.0, patience_s) * 1000):
+            self._say(OVERTAKE)
+        os.read(self._go, 1)
 
     def finish(self) -> None:
         """See StoreGrowth."""

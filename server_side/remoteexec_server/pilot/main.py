@@ -34,7 +34,7 @@ from ..wire.messages import Loss, TaskKey
 from ..wire.pilots import gpus
 from ..wire.resources import Resources
 from . import aside, plan
-from .growth import REST, WAKE
+from .growth import OVERTAKE, REST, WAKE
 from .hand import Hand, Item
 from .linked import Linked
 from .losses import Losses
@@ -226,6 +226,9 @@ class Pilot:
             if mark == WAKE:
                 hired.wakes = True
                 continue
+            if mark == OVERTAKE:
+                hired.overtake()
+                continue
             if mark == REST:
                 self._make_room(hired)
                 continue
@@ -248,7 +251,7 @@ class Pilot:
 
     def _make_room(self, hired: Hired) -> None:
         """A task waits for its children: they are in tickets that come before all that was not started."""
-        hired.rests = True
+        hired.rest()
         self._free(hired)
         if hired.kept:
             self._hand.put_back(hired.take_back())

@@ -18,7 +18,7 @@ from ..store.outcomes import log_path
 from ..store.segments import Kind, LogReader, LogWriter
 from ..wire.messages import TaskKey
 from ..wire.resources import Resources
-from .growth import REST, WAKE
+from .growth import OVERTAKE, REST, WAKE
 from .hand import Item
 from .plan import Grant, Ledger
 from .worker import AGAIN, DONE, END, FAILED, LINKED, ORDER, PilotWorker, Pipes, run, unpacked
@@ -40,6 +40,7 @@ class Hired:
         go: both ends of the pipe by which it is told that its task may go on.
         rests: its task waits for others that it has submitted; what it uses of the pilot is free meanwhile.
         wakes: that one would go on, and waits until something is free.
+        beside: that one has not waited for it, and runs.
         silent: it has closed its end, and has ended or will.
         limit_at: when that is to be ended, if it has a limit of its own.
     """
@@ -60,6 +61,7 @@ class Hired:
     unread: bytes = b""
     rests: bool = False
     wakes: bool = False
+    beside: bool = False
     silent: bool = False
     dirty: bool = False
 
@@ -89,9 +91,21 @@ class Hired:
 
     def let_go_on(self, grant: Grant) -> None:
         """There is room for its task again."""
-        self.grant, self.rests, self.wakes = grant, False, False
+        self.grant, self.rests = grant, False
         self.since = time.monotonic()
-        os.write(self.go[1], b".")
+        if self.wakes and not self.beside:
+            os.write(self.go[1], b".")
+        self.wakes = self.beside = False
+
+    def overtake(self) -> None:
+        """Its task goes on without: there is one more than there are places for, and nothing starts meanwhile."""
+        if self.wakes and not self.beside:
+            self.beside = True
+            os.write(self.go[1], b".")
+
+    def rest(self) -> None:
+        """Its task waits for others."""
+        self.rests, self.wakes, self.beside = True, False, False
 
     def hear(self) -> Iterator[tuple[Item, bytes]]:
         """Tasks that it says something of, and what: see `worker.DONE` and `growth.REST`."""
@@ -106,9 +120,10 @@ class Hired:
             item = self.sent.get(key)
             if item is None:
                 continue
-            if mark not in (REST, WAKE):
+            if mark not in (REST, WAKE, OVERTAKE):
                 del self.sent[key]
                 self.since = time.monotonic()
+                self.rests = self.wakes = self.beside = False  # it may have gone on without a place
             self.dirty = True
             yield item, mark
 
@@ -122,7 +137,7 @@ class Hired:
         return (started - ended) & self.sent.keys(), ended & self.sent.keys()
 
 
-_MARKS = (FAILED, LINKED, AGAIN, REST, WAKE)
+_MARKS = (FAILED, LINKED, AGAIN, REST, WAKE, OVERTAKE)
 
 
 class Staff:

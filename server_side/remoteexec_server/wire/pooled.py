@@ -4,8 +4,8 @@
     body    = marshal of (sizes of the buffers, what is said)
     calls   = (setup or None, [Function], [Call])
     results = [Result]; the first of a kept worker is empty: it is set up
-    ask     = (SUBMIT, *SubmitAsk), (CANCEL, task, child), (REST, task), (RESUME, task) or (WATCH, task): see
-              `growing`;
+    ask     = (SUBMIT, *SubmitAsk), (CANCEL, task, child), (REST, task), (RESUME, task), (OVERTAKE, task) or
+              (WATCH, task): see `growing`;
               (HALTED, task, rank, pid): an MPI rank was stopped by a signal;
               (ALTERED, task, modules), before its result: it was run by other code than the client has
     news    = [News]
@@ -55,7 +55,7 @@ could not.
 Pickled bytes too large for a body are None, here and above, and come first among the buffers: see `split`."""
 
 
-SUBMIT, CANCEL, REST, RESUME, HALTED, ALTERED, WATCH = 0, 1, 2, 3, 4, 5, 6
+SUBMIT, CANCEL, REST, RESUME, HALTED, ALTERED, WATCH, OVERTAKE = 0, 1, 2, 3, 4, 5, 6, 7
 Ask = tuple[Any, ...]
 """What a task wants of the pool: one of these numbers, the task, and what more it takes."""
 
