@@ -199,11 +199,11 @@ def peak_bytes() -> dict[str, int]:
 
 @pytest.fixture
 def small_disk(slurm_cluster: SlurmCluster) -> Iterator[Path]:
-    """A file system of 4 MB that belongs to the cluster's user."""
+    """A file system of 6 MB that belongs to the cluster's user; our side takes half of it."""
     path = slurm_cluster.make_directory(f"disk-{time.time_ns()}")
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("only root can mount a small file system")
-    options = f"size=4m,mode=700,uid={slurm_cluster.account.uid},gid={slurm_cluster.account.gid}"
+    options = f"size=6m,mode=700,uid={slurm_cluster.account.uid},gid={slurm_cluster.account.gid}"
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True, check=False)
     if done.returncode:
         pytest.skip(f"no small file system here: {done.stderr.decode().strip()}")

@@ -224,12 +224,12 @@ def test_a_root_below_a_directory_that_everybody_may_write_is_refused(
 
 @pytest.fixture
 def small_disk(embedded_cluster: EmbeddedTestCluster) -> Iterator[Path]:
-    """A file system of 3 MB."""
+    """A file system of 5 MB, of which our side of the cluster takes more than half."""
     path = embedded_cluster.make_directory(f"disk-{time.time_ns()}")
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("only root can mount a small file system")
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m,mode=700", "tmpfs", path], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=5m,mode=700", "tmpfs", path], capture_output=True, text=True, check=False
     )
     if done.returncode:
         pytest.skip(f"no small file system here: {done.stderr.strip()}")
