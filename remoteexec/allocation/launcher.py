@@ -7,7 +7,9 @@ the pool it looks like the zygote of one machine, with sockets and pipes of this
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import math
 import os
 import socket
 import subprocess
@@ -15,23 +17,45 @@ import sys
 import threading
 from collections.abc import Collection, Sequence
 
-from remoteexec_server import relay, zygote
+from remoteexec_server import open_files, relay, zygote
 from remoteexec_server.wire import pooled
 
-from ..pool.zygote_client import _START, BUFFER, Ended, Endpoint, NodeLost, Report, path, report_of
+from ..pool.zygote_client import (
+    _RESERVE,
+    _START,
+    BUFFER,
+    Ended,
+    Endpoint,
+    NodeLost,
+    NotStarted,
+    Report,
+    most_files,
+    path,
+    report_of,
+)
 from .base import Allocation, Step
 from .kept import cores_of
 from .nodes import Place
 
+_FILES_EACH = 3
+"""A worker's socket and pipes."""
+
 
 class FarEndpoint(Endpoint):
-    """Of a worker on another machine. Once it is lost, nobody can say which of its tasks it has taken."""
+    """Of a worker on another machine. Once it is lost, nobody can say which of its tasks it has taken.
+
+    Attributes:
+        refused: there has been no such worker.
+    """
 
     recall: socket.socket | None = None
+    refused = False
 
     def take_back(self, tasks: Collection[int]) -> list[int]:
         """See Endpoint. Of a lost node, all tasks but the first: what stood behind that had not begun, or its result
         was on its way."""
+        if self.refused:
+            return list(tasks)
         if self.lost:
             return list(tasks)[1:]
         if self.recall is None or self.token_in is None:
@@ -66,6 +90,8 @@ class AllocationLauncher:
         workers: how many kept ones each node has room for.
         pinned: cores of each kept worker, if they are to be its own; 0: they are not, nor are those of others.
         session: of the executor, as those know it who ask on a node for what it shares.
+
+    This process may have as many more files open as workers take, if the hard limit lets it.
 
     Raises:
         OSError: the relay cannot be started.
@@ -118,6 +144,8 @@ class AllocationLauncher:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError), self._process.stdin as pipe:
             pipe.write(json.dumps(told).encode() + b"\n")
+        # later than the relay is started, so that what it starts has the limit as it was
+        open_files.raise_limit(_files_before() + _FILES_EACH * allocation.cores)
 
     @property
     def room(self) -> int:
@@ -132,6 +160,8 @@ class AllocationLauncher:
         tokens = printed = None
         try:
             with theirs:
+                if ours.fileno() >= most_files() - _RESERVE:
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 for end in (ours, theirs):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
                 ours.setblocking(False)
@@ -220,12 +250,13 @@ class AllocationLauncher:
                 self._endpoints[worker].lost = True
             return NodeLost(number, self._names[number])
         report = report_of(number, pid, status) if status != relay.LOST else Ended(number, 0, 0, self._names[pid])
-        if isinstance(report, Ended):
+        if isinstance(report, (Ended, NotStarted)):
             self._node_of.pop(number, None)
             self._turn_of.pop(number, None)
             endpoint = self._endpoints.pop(number, None)
             if endpoint is not None:
-                endpoint.lost = report.node is not None
+                endpoint.refused = isinstance(report, NotStarted)
+                endpoint.lost = isinstance(report, Ended) and report.node is not None
         return report
 
     def end_orphans(self, pids: Sequence[int]) -> None:
@@ -243,6 +274,12 @@ class AllocationLauncher:
         self._open = threading.RLock()  # somebody may have held it
         self.control.close()
         self._recall.close()
+
+
+def _files_before() -> int:
+    """What this process may have open for other things: as many as it may by now."""
+    most = most_files()
+    return int(most) if most != math.inf else 0
 
 
 def _addresses() -> list[str]:

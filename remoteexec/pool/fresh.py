@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -20,7 +21,9 @@ from .zygote_client import Ended, Launcher, NodeLost, NotStarted
 class FreshWorkers(Pool):
     """A process for each call, forked when the call starts.
 
-    What a call takes of the machine is free again when it has answered; its GPUs are when its process has ended.
+    What a call takes of the machine is free again when it has answered; its GPUs are when its process has ended. Where
+    a process cannot be started, as too many files are open, say, its call waits for one that ends: then there are no
+    more at once, but for one more with each that ends.
 
     Args:
         ledger: what the machine has, and the line.
@@ -43,6 +46,7 @@ class FreshWorkers(Pool):
         self._numbers = itertools.count()
         self._resuming: deque[WorkerState] = deque()
         self._nodes_lost = False
+        self._most_at_once = math.inf  # processes; guarded by the lock
         super().__init__(preload, output, launcher)
 
     @property
@@ -85,7 +89,8 @@ class FreshWorkers(Pool):
         while True:
             with self._lock:
                 self._let_go()
-                started = self._ledger.next() if self._broken is None and not self._resuming else None
+                may = self._broken is None and not self._resuming and len(self._workers) < self._most_at_once
+                started = self._ledger.next() if may else None
                 if started is None:
                     return
                 task, gpus = started
@@ -168,12 +173,24 @@ class FreshWorkers(Pool):
         return list(worker.has.values())
 
     def _buried(self, worker: WorkerState, started: list[PoolTask], report: Ended | NotStarted) -> None:
-        for task in started:  # first: what they have submitted is not to start
-            if isinstance(report, Ended):
+        if isinstance(report, NotStarted):
+            self._put_back(started, report)
+        else:
+            self._most_at_once += 1
+            for task in started:  # first: what they have submitted is not to start
                 task.end(Died(report.pid, report.status, worker.timed_out, report.node or worker.lost_with))
-            else:
-                task.end(Broken(f"its process cannot be started: {report.reason}"))
         self._start_what_fits()
+
+    def _put_back(self, tasks: Sequence[PoolTask], report: NotStarted) -> None:
+        """Their process could not be started: they wait for another to end, if there is one."""
+        with self._lock:
+            self._most_at_once = max(1, len(self._workers))
+            self.refusal = report.reason
+            waits = bool(self._workers) and self._broken is None
+            for task in tasks if waits else ():
+                self._ledger.add_first(task)
+        for task in () if waits else tasks:
+            task.end(Broken(f"its process cannot be started: {report.reason}"))
 
     def _lost_node(self, lost: NodeLost) -> None:
         super()._lost_node(lost)

@@ -259,6 +259,10 @@ class Ledger(Generic[T]):
     def put_back(self, task: T, place: tuple[str, ...]) -> None:
         """A task that `next` gave could not be started: it is the first of its line again."""
         self.end(task.need, place)
+        self.add_first(task)
+
+    def add_first(self, task: T) -> None:
+        """A task is the first of its line."""
         first, need = -next(self._places), task.need
         line = self._lines.setdefault(need, deque())
         if line:

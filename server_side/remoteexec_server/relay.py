@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import select
@@ -28,7 +29,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from . import zygote
+from . import open_files, zygote
 from .shared_copies import Originals
 from .wire import lanes
 
@@ -46,6 +47,8 @@ _ANSWER_S = 5.0
 _START_S = 120.0
 """So is one whose agent does not connect. Picked, not measured: nodes have booted when an allocation starts."""
 _END_S = 2.0
+_RESERVE = 8
+"""Files besides, of those that may be open, for connections that are nobody's yet."""
 _CHUNK = 1 << 18
 _SENT_AT_ONCE = 1 << 20
 _RELEASED = b"the shared object is not there any more: it was released"
@@ -70,6 +73,7 @@ def main(argv: list[str]) -> int:
         out, err = [files.enter_context(open(path, "ab")) for path in told["logs"] or ()] or (None, None)
         environment = _environment(told["environment"])
         step = subprocess.Popen(told["step"], stdin=subprocess.PIPE, stdout=out, stderr=err, env=environment)
+    open_files.raise_limit()  # each worker takes two or three; agents and workers have the limit as it was
     try:
         assert step.stdin is not None
         with contextlib.suppress(OSError):
@@ -187,6 +191,7 @@ class _Relay:
         self._reports = bytearray()
         self._chunk = memoryview(bytearray(_CHUNK))  # read into again and again: new memory would cost as much more
         self._asked: tuple[int, float] | None = None  # worker whose tokens were recalled, until when
+        self._last_file = open_files.limit() - _RESERVE - nodes  # for a worker: each node has one, too
         self._strangers: dict[int, tuple[ssl.SSLSocket, float]] = {}  # have not said who they are, until when
         self._start_by = time.monotonic() + _START_S
         control.setblocking(False)
@@ -412,7 +417,7 @@ class _Relay:
             self._report(b"")
         if not events & ~select.EPOLLOUT:
             return
-        data, files, _, _ = socket.recv_fds(self._control, REQUEST.size, 3)
+        data, files, flags, _ = socket.recv_fds(self._control, REQUEST.size, 3)
         if not data:
             raise EOFError
         kind, number, at = REQUEST.unpack(data)
@@ -431,6 +436,11 @@ class _Relay:
         if before is not None:  # the pool has let go of it
             self._put(before.node, lanes.CLOSE, number)
             self._drop(before)
+        if flags & socket.MSG_CTRUNC or max(files) > self._last_file:  # some may not have come
+            for file_of_lane in files:
+                os.close(file_of_lane)
+            self._report(zygote.REPORT.pack(number, errno.EMFILE, zygote.NOT_STARTED))
+            return
         lane = self._lanes[number] = _Lane(number, node, files, kind == zygote.KEPT)
         for file_of_lane in files:
             os.set_blocking(file_of_lane, False)

@@ -1,0 +1,93 @@
+"""Agents of an allocation that needs no scheduler: its nodes are processes of this machine, started by a command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("process_mark")
+
+PREAMBLE = """
+import logging, os, resource, sys, time
+from concurrent.futures import wait
+from remoteexec import errors
+from remoteexec.allocation.base import Allocation, Node, Step
+from remoteexec.executors.allocated import AllocatedExecutor
+
+STEP = '''
+import os, subprocess, sys
+told = sys.stdin.buffer.readline()
+def start(node):
+    agent = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, env={**os.environ, "SLURMD_NODENAME": node})
+    agent.stdin.write(told)
+    agent.stdin.close()
+    return agent
+'''
+
+class Nodes(AllocatedExecutor):
+    # Nodes of four cores; `how` starts their agents, by `start(node)`.
+    def __init__(self, *args, nodes=2, cores=4, how="", end="", **options):
+        self.nodes, self.cores = nodes, cores
+        self.how = how or "agents = [start(f'n{n}') for n in range(1, %d)]" % (nodes + 1)
+        self.how += end or "\\nfor agent in agents: agent.wait()"
+        super().__init__(*args, hostname_localhost=True, **options)
+
+    def _find_allocation(self):
+        return Allocation("1", tuple(Node(f"n{n}", self.cores) for n in range(1, self.nodes + 1)))
+
+    def _step(self):
+        return Step([sys.executable, "-c", STEP + self.how], {})
+
+def stay(s):
+    time.sleep(s)
+    return os.environ["SLURMD_NODENAME"]
+"""
+
+
+def run(script: str, said: str = "") -> str:
+    """What a script prints; `said` is to be in what it complains of."""
+    done = subprocess.run(
+        [sys.executable, "-c", PREAMBLE + script], capture_output=True, text=True, timeout=100, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    assert said in done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
+@pytest.mark.parametrize("who", ["relay", "agent", "caller"])
+def test_calls_wait_where_no_more_files_can_be_open(who: str, kept: bool) -> None:
+    """Of 80 at once not all can be, and none is lost."""
+    script = f"""
+logging.disable(logging.WARNING)  # that not all kept workers could be started
+limit, here = 60, {who!r} == "caller"
+few = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({{limit}}, {{limit}})); "
+if here:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+elif {who!r} == "relay":
+    from remoteexec.allocation import launcher
+    launcher._START = few + launcher._START
+how = "" if {who!r} != "agent" else few + "agents = [start('n1')]"
+with Nodes(nodes=1, cores=80, how=how, block_allocation={kept}) as exe:
+    futures = [exe.submit(stay, 0.3) for _ in range(100)]
+    print({{future.result(40) for future in futures}})
+"""
+    assert run(script) == "{'n1'}\n"
+
+
+def test_there_may_be_more_open_files_for_workers_and_workers_have_the_limit_as_it_was() -> None:
+    script = """
+def limit():
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+with Nodes(nodes=1, cores=80) as exe:
+    futures = [exe.submit(stay, 1.5) for _ in range(80)]
+    print(exe.submit(limit).result(30), limit(), max(map(int, os.listdir("/proc/self/fd"))) >= 80)
+    print(len(wait(futures, 30).done))
+"""
+    assert run(script) == "100 340 True\n80\n"
