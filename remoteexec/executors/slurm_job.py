@@ -19,8 +19,20 @@ from .allocated import AllocatedExecutor
 
 __all__ = ["SlurmJobExecutor"]
 
-_NOT_OF_THE_STEP = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE")
-_NARROWER = ("SLURM_CPUS_PER_TASK", "SLURM_EXACT", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_NODE", "SLURM_CPU_BIND")
+_NOT_OF_THE_STEP = (
+    *("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE"),
+    *("SLURM_NTASKS_PER_GPU", "SLURM_DISTRIBUTION"),
+)
+_OURS = ("--export=ALL", "--input=all", "--output=all", "--error=all")
+"""Whatever the job says of its own: agents have the caller's environment, and are told by standard input what to do."""
+_NARROWER = (
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_EXACT",
+    "SLURM_MEM_PER_CPU",
+    "SLURM_MEM_PER_NODE",
+    "SLURM_CPU_BIND",
+    "SLURM_GPUS_PER_TASK",
+)
 """What the job was asked for would give the agents' step less than the job has."""
 
 
@@ -91,6 +103,6 @@ class SlurmJobExecutor(AllocatedExecutor):
     def _step(self) -> Step:
         count = len(self._allocation.nodes)
         argv = ["srun", f"--jobid={self._allocation.job}", f"--nodes={count}", f"--ntasks={count}"]
-        argv += ["--ntasks-per-node=1", "--overlap", "--mpi=none", "--mem=0"]
+        argv += ["--ntasks-per-node=1", "--overlap", "--mpi=none", "--mem=0", *_OURS]
         argv += ["--no-kill", "--wait=0", "--kill-on-bad-exit=0", "--quiet", *self._defaults.slurm_cmd_args]
         return Step(argv, dict.fromkeys((*_NOT_OF_THE_STEP, *_NARROWER)))

@@ -355,3 +355,30 @@ with SlurmJobExecutor(1, block_allocation=True, init_function=slow) as exe:
     print(large.result(), size < 80, size_mb(exe._pool._zygote._process.pid) < 80)
 """
     assert inside(slurm_cluster, script) == "200000000 True True\n"
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_EXPORT_ENV": "NONE"},
+        {"SLURM_STDINMODE": "none"},
+        {"SLURM_STDOUTMODE": "none", "SLURM_STDERRMODE": "none"},
+        {"SLURM_NTASKS_PER_GPU": "1"},
+        {"SLURM_GPUS_PER_TASK": "1"},
+        {"SLURM_DISTRIBUTION": "arbitrary"},
+    ],
+    ids=lambda variables: ",".join(variables),
+)
+def test_what_a_job_says_of_its_own_step_is_not_the_agents(
+    slurm_cluster: SlurmCluster, variables: dict[str, str]
+) -> None:
+    """As `#SBATCH --export=NONE` and options of sbatch leave it in the environment."""
+    script = f"""
+os.environ.update({variables!r}, OF_THE_CALLER="1")
+def here():
+    print("printed", flush=True)
+    return os.environ["OF_THE_CALLER"]
+with SlurmJobExecutor() as exe:
+    print(exe.submit(here).result(20))
+"""
+    assert sorted(inside(slurm_cluster, script).split()) == ["1", "printed"]
