@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 from remoteexec_server.wire import pooled
-from remoteexec_server.wire.resources import Resources
+from remoteexec_server.wire.resources import Resources, Retry
 
 from .. import errors
 from ..allocation.base import Allocation, Step
@@ -15,7 +17,10 @@ from ..allocation.slurm import allocation
 from ..allocation.steps import SlurmSteps, Way, check_options
 from ..pool.ledger import Need
 from ..pool.mpi import Launch
-from .allocated import AllocatedExecutor
+from .allocated import AllocatedExecutor, Pmi, own_parameters
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["SlurmJobExecutor"]
 
@@ -51,7 +56,9 @@ class SlurmJobExecutor(AllocatedExecutor):
         hostname_localhost: agents connect to 127.0.0.1, and nobody else can: for an allocation of this one machine.
         resource_dict: see SingleNodeExecutor; `slurm_cmd_args` here are further options of the agents' `srun`, and as
             those of a call of the one that starts its ranks.
-        options: all that SingleNodeExecutor takes.
+        pin_cores: see AllocatedExecutor.
+
+    All others are those of SingleNodeExecutor; the ones that executorlib has, too, come first and in its order.
 
     Raises:
         NoAllocation: (a ValueError) this process is in no allocation.
@@ -60,6 +67,36 @@ class SlurmJobExecutor(AllocatedExecutor):
 
     _heeded = ("slurm_cmd_args", "num_nodes")
     _spreads = True
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        cache_directory: str | os.PathLike[str] | None = None,
+        max_cores: int | None = None,
+        resource_dict: Mapping[str, Any] | Resources | None = None,
+        pmi_mode: Pmi | None = None,
+        hostname_localhost: bool | None = None,
+        block_allocation: bool = False,
+        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
+        disable_dependencies: bool = False,
+        refresh_rate: float = 0.01,
+        plot_dependency_graph: bool | Literal["after"] = False,
+        plot_dependency_graph_filename: str | Path | None = None,
+        export_workflow_filename: str | Path | None = None,
+        log_obj_size: bool = False,
+        wait: bool = True,
+        restart_limit: int = 0,
+        openmpi_oversubscribe: bool = False,
+        *,
+        cache_errors: bool = False,
+        preload: Sequence[str] = (),
+        debug: bool = False,
+        show_output: bool | Literal["prefix"] | None = None,
+        retries: Retry | None = None,
+        pin_cores: bool = True,
+    ) -> None:
+        given = own_parameters(locals())
+        super().__init__(**given)
 
     def _launch_of(self, resources: Resources) -> Launch | None:
         try:
