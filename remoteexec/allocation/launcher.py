@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from ..pool.zygote_client import (
     Ended,
     Endpoint,
     NodeLost,
+    NodeReady,
     NotStarted,
     Report,
     most_files,
@@ -46,10 +48,19 @@ class FarEndpoint(Endpoint):
 
     Attributes:
         refused: there has been no such worker.
+        at: the number of its node.
+        ready: nodes that are; the launcher adds to it.
     """
 
     recall: socket.socket | None = None
     refused = False
+    at = 0
+    ready: frozenset[int] | set[int] = frozenset()
+
+    @property
+    def there(self) -> bool:
+        """See Endpoint."""
+        return self.at in self.ready
 
     def take_back(self, tasks: Collection[int]) -> list[int]:
         """See Endpoint. Of a lost node, all tasks but the first: what stood behind that had not begun, or its result
@@ -117,6 +128,8 @@ class AllocationLauncher:
         self._node_of: dict[int, int] = {}  # of kept workers
         self._turn_of: dict[int, int] = {}  # which one of its node a kept worker is, as long as there is room
         self._endpoints: dict[int, FarEndpoint] = {}
+        self._ready: set[int] = set()
+        self._why_lost: dict[int, str] = {}  # of nodes
         self._kept = b""
         # guards that the socket is open when others than the pool write to it; a finalizer may while its thread has it
         self._open = threading.RLock()
@@ -129,6 +142,7 @@ class AllocationLauncher:
             "addresses": ["127.0.0.1"] if localhost else _addresses(),
             "listen": "127.0.0.1" if localhost else "",
             "preload": list(preload),
+            "shown": shlex.join(step.argv),
             "step": [*step.argv, *command, "agent"],
             "environment": dict(step.environment),
             "logs": step.logs,
@@ -184,6 +198,7 @@ class AllocationLauncher:
                     os.close(handle)
             raise
         endpoint = FarEndpoint(number, ours, tokens[1] if tokens else None, None, printed[0] if printed else None)
+        endpoint.at, endpoint.ready = node, self._ready
         endpoint.recall, endpoint.node = self._recall if kept else None, self._names[node]
         self._endpoints[number] = endpoint
         cores = place.cores if isinstance(place, Place) else self._take_turn(number, node)
@@ -238,18 +253,30 @@ class AllocationLauncher:
             data = b""
         if not data:
             return None
-        data = self._kept + data
-        whole = len(data) - len(data) % zygote.REPORT.size
-        self._kept = data[whole:]
-        return [self._report(*fields) for fields in zygote.REPORT.iter_unpack(data[:whole])]
+        data, found, at = self._kept + data, [], 0
+        while (words := at + zygote.REPORT.size) <= len(data):
+            number, pid, status = zygote.REPORT.unpack_from(data, at)
+            end = words + (pid if status == relay.NODE_LOST else 0)
+            if end > len(data):
+                break
+            found.append(self._report(number, pid, status, data[words:end].decode()))
+            at = end
+        self._kept = data[at:]
+        return found
 
-    def _report(self, number: int, pid: int, status: int) -> Report:
+    def _report(self, number: int, pid: int, status: int, words: str) -> Report:
+        if status == relay.NODE_READY:
+            self._ready.add(number)
+            return NodeReady(number, self._names[number])
         if status == relay.NODE_LOST:
+            self._why_lost[number] = words
             self._slots.pop(number, None)
             for worker in [worker for worker, node in self._node_of.items() if node == number]:
                 self._endpoints[worker].lost = True
-            return NodeLost(number, self._names[number])
-        report = report_of(number, pid, status) if status != relay.LOST else Ended(number, 0, 0, self._names[pid])
+            return NodeLost(number, self._names[number], words)
+        report = report_of(number, pid, status)
+        if status == relay.LOST:
+            report = Ended(number, 0, 0, self._names[pid], self._why_lost.get(pid, ""))
         if isinstance(report, (Ended, NotStarted)):
             self._node_of.pop(number, None)
             self._turn_of.pop(number, None)

@@ -120,7 +120,7 @@ class AllocatedExecutor(SingleNodeExecutor):
         return list(names), {_CUDA: names} if names else {}
 
     def _new_ledger(self) -> Ledger[PoolTask]:
-        room = (PinnedNodes if self._pin else ManyNodes)(self._allocation.nodes, self._max_cores)
+        room = (PinnedNodes if self._pin else ManyNodes)(self._allocation.nodes, self._max_cores, is_open=False)
         return Ledger(None, tasks=self._max_workers, room=room)
 
     def _takes(self, resources: Resources) -> Need:

@@ -14,8 +14,8 @@ from .ledger import Ledger, Need, TooLarge
 from .output import Output
 from .pool import Pool
 from .tasks import Broken, Died, GpuVariables, PoolTask, nodes_beside
-from .workers import WorkerState, when_over
-from .zygote_client import Ended, Launcher, NodeLost, NotStarted
+from .workers import WorkerState, none_left, when_over
+from .zygote_client import Ended, Launcher, NodeLost, NodeReady, NotStarted
 
 
 class FreshWorkers(Pool):
@@ -45,7 +45,7 @@ class FreshWorkers(Pool):
         self._gpu_variables = gpu_variables
         self._numbers = itertools.count()
         self._resuming: deque[WorkerState] = deque()
-        self._nodes_lost = False
+        self._nodes_lost, self._why_lost = False, ""
         self._most_at_once = math.inf  # processes; guarded by the lock
         super().__init__(preload, output, launcher)
 
@@ -178,7 +178,9 @@ class FreshWorkers(Pool):
         else:
             self._most_at_once += 1
             for task in started:  # first: what they have submitted is not to start
-                task.end(Died(report.pid, report.status, worker.timed_out, report.node or worker.lost_with))
+                node = report.node or worker.lost_with
+                why = when_over(self.ends_at).rstrip("; ") or report.why
+                task.end(Died(report.pid, report.status, worker.timed_out, node, why=why))
         self._start_what_fits()
 
     def _put_back(self, tasks: Sequence[PoolTask], report: NotStarted) -> None:
@@ -195,7 +197,7 @@ class FreshWorkers(Pool):
     def _lost_node(self, lost: NodeLost) -> None:
         super()._lost_node(lost)
         with self._lock:
-            self._nodes_lost = True
+            self._nodes_lost, self._why_lost = True, lost.why
             self._ledger.room.lose(lost.node)
             for worker in self._workers.values():
                 if lost.node in nodes_beside(worker.gpus):  # some of its ranks were there
@@ -206,6 +208,11 @@ class FreshWorkers(Pool):
             self._is_hopeless(task)
         self._start_what_fits()
 
+    def _node_ready(self, ready: NodeReady) -> None:
+        with self._lock:
+            self._ledger.room.open(ready.node)
+        self._start_what_fits()
+
     def _is_hopeless(self, task: PoolTask) -> bool:
         """Whether what the task asks for was lost with a node; then it is told so. Without the lock."""
         try:
@@ -213,12 +220,12 @@ class FreshWorkers(Pool):
                 self._ledger.check(task.need)
         except TooLarge as exc:
             if task.begin():
-                task.end(Broken(self._why_hopeless(exc)))
+                task.end(Broken(self._why_hopeless(exc), none_ran=not self._there))
             return True
         return False
 
     def _why_hopeless(self, refusal: TooLarge) -> str:
-        left = f"nodes were lost, and {refusal}" if self._ledger.room.capacity else "no node of the allocation is left"
+        left = f"nodes were lost, and {refusal}" if self._ledger.room.capacity else none_left(self._why_lost)
         return f"{when_over(self.ends_at)}{left}"
 
     def _give_back(self, worker: WorkerState) -> None:

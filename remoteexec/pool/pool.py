@@ -48,7 +48,7 @@ from .poller import READ, WRITE, Poller
 from .stalls import LOOK_S, Stalls, cpu_s
 from .tasks import Answered, Broken, PoolTask
 from .workers import POOL, Pieces, WorkerState, no_room, tell_of_halt, too_late, warn_of_halt, write
-from .zygote_client import Ended, Halted, Launcher, NodeLost, NotStarted, Started, ZygoteClient
+from .zygote_client import Ended, Halted, Launcher, NodeLost, NodeReady, NotStarted, Started, ZygoteClient
 
 _PATIENCE_S = 0.05
 """How long `submit` waits for a worker to go on reading; what is left is then copied and left to the pool thread."""
@@ -91,6 +91,7 @@ class Pool(Choices):
         self.refusal: str | None = None
         self.ends_at: float | None = None
         self.refused = 0
+        self._there = launcher is None  # a machine that workers run on
         self._bell: tuple[float, Callable[[], None]] | None = None
         self._zygote: Launcher = launcher if launcher is not None else ZygoteClient(preload)
         self._alarm, self._alarm_in = socket.socketpair()
@@ -312,11 +313,11 @@ class Pool(Choices):
                 worker.has.clear()
         for task in tasks:
             if task.begin():
-                task.end(Broken(reason))
+                task.end(Broken(reason, none_ran=not self._there))
 
     def _refuse(self, task: PoolTask) -> None:
         if task.begin():
-            task.end(Broken(str(self._broken)))
+            task.end(Broken(str(self._broken), none_ran=not self._there))
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # awake already, or gone
@@ -487,6 +488,10 @@ class Pool(Choices):
         for report in reports:
             if isinstance(report, NodeLost):
                 self._lost_node(report)
+                continue
+            if isinstance(report, NodeReady):
+                self._there = True
+                self._node_ready(report)
                 continue
             worker = self._workers.get(report.number)
             if worker is None:

@@ -310,6 +310,7 @@ class Died(NamedTuple):
         timed_out: we ended it, since it took longer than it had asked for.
         node: what was lost with it; then nothing else is known.
         deaths: why earlier attempts have ended; told when no other follows.
+        why: the node was lost, if that is known.
     """
 
     pid: int
@@ -317,13 +318,20 @@ class Died(NamedTuple):
     timed_out: bool = False
     node: str | None = None
     deaths: tuple[Loss, ...] = ()
+    why: str = ""
 
 
 class Broken(NamedTuple):
-    """The task cannot be run: the pool has nothing left to run it. `deaths`: see Died."""
+    """The task cannot be run: the pool has nothing left to run it.
+
+    Attributes:
+        deaths: see Died.
+        none_ran: nor had it ever anything: what was to start that did not.
+    """
 
     reason: str
     deaths: tuple[Loss, ...] = ()
+    none_ran: bool = False
 
 
 End = Answered | Died | Broken

@@ -47,13 +47,7 @@ def main(argv: list[str]) -> int:
         os._exit(_zygote(theirs, told["preload"]))
     theirs.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's business
-    if told["preload"]:
-        said = b""
-        while said != zygote.IMPORTED and (data := ours.recv(1 << 16)):
-            said += data
-        if said != zygote.IMPORTED:
-            print(f"remoteexec: {said.decode(errors='replace')}", file=sys.stderr, flush=True)
-            return 1
+    problem = _import_problem(ours) if told["preload"] else b""
     from . import open_files  # late, as the next: the zygote does without, and forks faster
     from .shared_copies import Copies
     from .wire import lanes
@@ -64,6 +58,12 @@ def main(argv: list[str]) -> int:
         link = lanes.Link(lanes.context(told["certificate"], server=False).wrap_socket(_connect(told)))
     except OSError as exc:
         print(f"remoteexec: {exc}", file=sys.stderr, flush=True)
+        return 1
+    if problem:
+        link.put(lanes.FAILED, told["nodes"].index(name), problem)
+        with contextlib.suppress(OSError):
+            link.flush()
+            link.sock.recv(1)  # until it is read, and the relay has closed
         return 1
     link.sock.setblocking(False)
     link.put(lanes.HELLO, told["nodes"].index(name))
@@ -78,6 +78,14 @@ def _name(identify: list[str]) -> str:
         return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     said = subprocess.run(identify, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=_IDENTIFY_S, check=True)
     return said.stdout.decode().strip()
+
+
+def _import_problem(zygotes: socket.socket) -> bytes:
+    """Wait until all is imported; why that cannot be."""
+    said = b""
+    while said != zygote.IMPORTED and (data := zygotes.recv(1 << 16)):
+        said += data
+    return b"" if said == zygote.IMPORTED else said or b"preload: the process that imports has ended"
 
 
 def _zygote(control: socket.socket, preload: list[str]) -> int:

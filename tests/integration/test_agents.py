@@ -9,6 +9,7 @@ import sys
 import pytest
 
 pytestmark = pytest.mark.usefixtures("process_mark")
+both_modes = pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
 
 PREAMBLE = """
 import logging, os, resource, sys, time
@@ -57,7 +58,7 @@ def run(script: str, said: str = "") -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
+@both_modes
 @pytest.mark.parametrize("who", ["relay", "agent", "caller"])
 def test_calls_wait_where_no_more_files_can_be_open(who: str, kept: bool) -> None:
     """Of 80 at once not all can be, and none is lost."""
@@ -91,3 +92,51 @@ with Nodes(nodes=1, cores=80) as exe:
     print(len(wait(futures, 30).done))
 """
     assert run(script) == "100 340 True\n80\n"
+
+
+@both_modes
+def test_calls_go_to_nodes_whose_agents_are_there_and_none_is_lost_with_another(kept: bool) -> None:
+    """n2 comes after a second, n3 never."""
+    how = "one = start('n1'); import time; time.sleep(1); agents = [one, start('n2')]"
+    script = f"""
+with Nodes(nodes=3, how={how!r}, block_allocation={kept}) as exe:
+    began = time.monotonic()
+    print({{future.result(20) for future in [exe.submit(stay, 0.01) for _ in range(16)]}}, time.monotonic() - began < 1)
+    while exe.submit(stay, 0.1).result(20) != "n2":
+        [future.result(20) for future in [exe.submit(stay, 0.1) for _ in range(8)]]
+    ended = [exe.submit(stay, 0.3) for _ in range(40)]
+    print({{future.result(20) for future in ended}} - {{"n1", "n2"}})
+"""
+    assert run(script) == "{'n1'} True\nset()\n"
+
+
+@both_modes
+def test_a_node_whose_agent_ends_at_once_takes_no_calls_with_it(kept: bool) -> None:
+    """Its step says why; the other node has all calls."""
+    how = "one = start('n1'); print('no Python on n2', file=sys.stderr); one.wait(); agents = []"
+    script = f"""
+with Nodes(nodes=2, how={how!r}, block_allocation={kept}) as exe:
+    print({{future.result(20) for future in [exe.submit(stay, 0.1) for _ in range(20)]}})
+"""
+    assert run(script, "no Python on n2") == "{'n1'}\n"
+
+
+@both_modes
+@pytest.mark.parametrize(
+    ("how", "options", "said"),
+    [
+        ("sys.exit('srun: unrecognized option: --nosuch')", "", "ended with exit code 1, and said: srun: unrecognized"),
+        ("", 'preload=["nosuchmodule"]', "preload: nosuchmodule cannot be imported: ModuleNotFoundError"),
+    ],
+    ids=["step", "preload"],
+)
+def test_what_keeps_all_agents_from_starting_is_told(how: str, options: str, said: str, kept: bool) -> None:
+    script = f"""
+logging.disable(logging.WARNING)
+exe = Nodes({options or "preload=[]"}, how={how!r}, block_allocation={kept})
+for future in [exe.submit(stay, 0.1) for _ in range(10)]:
+    exc = future.exception(20)
+    assert type(exc) is errors.RunnerMissing and {said!r} in str(exc), repr(exc)
+print(type(exe.submit(stay, 0).exception(5)).__name__)
+"""
+    assert run(script) == "RunnerMissing\n"
