@@ -65,6 +65,7 @@ class FreshWorkers(Pool):
             return
         with self._lock:
             if self._broken is None:
+                self._begin_first(task)
                 self._ledger.add(task)
         if self._broken is not None:
             self._refuse(task)

@@ -134,6 +134,7 @@ class KeptWorkers(Pool):
                 worker = None
                 if not self._idle:
                     task.keep_buffers()
+                    self._begin_first(task)
                     self._line_up(task)
                 elif not self._begins(task):
                     return

@@ -263,6 +263,14 @@ class Pool(Choices):
                 return
         self._written(worker)
 
+    def _begin_first(self, task: PoolTask) -> None:
+        """While no node is ready the first task counts as begun: a shutdown that cancels what waits lets it run.
+
+        The caller holds the lock.
+        """
+        if not self._there and not self.waiting:
+            task.begin()
+
     def _begins(self, task: PoolTask) -> bool:
         """Whether a task may start now. If there is too little time left for it, it is told so soon; under the lock."""
         if not task.begin():
