@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -24,10 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SlurmJobExecutor"]
 
+log = logging.getLogger("remoteexec")
+
 _NOT_OF_THE_STEP = (
     *("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE"),
     *("SLURM_NTASKS_PER_GPU", "SLURM_DISTRIBUTION"),
 )
+_OPTIONS_TOLD = "slurm_cmd_args of a call"
 _OURS = ("--export=ALL", "--input=all", "--output=all", "--error=all")
 """Whatever the job says of its own: agents have the caller's environment, and are told by standard input what to do."""
 _NARROWER = (
@@ -108,6 +112,17 @@ class SlurmJobExecutor(AllocatedExecutor):
         check_options(resources.slurm_cmd_args)
         super()._check(need, resources)
         self._ways(need, resources)  # said now if there are none
+
+    def _tell_in_vain(self, resources: Resources) -> None:
+        super()._tell_in_vain(resources)
+        options = resources.slurm_cmd_args
+        if resources.cores == 1 and options != self._defaults.slurm_cmd_args and _OPTIONS_TOLD not in self._told:
+            self._told.add(_OPTIONS_TOLD)
+            log.warning(
+                "slurm_cmd_args=%r has no effect: srun starts the ranks of calls with cores above 1, and no others; in "
+                "the executor's resource_dict they are options of the step of all agents",
+                list(options),
+            )
 
     def _setup(self, resources: Resources, before: Mapping[str, str], says_threads: bool) -> pooled.Setup:
         setup = super()._setup(resources, before, says_threads)

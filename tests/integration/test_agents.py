@@ -140,3 +140,28 @@ for future in [exe.submit(stay, 0.1) for _ in range(10)]:
 print(type(exe.submit(stay, 0).exception(5)).__name__)
 """
     assert run(script) == "RunnerMissing\n"
+
+
+@both_modes
+def test_what_the_scheduler_says_when_it_ends_a_node_is_in_the_errors(kept: bool) -> None:
+    """As slurmstepd of a node says that a step has exceeded its memory, among what calls print."""
+    how = """
+import time
+agents = [start("n1")]
+while not os.path.exists(os.environ["END"]): time.sleep(0.02)
+for line in ("of a call", "slurmstepd: error: Step 1.0 exceeded memory limit"): print(line, file=sys.stderr, flush=True)
+time.sleep(0.3)
+agents[0].kill()
+"""
+    script = f"""
+import tempfile
+logging.disable(logging.WARNING)
+os.environ["END"] = end = os.path.join(tempfile.mkdtemp(), "end")
+with Nodes(nodes=1, how={how!r}, block_allocation={kept}) as exe:
+    exe.submit(stay, 0).result(20)
+    future = exe.submit(stay, 30)
+    time.sleep(0.3)
+    open(end, "w").close()
+    print(type(future.exception(20)).__name__, str(future.exception()).partition(": ")[2])
+"""
+    assert run(script) == "TaskNodeFailure slurmstepd: error: Step 1.0 exceeded memory limit\n"

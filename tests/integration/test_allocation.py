@@ -245,14 +245,15 @@ for exe in executors:
 for exe in executors:
     wait(exe.futures, 100)
     first, *_, last, after = [future.exception(0) for future in exe.futures]
-    print(type(first).__name__, after is first, type(last).__name__, "has reached its time limit, " in str(last))
+    print(type(first).__name__, after is first, "has reached its time limit, " in str(first), "again" in str(first))
+    print(type(last).__name__, "has reached its time limit, " in str(last))
     print("no node of the allocation is left" in str(exe.submit(node).exception(20)))
     exe.shutdown()
 told = [text.partition(" s: ")[2].partition(";")[0] for text in said if text.startswith("the allocation ends in ")]
 print(*told, sep="\\n")
 """
     counted = "8 calls run, 2 wait for a worker, 1 for their inputs, and 0 were not started for want of time"
-    ends = "TaskNodeFailure True TaskKilled True\nTrue\n"
+    ends = "TaskNodeFailure True True False\nTaskKilled True\nTrue\n"
     expected = "8 2 1 True\n" * 2 + ends * 2 + f"{counted} (run_time_max)\n" * 2
     assert inside(slurm_cluster, script, timeout_s=120) == expected
 
