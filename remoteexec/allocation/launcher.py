@@ -7,31 +7,66 @@ the pool it looks like the zygote of one machine, with sockets and pipes of this
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import math
 import os
+import shlex
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Collection, Sequence
 
-from remoteexec_server import relay, zygote
+from remoteexec_server import open_files, relay, zygote
 from remoteexec_server.wire import pooled
 
-from ..pool.zygote_client import _START, BUFFER, Ended, Endpoint, NodeLost, Report, path, report_of
+from ..pool.zygote_client import (
+    _RESERVE,
+    _START,
+    BUFFER,
+    Ended,
+    Endpoint,
+    NodeLost,
+    NodeReady,
+    NotStarted,
+    Report,
+    most_files,
+    path,
+    report_of,
+)
 from .base import Allocation, Step
 from .kept import cores_of
 from .nodes import Place
 
+_FILES_EACH = 3
+"""A worker's socket and pipes."""
+
 
 class FarEndpoint(Endpoint):
-    """Of a worker on another machine. Once it is lost, nobody can say which of its tasks it has taken."""
+    """Of a worker on another machine. Once it is lost, nobody can say which of its tasks it has taken.
+
+    Attributes:
+        refused: there has been no such worker.
+        at: the number of its node.
+        ready: nodes that are; the launcher adds to it.
+    """
 
     recall: socket.socket | None = None
+    refused = False
+    at = 0
+    ready: frozenset[int] | set[int] = frozenset()
+
+    @property
+    def there(self) -> bool:
+        """See Endpoint."""
+        return self.at in self.ready
 
     def take_back(self, tasks: Collection[int]) -> list[int]:
         """See Endpoint. Of a lost node, all tasks but the first: what stood behind that had not begun, or its result
         was on its way."""
+        if self.refused:
+            return list(tasks)
         if self.lost:
             return list(tasks)[1:]
         if self.recall is None or self.token_in is None:
@@ -67,6 +102,8 @@ class AllocationLauncher:
         pinned: cores of each kept worker, if they are to be its own; 0: they are not, nor are those of others.
         session: of the executor, as those know it who ask on a node for what it shares.
 
+    This process may have as many more files open as workers take, if the hard limit lets it.
+
     Raises:
         OSError: the relay cannot be started.
     """
@@ -91,6 +128,8 @@ class AllocationLauncher:
         self._node_of: dict[int, int] = {}  # of kept workers
         self._turn_of: dict[int, int] = {}  # which one of its node a kept worker is, as long as there is room
         self._endpoints: dict[int, FarEndpoint] = {}
+        self._ready: set[int] = set()
+        self._why_lost: dict[int, str] = {}  # of nodes
         self._kept = b""
         # guards that the socket is open when others than the pool write to it; a finalizer may while its thread has it
         self._open = threading.RLock()
@@ -103,6 +142,7 @@ class AllocationLauncher:
             "addresses": ["127.0.0.1"] if localhost else _addresses(),
             "listen": "127.0.0.1" if localhost else "",
             "preload": list(preload),
+            "shown": shlex.join(step.argv),
             "step": [*step.argv, *command, "agent"],
             "environment": dict(step.environment),
             "logs": step.logs,
@@ -118,6 +158,8 @@ class AllocationLauncher:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError), self._process.stdin as pipe:
             pipe.write(json.dumps(told).encode() + b"\n")
+        # later than the relay is started, so that what it starts has the limit as it was
+        open_files.raise_limit(_files_before() + _FILES_EACH * allocation.cores)
 
     @property
     def room(self) -> int:
@@ -132,6 +174,8 @@ class AllocationLauncher:
         tokens = printed = None
         try:
             with theirs:
+                if ours.fileno() >= most_files() - _RESERVE:
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 for end in (ours, theirs):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
                 ours.setblocking(False)
@@ -154,6 +198,7 @@ class AllocationLauncher:
                     os.close(handle)
             raise
         endpoint = FarEndpoint(number, ours, tokens[1] if tokens else None, None, printed[0] if printed else None)
+        endpoint.at, endpoint.ready = node, self._ready
         endpoint.recall, endpoint.node = self._recall if kept else None, self._names[node]
         self._endpoints[number] = endpoint
         cores = place.cores if isinstance(place, Place) else self._take_turn(number, node)
@@ -208,24 +253,37 @@ class AllocationLauncher:
             data = b""
         if not data:
             return None
-        data = self._kept + data
-        whole = len(data) - len(data) % zygote.REPORT.size
-        self._kept = data[whole:]
-        return [self._report(*fields) for fields in zygote.REPORT.iter_unpack(data[:whole])]
+        data, found, at = self._kept + data, [], 0
+        while (words := at + zygote.REPORT.size) <= len(data):
+            number, pid, status = zygote.REPORT.unpack_from(data, at)
+            end = words + (pid if status == relay.NODE_LOST else 0)
+            if end > len(data):
+                break
+            found.append(self._report(number, pid, status, data[words:end].decode()))
+            at = end
+        self._kept = data[at:]
+        return found
 
-    def _report(self, number: int, pid: int, status: int) -> Report:
+    def _report(self, number: int, pid: int, status: int, words: str) -> Report:
+        if status == relay.NODE_READY:
+            self._ready.add(number)
+            return NodeReady(number, self._names[number])
         if status == relay.NODE_LOST:
+            self._why_lost[number] = words
             self._slots.pop(number, None)
             for worker in [worker for worker, node in self._node_of.items() if node == number]:
                 self._endpoints[worker].lost = True
-            return NodeLost(number, self._names[number])
-        report = report_of(number, pid, status) if status != relay.LOST else Ended(number, 0, 0, self._names[pid])
-        if isinstance(report, Ended):
+            return NodeLost(number, self._names[number], words)
+        report = report_of(number, pid, status)
+        if status == relay.LOST:
+            report = Ended(number, 0, 0, self._names[pid], self._why_lost.get(pid, ""))
+        if isinstance(report, (Ended, NotStarted)):
             self._node_of.pop(number, None)
             self._turn_of.pop(number, None)
             endpoint = self._endpoints.pop(number, None)
             if endpoint is not None:
-                endpoint.lost = report.node is not None
+                endpoint.refused = isinstance(report, NotStarted)
+                endpoint.lost = isinstance(report, Ended) and report.node is not None
         return report
 
     def why_ended(self) -> str:
@@ -250,6 +308,12 @@ class AllocationLauncher:
         self._open = threading.RLock()  # somebody may have held it
         self.control.close()
         self._recall.close()
+
+
+def _files_before() -> int:
+    """What this process may have open for other things: as many as it may by now."""
+    most = most_files()
+    return int(most) if most != math.inf else 0
 
 
 def _addresses() -> list[str]:

@@ -2,8 +2,9 @@
 
 A task goes to the node with the fewest free cores among those where it fits, and of these to one with few free GPUs:
 small tasks fill nodes up, large ones find empty ones. Nodes with as many free cores and GPUs are one bucket, so the
-choice looks at buckets, not at nodes; only memory is compared node by node within a bucket. A need that did not fit is
-not looked for again until a node where it fits has got free.
+choice looks at buckets, not at nodes, and within a bucket at steps of free memory; only the amounts of the step that a
+need ends in are compared one by one. A need that did not fit is not looked for again until a node where it fits has got
+free.
 
 A need of several parts, the ranks of an MPI function, goes to one node if any can ever hold it; else to several, see
 `spread`.
@@ -54,6 +55,68 @@ class Place(tuple[str, ...]):
     cores: tuple[int, ...] = ()
 
 
+_STEPS = 64
+"""Of the largest node's memory. Picked, not measured: a bit mask of as many is a small number."""
+_ENDLESS = 2**62
+_MOST_FULL = 1024
+"""Needs that are known not to fit; more are those of tasks that have left the line."""
+
+
+class _Bucket:
+    """Nodes with as many free cores and GPUs, by steps of free memory, and on each by how much that is exactly.
+
+    Where tasks are alike, so are the nodes that they leave: what is compared are amounts, not nodes.
+    """
+
+    def __init__(self, step_bytes: int) -> None:
+        self._step_bytes = step_bytes
+        self._steps: list[dict[int, dict[int, None]]] = [{} for _ in range(_STEPS + 1)]
+        self._mask = 0  # a bit for each step that a node is on
+        self.count = 0
+
+    def put(self, at: int, memory_bytes: int) -> None:
+        """A node comes."""
+        step = min(_STEPS, memory_bytes // self._step_bytes)
+        amounts = self._steps[step]
+        if memory_bytes in amounts:
+            amounts[memory_bytes][at] = None
+        else:
+            amounts[memory_bytes] = {at: None}
+        self._mask |= 1 << step
+        self.count += 1
+
+    def remove(self, at: int, memory_bytes: int) -> bool:
+        """It goes; False if it is not there."""
+        step = min(_STEPS, memory_bytes // self._step_bytes)
+        amounts = self._steps[step]
+        nodes = amounts.get(memory_bytes)
+        if nodes is None or at not in nodes:
+            return False
+        del nodes[at]
+        if not nodes:
+            del amounts[memory_bytes]
+            if not amounts:
+                self._mask &= ~(1 << step)
+        self.count -= 1
+        return True
+
+    def find(self, memory_bytes: int) -> int | None:
+        """A node with that much, and not much more than others that have it."""
+        step = min(_STEPS, memory_bytes // self._step_bytes)
+        for amount, nodes in self._steps[step].items():
+            if memory_bytes <= amount:
+                return next(iter(nodes))
+        mask = self._mask >> (step + 1)
+        if not mask:
+            return None
+        amounts = self._steps[step + (mask & -mask).bit_length()]
+        return next(iter(next(iter(amounts.values()))))
+
+    def nodes(self) -> list[int]:
+        """All of them."""
+        return [at for step in self._steps if step for nodes in step.values() for at in nodes]
+
+
 class _State:
     """What is free on a node."""
 
@@ -61,6 +124,11 @@ class _State:
         self.cores, self.gpus = cores, list(node.gpus)
         self.memory_bytes = node.memory_bytes
         self.all = Need(cores, len(node.gpus), node.memory_bytes or 0)
+
+    @property
+    def free_bytes(self) -> int:
+        """Of memory; as good as endless where it is not counted."""
+        return _ENDLESS if self.memory_bytes is None else self.memory_bytes
 
     def fits(self, need: Need) -> bool:
         memory = self.memory_bytes is None or need.memory_bytes <= self.memory_bytes
@@ -94,9 +162,11 @@ class ManyNodes:
     Args:
         nodes: one or more.
         cores: that may be used at once, on all nodes; None: all.
+        is_open: nodes can be used from the first; else each when `open` says so, and until then tasks wait, as nobody
+            knows when that is.
     """
 
-    def __init__(self, nodes: Sequence[Node], cores: int | None = None) -> None:
+    def __init__(self, nodes: Sequence[Node], cores: int | None = None, is_open: bool = True) -> None:
         self._names = [node.name for node in nodes]
         total = sum(node.cores for node in nodes)
         self._limit = cores if cores is not None else total
@@ -105,12 +175,14 @@ class ManyNodes:
         self._used = 0
         self._nodes: dict[int, _State] = {at: _State(node, node.cores) for at, node in enumerate(nodes)}
         most = max(len(node.gpus) for node in nodes)
-        self._buckets: list[dict[int, dict[int, None]]] = [{} for _ in range(most + 1)]  # by free GPUs, free cores
+        self._step_bytes = max(1, max(node.memory_bytes or 0 for node in nodes) // _STEPS)
+        self._buckets: list[dict[int, _Bucket]] = [{} for _ in range(most + 1)]  # by free GPUs, free cores
         self._masks = [0] * (most + 1)  # by free GPUs: a bit for each number of free cores that a node has
         self._full: set[Need] = set()  # what did not fit, since when no node got free where it would
         self._found: tuple[Need, int | Shares] | None = None
         self._held: tuple[Need, frozenset[int]] | None = None
         self._of_one: dict[Need, bool] = {}  # whether one node can ever hold it
+        self._closed = set() if is_open else set(self._nodes)
         for at in self._nodes:
             self._put(at)
 
@@ -139,6 +211,8 @@ class ManyNodes:
             return False
         at = self._search(need) if self._used + need.cores <= self.capacity else None
         if at is None:
+            if len(self._full) > _MOST_FULL:
+                self._full.clear()
             self._full.add(need)
             return False
         self._found = need, at
@@ -223,13 +297,20 @@ class ManyNodes:
         return self._held is not None
 
     def _to_hold(self, need: Need) -> frozenset[int]:
-        freest = sorted(self._nodes, key=lambda at: -self._nodes[at].cores)
+        freest = sorted(self._nodes, key=lambda at: (at in self._closed, -self._nodes[at].cores))
         if not self._spreads(need):
             return frozenset([next(at for at in freest if self._nodes[at].ever_fits(need))])
         part = need.part
         shares = spread(need.parts, need.nodes, [(at, self._nodes[at].ever_room_for(part)) for at in freest])
         assert shares is not None  # what never fits is not in line
         return frozenset(at for at, _ in shares)
+
+    def open(self, node: int) -> None:
+        """See Room."""
+        if node in self._nodes and node in self._closed:
+            self._closed.remove(node)
+            self._full.clear()
+            self._put(node)
 
     def lose(self, node: int) -> None:
         """See Room."""
@@ -308,12 +389,12 @@ class ManyNodes:
             (min(cores // part.cores, gpus // part.gpus if part.gpus else cores), bucket)
             for gpus in range(part.gpus, len(self._buckets))
             for cores, bucket in self._buckets[gpus].items()
-            if cores >= part.cores and bucket
+            if cores >= part.cores and bucket.count
         ]
-        if sum([room * len(bucket) for room, bucket in buckets]) < count:
+        if sum([room * bucket.count for room, bucket in buckets]) < count:
             return []
         buckets.sort(key=lambda found: -found[0])
-        return [at for _, bucket in buckets for at in bucket]
+        return [at for _, bucket in buckets for at in bucket.nodes()]
 
     def _take_parts(self, need: Need, shares: Shares) -> Place:
         part = need.part
@@ -344,35 +425,28 @@ class ManyNodes:
                 cores, mask = cores + step, mask >> step
                 if best is not None and cores >= best[0]:
                     break
-                at = self._in_bucket(self._buckets[gpus][cores], need.memory_bytes)
+                at = self._buckets[gpus][cores].find(need.memory_bytes)
                 if at is not None:
                     best = cores, at
                     break
                 cores, mask = cores + 1, mask >> 1
         return best[1] if best is not None else None
 
-    def _in_bucket(self, bucket: dict[int, None], memory_bytes: int) -> int | None:
-        if not memory_bytes:
-            return next(iter(bucket))
-        for at in bucket:
-            has = self._nodes[at].memory_bytes
-            if has is None or memory_bytes <= has:
-                return at
-        return None
-
     def _put(self, at: int) -> None:
-        if self._held is not None and at in self._held[1]:
+        if at in self._closed or (self._held is not None and at in self._held[1]):
             return
         state = self._nodes[at]
         gpus = len(state.gpus)
-        self._buckets[gpus].setdefault(state.cores, {})[at] = None
+        bucket = self._buckets[gpus].get(state.cores)
+        if bucket is None:
+            bucket = self._buckets[gpus][state.cores] = _Bucket(self._step_bytes)
+        bucket.put(at, state.free_bytes)
         self._masks[gpus] |= 1 << state.cores
 
     def _remove(self, at: int) -> None:
         state = self._nodes[at]
         bucket = self._buckets[len(state.gpus)].get(state.cores)
-        if bucket is None or at not in bucket:  # it is held
+        if bucket is None or not bucket.remove(at, state.free_bytes):  # it is held
             return
-        del bucket[at]
-        if not bucket:
+        if not bucket.count:
             self._masks[len(state.gpus)] &= ~(1 << state.cores)

@@ -18,10 +18,11 @@ class PinnedNodes(ManyNodes):
     Args:
         nodes: see ManyNodes.
         cores: see ManyNodes.
+        is_open: see ManyNodes.
     """
 
-    def __init__(self, nodes: Sequence[Node], cores: int | None = None) -> None:
-        super().__init__(nodes, cores)
+    def __init__(self, nodes: Sequence[Node], cores: int | None = None, is_open: bool = True) -> None:
+        super().__init__(nodes, cores, is_open)
         self._free = {at: (1 << node.cores) - 1 for at, node in enumerate(nodes)}  # a bit for each core
 
     def take(self, need: Need) -> Place:

@@ -39,10 +39,11 @@ def outcome(future: TaskFuture[Any], end: End) -> tuple[Any, BaseException | Non
             return None, broken(key, end)
 
 
-def broken(key: TaskKey, end: Broken) -> errors.TaskLost:
+def broken(key: TaskKey, end: Broken) -> errors.RemoteExecError:
     """What is said of a task that could not be run."""
     after = f" again, after {', '.join(death.reason for death in end.deaths)}" if end.deaths else ""
-    return errors.TaskKilled(f"task {key} cannot run{after}: {end.reason}", task=key)
+    text = f"task {key} cannot run{after}: {end.reason}"
+    return errors.RunnerMissing(text) if end.none_ran else errors.TaskKilled(text, task=key)
 
 
 def death(key: TaskKey, died: Died, printed: object = None) -> errors.TaskLost:
@@ -52,8 +53,10 @@ def death(key: TaskKey, died: Died, printed: object = None) -> errors.TaskLost:
         text = f"task {key} took longer than its run_time_max and was ended"
         return errors.TaskTimeout(_told(text, died), task=key)
     if died.node is not None:
-        why = "that cannot be reached any more, or its agent has ended; submit the call again to run it on another node"
-        text = f"task {key} is lost with node {died.node}, on which it ran: {died.over or why}"
+        why = died.why or (
+            "that cannot be reached any more, or its agent has ended; submit the call again to run it on another node"
+        )
+        text = f"task {key} is lost with node {died.node}, on which it ran: {why}"
         return errors.TaskNodeFailure(_told(text, died), task=key, node=died.node)
     code = os.waitstatus_to_exitcode(died.status)
     how = how_ended(died.status) if died.why is None else f"was ended: {died.why}"

@@ -83,7 +83,8 @@ class AllocatedExecutor(SingleNodeExecutor):
     @property
     def info(self) -> dict[str, Any]:
         """See BaseExecutor."""
-        return {**super().info, "pin_cores": self._pin}
+        pmi = self._defaults.pmi_mode
+        return {**super().info, "pmi_mode": pmi, "hostname_localhost": self._localhost, "pin_cores": self._pin}
 
     @property
     def remaining(self) -> Remaining:
@@ -119,7 +120,7 @@ class AllocatedExecutor(SingleNodeExecutor):
         return list(names), {_CUDA: names} if names else {}
 
     def _new_ledger(self) -> Ledger[PoolTask]:
-        room = (PinnedNodes if self._pin else ManyNodes)(self._allocation.nodes, self._max_cores)
+        room = (PinnedNodes if self._pin else ManyNodes)(self._allocation.nodes, self._max_cores, is_open=False)
         return Ledger(None, tasks=self._max_workers, room=room)
 
     def _takes(self, resources: Resources) -> Need:
@@ -206,6 +207,11 @@ class AllocatedExecutor(SingleNodeExecutor):
         if self._carrier is not None:
             sharing.carry_by(self._carrier)
         return sharing
+
+
+def own_parameters(found: Mapping[str, Any], besides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a constructor was given, of its `locals()`, to be handed on by name: each stands in its signature once."""
+    return {name: value for name, value in found.items() if name not in ("self", "__class__", *besides)}
 
 
 class _Report:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-from remoteexec_server.wire.resources import Resources
+from remoteexec_server.wire.resources import Resources, Retry
 
 from ..allocation.base import Allocation, Step
 from ..allocation.flux import allocation, job_of
 from ..pool.mpi import Launch
-from .allocated import AllocatedExecutor, Pmi
+from .allocated import AllocatedExecutor, Pmi, own_parameters
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["FluxJobExecutor"]
 
@@ -39,7 +42,9 @@ class FluxJobExecutor(AllocatedExecutor):
             their ends.
         hostname_localhost: agents connect to 127.0.0.1, and nobody else can: for an instance on this one machine.
         resource_dict: see SingleNodeExecutor.
-        options: all that SingleNodeExecutor takes.
+        pin_cores: see AllocatedExecutor.
+
+    All others are those of SingleNodeExecutor; the ones that executorlib has, too, come first and in its order.
 
     Raises:
         NoAllocation: (a ValueError) this process is in no instance.
@@ -50,15 +55,34 @@ class FluxJobExecutor(AllocatedExecutor):
     def __init__(
         self,
         max_workers: int | None = None,
-        *,
+        cache_directory: str | os.PathLike[str] | None = None,
+        max_cores: int | None = None,
+        resource_dict: Mapping[str, Any] | Resources | None = None,
         pmi_mode: Pmi | None = None,
         flux_executor: Any = None,
         flux_executor_nesting: bool = False,
         flux_log_files: bool = False,
         hostname_localhost: bool | None = None,
-        resource_dict: Mapping[str, Any] | Resources | None = None,
-        **options: Any,
+        block_allocation: bool = False,
+        init_function: Callable[[], Mapping[str, Any] | None] | None = None,
+        disable_dependencies: bool = False,
+        refresh_rate: float = 0.01,
+        plot_dependency_graph: bool | Literal["after"] = False,
+        plot_dependency_graph_filename: str | Path | None = None,
+        export_workflow_filename: str | Path | None = None,
+        log_obj_size: bool = False,
+        wait: bool = True,
+        restart_limit: int = 0,
+        openmpi_oversubscribe: bool = False,
+        *,
+        cache_errors: bool = False,
+        preload: Sequence[str] = (),
+        debug: bool = False,
+        show_output: bool | Literal["prefix"] | None = None,
+        retries: Retry | None = None,
+        pin_cores: bool = True,
     ) -> None:
+        given = own_parameters(locals(), besides=("flux_executor", "flux_executor_nesting", "flux_log_files"))
         _check_executor(flux_executor)
         if flux_executor_nesting and job_of(os.environ) is not None:
             raise ValueError(
@@ -67,13 +91,7 @@ class FluxJobExecutor(AllocatedExecutor):
             )
         self._nesting, self._executor = flux_executor_nesting, flux_executor
         self._logs = (os.path.abspath(_LOGS[0]), os.path.abspath(_LOGS[1])) if flux_log_files else None
-        super().__init__(
-            max_workers,
-            pmi_mode=pmi_mode,
-            hostname_localhost=hostname_localhost,
-            resource_dict=resource_dict,
-            **options,
-        )
+        super().__init__(**given)
         if flux_executor is not None:
             log.warning(
                 "nothing is submitted through flux_executor=%r: agents and calls run in the instance that FLUX_URI "

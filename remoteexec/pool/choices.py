@@ -10,7 +10,7 @@ from remoteexec_server.wire import pooled
 
 from .tasks import PoolTask
 from .workers import WorkerState
-from .zygote_client import Ended, NodeLost, NotStarted
+from .zygote_client import Ended, NodeLost, NodeReady, NotStarted
 
 log = logging.getLogger("remoteexec")
 
@@ -88,7 +88,11 @@ class Choices(ABC):
 
     def _lost_node(self, lost: NodeLost) -> None:
         """A node is gone; its workers are buried next. Called on the pool thread without the lock."""
-        log.warning("node %s is lost: its agent has ended or cannot be reached", lost.name)
+        log.warning("node %s is lost: %s", lost.name, lost.why or "its agent has ended or cannot be reached")
+
+    @abstractmethod
+    def _node_ready(self, ready: NodeReady) -> None:
+        """A node can run workers. Called on the pool thread without the lock."""
 
     def _named(self, worker: WorkerState) -> int | None:
         """Its number, if that says more than which call it runs."""

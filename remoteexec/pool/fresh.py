@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from types import MappingProxyType
 
@@ -12,14 +13,16 @@ from .ledger import Ledger, Need, TooLarge
 from .output import Output
 from .pool import Pool
 from .tasks import Broken, GpuVariables, PoolTask, nodes_beside
-from .workers import WorkerState
-from .zygote_client import Ended, Launcher, NodeLost, NotStarted
+from .workers import WorkerState, none_left
+from .zygote_client import Ended, Launcher, NodeLost, NodeReady, NotStarted
 
 
 class FreshWorkers(Pool):
     """A process for each call, forked when the call starts.
 
-    What a call takes of the machine is free again when it has answered; its GPUs are when its process has ended.
+    What a call takes of the machine is free again when it has answered; its GPUs are when its process has ended. Where
+    a process cannot be started, as too many files are open, say, its call waits for one that ends: then there are no
+    more at once, but for one more with each that ends.
 
     Args:
         ledger: what the machine has, and the line.
@@ -40,7 +43,8 @@ class FreshWorkers(Pool):
         self._ledger = ledger
         self._gpu_variables = gpu_variables
         self._numbers = itertools.count()
-        self._nodes_lost = False
+        self._nodes_lost, self._why_lost = False, ""
+        self._most_at_once = math.inf  # processes; guarded by the lock
         super().__init__(preload, output, launcher)
 
     @property
@@ -59,6 +63,7 @@ class FreshWorkers(Pool):
             return
         with self._lock:
             if self._broken is None:
+                self._begin_first(task)
                 self._ledger.add(task)
         if self._broken is not None:
             self._refuse(task)
@@ -83,7 +88,8 @@ class FreshWorkers(Pool):
         while True:
             with self._lock:
                 self._let_go()
-                started = self._ledger.next() if self._broken is None and not self._resuming else None
+                may = self._broken is None and not self._resuming and len(self._workers) < self._most_at_once
+                started = self._ledger.next() if may else None
                 if started is None:
                     return
                 task, gpus = started
@@ -167,17 +173,29 @@ class FreshWorkers(Pool):
         return list(worker.has.values())
 
     def _buried(self, worker: WorkerState, started: list[PoolTask], report: Ended | NotStarted) -> None:
-        for task in started:  # first: what they have submitted is not to start
-            if isinstance(report, Ended):
+        if isinstance(report, NotStarted):
+            self._put_back(started, report)
+        else:
+            self._most_at_once += 1
+            for task in started:  # first: what they have submitted is not to start
                 task.end(self._died(worker, report))
-            else:
-                task.end(Broken(f"its process cannot be started: {report.reason}"))
         self._start_what_fits()
+
+    def _put_back(self, tasks: Sequence[PoolTask], report: NotStarted) -> None:
+        """Their process could not be started: they wait for another to end, if there is one."""
+        with self._lock:
+            self._most_at_once = max(1, len(self._workers))
+            self.refusal = report.reason
+            waits = bool(self._workers) and self._broken is None
+            for task in tasks if waits else ():
+                self._ledger.add_first(task)
+        for task in () if waits else tasks:
+            task.end(Broken(f"its process cannot be started: {report.reason}"))
 
     def _lost_node(self, lost: NodeLost) -> None:
         super()._lost_node(lost)
         with self._lock:
-            self._nodes_lost = True
+            self._nodes_lost, self._why_lost = True, lost.why
             self._ledger.room.lose(lost.node)
             for worker in self._workers.values():
                 if lost.node in nodes_beside(worker.gpus):  # some of its ranks were there
@@ -188,6 +206,11 @@ class FreshWorkers(Pool):
             self._is_hopeless(task)
         self._start_what_fits()
 
+    def _node_ready(self, ready: NodeReady) -> None:
+        with self._lock:
+            self._ledger.room.open(ready.node)
+        self._start_what_fits()
+
     def _is_hopeless(self, task: PoolTask) -> bool:
         """Whether what the task asks for was lost with a node; then it is told so. Without the lock."""
         try:
@@ -195,12 +218,12 @@ class FreshWorkers(Pool):
                 self._ledger.check(task.need)
         except TooLarge as exc:
             if task.begin():
-                task.end(Broken(self._why_hopeless(exc)))
+                task.end(Broken(self._why_hopeless(exc), none_ran=not self._there))
             return True
         return False
 
     def _why_hopeless(self, refusal: TooLarge) -> str:
-        left = f"nodes were lost, and {refusal}" if self._ledger.room.capacity else "no node of the allocation is left"
+        left = f"nodes were lost, and {refusal}" if self._ledger.room.capacity else none_left(self._why_lost)
         return self._why_gone(left)
 
     def _give_back(self, worker: WorkerState) -> None:

@@ -18,8 +18,8 @@ from remoteexec_server.wire import pooled
 from .output import Output
 from .pool import Pool
 from .tasks import GpuVariables, PoolTask, how_ended
-from .workers import POOL, WorkerState
-from .zygote_client import BUFFER, Ended, Launcher, NodeLost, NotStarted
+from .workers import POOL, WorkerState, none_left
+from .zygote_client import BUFFER, Ended, Launcher, NodeLost, NodeReady, NotStarted
 
 _AHEAD = 64
 """Calls a worker may have at most, so that it never waits for the next."""
@@ -83,6 +83,7 @@ class KeptWorkers(Pool):
         self._gpus, self._gpu_variables = list(places.gpus), places.gpu_variables
         self._has_gpus = bool(self._gpus)
         self._pace_s = _AHEAD_S  # of a call, on average of late
+        self._absent = 0  # workers whose nodes are not ready: something is left in the line for them
         self._grown = False  # a task has rested: there may be more workers than places
         self._shrunk = False  # so there may after `resize`
         self._spares: list[WorkerState] = []
@@ -133,6 +134,7 @@ class KeptWorkers(Pool):
                 worker = None
                 if not self._idle:
                     task.keep_buffers()
+                    self._begin_first(task)
                     self._line_up(task)
                 elif not self._begins(task):
                     return
@@ -198,17 +200,29 @@ class KeptWorkers(Pool):
                     log.warning("only %d of %d workers could be started: %s", *count, self.refusal)
                 return False
             worker.gpus = gpus
+            self._absent += not worker.endpoint.there
             ticket = worker.ticket()
             tasks = self._portion(worker)
         self._post(worker, ticket, tasks, worker.fitted(self._setup, self._gpu_variables))
         return True
 
-    def _portion(self, worker: WorkerState) -> list[PoolTask]:
-        """Take from the line what this worker is given now; the caller holds the lock, and posts it."""
+    def _count_absent(self) -> None:
+        """The caller holds the lock."""
+        endpoints = [worker.endpoint for worker in self._workers.values()]
+        self._absent = sum([not (each.there or each.lost) for each in endpoints])
+
+    def _portion(self, worker: WorkerState, others: int = 0) -> list[PoolTask]:
+        """Take from the line what this worker is given now; the caller holds the lock, and posts it.
+
+        Args:
+            others: that are free, too, and can have as much.
+        """
         tasks: list[PoolTask] = []
-        if worker.halted or worker.endpoint.lost:
+        if worker.halted or worker.endpoint.lost or not worker.endpoint.there:
             return tasks
-        share = len(self._line) // max(1, self._size) + 1
+        share = max(0, len(self._line) - self._absent) // max(1, self._size) + 1
+        if others:
+            share = min(share, -(-len(self._line) // (others + 1)))
         most = min(share, max(2, min(_AHEAD, int(_AHEAD_S / self._pace_s))) - len(worker.has))
         load = worker.load
         while self._line and len(tasks) < most:
@@ -278,7 +292,12 @@ class KeptWorkers(Pool):
         """It may have nothing to do now: then it is free; the caller holds the lock, and calls `_feed_idle` after."""
         if worker.has or worker.halted or worker.endpoint.lost or worker.writer is not None:
             return
-        if worker.retiring or worker.spare or self._workers.get(worker.number) is not worker:  # its number lives on
+        if (
+            not worker.endpoint.there
+            or worker.retiring
+            or worker.spare
+            or self._workers.get(worker.number) is not worker
+        ):  # its number lives on
             return
         if self._too_many():
             self._put_aside(worker)
@@ -435,7 +454,7 @@ class KeptWorkers(Pool):
                 if not self._idle or not self._line:
                     return
                 worker = self._idle.popitem()[1]
-                tasks = self._portion(worker)
+                tasks = self._portion(worker, others=len(self._idle))
                 if not tasks:  # all were cancelled
                     self._idle[worker.number] = worker
                     return
@@ -458,7 +477,8 @@ class KeptWorkers(Pool):
 
     def _buried(self, worker: WorkerState, started: list[PoolTask], report: Ended | NotStarted) -> None:
         with self._lock:
-            ours = worker.timed_out or worker.cancelled or (isinstance(report, Ended) and report.why is not None)
+            zygote_gone = isinstance(report, Ended) and report.node is None and report.why is not None
+            ours = worker.timed_out or worker.cancelled or zygote_gone
             living = len(self._placed())
             replace = not self._stopping and living < self._size and not isinstance(report, NotStarted)
             if replace and not ours and not worker.retiring:
@@ -479,8 +499,17 @@ class KeptWorkers(Pool):
         super()._lost_node(lost)
         with self._lock:  # its workers are buried one by one, and until then get nothing
             self._idle = {number: worker for number, worker in self._idle.items() if not worker.endpoint.lost}
+            self._count_absent()
             self._size = self._most(self._size)
             self._gpus = [gpus for gpus in self._gpus if not self._zygote.has_lost(gpus)]
+
+    def _node_ready(self, ready: NodeReady) -> None:
+        with self._lock:
+            for worker in reversed(list(self._workers.values())):  # the first is then given the first call
+                if worker.endpoint.node == ready.name:
+                    self._free(worker)
+            self._count_absent()
+        self._feed_idle()
 
     def _most(self, size: int) -> int:
         """So many workers, or as many as there is room for on nodes that are left."""
@@ -492,7 +521,7 @@ class KeptWorkers(Pool):
             return f"its last worker could not be started: {report.reason}"
         when = " while `init_function` ran" if not worker.ready and self._setup.get("init") is not None else ""
         if report.node is not None and not self._zygote.room:
-            return self._why_gone("no node of the allocation is left")
+            return self._why_gone(none_left(report.why))
         how = how_ended(report.status) if report.node is None else f"was lost with node {report.node}"
         said = f"its last worker {how}{when}, and none is left to replace it"
         return f"{said}: `restart_limit` was {self._restart_limit}"

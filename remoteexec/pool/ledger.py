@@ -3,7 +3,7 @@
 First come, first served; tasks that fit go past one that does not, but only until they have taken `PATIENCE` times the
 whole capacity: then what is free is left free for it, on one node if there are many. Tasks that need the same wait in
 one line, and the lines are kept in the order of their first tasks: the choice looks at as many lines as there are
-before the first that fits, however many tasks wait, and however many nodes there are.
+before the first that fits, and at `LOOK_AT` at most, however many tasks wait, and however many nodes there are.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 PATIENCE = 2
 """Picked, not measured: enough to fill gaps with short tasks, few enough not to starve a large one."""
+LOOK_AT = 32
+"""Lines. Tasks that all need something else would otherwise each be looked at whenever one ends. Picked: wide enough to
+find what fits into a gap."""
 _DEEPER = 2**40
 """More than there are tasks: what is deeper has an earlier place."""
 _UNLIMITED = 64
@@ -96,6 +99,9 @@ class Room(Protocol):
     def hold(self, need: Need) -> bool:
         """Leave what gets free to this need until it fits; False if others can then take nothing at all."""
 
+    def open(self, node: int) -> None:
+        """This node can be used from now on, of a room that has those that cannot."""
+
     def lose(self, node: int) -> None:
         """This node is gone, and what was taken there."""
 
@@ -152,6 +158,9 @@ class OneNode:
     def hold(self, need: Need) -> bool:
         """See Room."""
         return False
+
+    def open(self, node: int) -> None:
+        """See Room: this one can be from the first."""
 
     def lose(self, node: int) -> None:
         """See Room: this process would be gone, too."""
@@ -236,7 +245,7 @@ class Ledger(Generic[T]):
             return self._start(0)
         if self._passed_by >= self._patience and not self.room.hold(heads[0][1]):
             return None
-        for at, (_, need) in enumerate(heads):  # the first once more: what was held for it may have room
+        for at, (_, need) in enumerate(heads[:LOOK_AT]):  # the first once more: what was held for it may have room
             if fits(need):
                 self._passed_by += max(1, need.cores)
                 return self._start(at)
@@ -259,6 +268,10 @@ class Ledger(Generic[T]):
     def put_back(self, task: T, place: tuple[str, ...]) -> None:
         """A task that `next` gave could not be started: it is the first of its line again."""
         self.end(task.need, place)
+        self.add_first(task)
+
+    def add_first(self, task: T) -> None:
+        """A task is the first of its line."""
         first, need = -next(self._places), task.need
         line = self._lines.setdefault(need, deque())
         if line:

@@ -52,7 +52,7 @@ from .poller import READ, WRITE, Poller
 from .stalls import LOOK_S, Stalls, cpu_s
 from .tasks import Answered, Broken, Died, PoolTask
 from .workers import POOL, Pieces, WorkerState, no_room, tell_of_halt, too_late, warn_of_halt, when_over, write
-from .zygote_client import Ended, Halted, Launcher, NodeLost, NotStarted, Started, ZygoteClient
+from .zygote_client import Ended, Halted, Launcher, NodeLost, NodeReady, NotStarted, Started, ZygoteClient
 
 log = logging.getLogger("remoteexec")
 
@@ -98,6 +98,7 @@ class Pool(Choices):
         self.refusal: str | None = None
         self.ends_at: float | None = None
         self.refused = 0
+        self._there = launcher is None  # a machine that workers run on
         self._bell: tuple[float, Callable[[], None]] | None = None
         self._zygote: Launcher = launcher if launcher is not None else ZygoteClient(preload)
         self._alarm, self._alarm_in = socket.socketpair()
@@ -166,8 +167,8 @@ class Pool(Choices):
 
     def _died(self, worker: WorkerState, report: Ended) -> Died:
         node = report.node or worker.lost_with
-        over = when_over(self.ends_at) if node else ""
-        return Died(report.pid, report.status, worker.timed_out, node, over, report.why)
+        why = (when_over(self.ends_at) if node else "") or report.why
+        return Died(report.pid, report.status, worker.timed_out, node, why or None)
 
     def ring(self, in_s: float, call: Callable[[], None]) -> None:
         """Have something done by the pool thread later; what was asked for before is forgotten."""
@@ -307,6 +308,14 @@ class Pool(Choices):
                 return
         self._written(worker)
 
+    def _begin_first(self, task: PoolTask) -> None:
+        """While no node is ready the first task counts as begun: a shutdown that cancels what waits lets it run.
+
+        The caller holds the lock.
+        """
+        if not self._there and not self.waiting:
+            task.begin()
+
     def _begins(self, task: PoolTask) -> bool:
         """Whether a task may start now. If there is too little time left for it, it is told so soon; under the lock."""
         if not task.begin():
@@ -357,11 +366,11 @@ class Pool(Choices):
                 worker.has.clear()
         for task in tasks:
             if task.begin():
-                task.end(Broken(reason))
+                task.end(Broken(reason, none_ran=not self._there))
 
     def _refuse(self, task: PoolTask) -> None:
         if task.begin():
-            task.end(Broken(str(self._broken)))
+            task.end(Broken(str(self._broken), none_ran=not self._there))
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # awake already, or gone
@@ -531,6 +540,10 @@ class Pool(Choices):
         for report in reports:
             if isinstance(report, NodeLost):
                 self._lost_node(report)
+                continue
+            if isinstance(report, NodeReady):
+                self._there = True
+                self._node_ready(report)
                 continue
             worker = self._workers.get(report.number)
             if worker is None:

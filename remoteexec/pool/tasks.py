@@ -326,8 +326,7 @@ class Died(NamedTuple):
         status: as `os.waitpid` says.
         timed_out: we ended it, since it took longer than it had asked for.
         node: what was lost with it; then nothing else is known.
-        over: says that the time of its allocation was up; else empty.
-        why: what has ended it, if that is known otherwise than by `status`.
+        why: what has ended it, or why the node was lost, if that is known otherwise than by `status`.
         deaths: why earlier attempts have ended; told when no other follows.
     """
 
@@ -335,16 +334,21 @@ class Died(NamedTuple):
     status: int
     timed_out: bool = False
     node: str | None = None
-    over: str = ""
     why: str | None = None
     deaths: tuple[Loss, ...] = ()
 
 
 class Broken(NamedTuple):
-    """The task cannot be run: the pool has nothing left to run it. `deaths`: see Died."""
+    """The task cannot be run: the pool has nothing left to run it.
+
+    Attributes:
+        deaths: see Died.
+        none_ran: nor had it ever anything: what was to start that did not.
+    """
 
     reason: str
     deaths: tuple[Loss, ...] = ()
+    none_ran: bool = False
 
 
 End = Answered | Died | Broken

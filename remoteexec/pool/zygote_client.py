@@ -88,6 +88,11 @@ class Endpoint:
         self.number, self.sock, self.token_in, self.token_out = number, sock, token_in, token_out
         self.output = output
 
+    @property
+    def there(self) -> bool:
+        """Whether its node is ready: before that it is given no tasks, which another may run sooner."""
+        return True
+
     def give(self, tasks: Sequence[int]) -> None:
         """Write tokens: of these tasks, 64 at most."""
         assert self.token_in is not None  # it is not buried
@@ -146,13 +151,21 @@ class Halted(NamedTuple):
 
 
 class NodeLost(NamedTuple):
-    """A node is gone; the ends of its workers are reported each, after this."""
+    """A node is gone; the ends of its workers are reported each, after this. `why` is empty if nobody knows."""
+
+    node: int
+    name: str
+    why: str = ""
+
+
+class NodeReady(NamedTuple):
+    """A node can run workers; before that, nobody knows whether it ever will."""
 
     node: int
     name: str
 
 
-Report = Started | NotStarted | Ended | Halted | NodeLost
+Report = Started | NotStarted | Ended | Halted | NodeLost | NodeReady
 
 
 class Launcher(Protocol):

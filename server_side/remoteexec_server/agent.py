@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import select
 import signal
 import socket
@@ -48,22 +47,23 @@ def main(argv: list[str]) -> int:
         os._exit(_zygote(theirs, told["preload"]))
     theirs.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's business
-    if told["preload"]:
-        said = b""
-        while said != zygote.IMPORTED and (data := ours.recv(1 << 16)):
-            said += data
-        if said != zygote.IMPORTED:
-            print(f"remoteexec: {said.decode(errors='replace')}", file=sys.stderr, flush=True)
-            return 1
-    from .shared_copies import Copies  # late, as the next: the zygote does without, and forks faster
+    problem = _import_problem(ours) if told["preload"] else b""
+    from . import open_files  # late, as the next: the zygote does without, and forks faster
+    from .shared_copies import Copies
     from .wire import lanes
 
-    _raise_file_limit()
+    open_files.raise_limit()  # each worker takes three, and one while it waits for a shared object
     copies = Copies(told["session"], name)
     try:
         link = lanes.Link(lanes.context(told["certificate"], server=False).wrap_socket(_connect(told)))
     except OSError as exc:
         print(f"remoteexec: {exc}", file=sys.stderr, flush=True)
+        return 1
+    if problem:
+        link.put(lanes.FAILED, told["nodes"].index(name), problem)
+        with contextlib.suppress(OSError):
+            link.flush()
+            link.sock.recv(1)  # until it is read, and the relay has closed
         return 1
     link.sock.setblocking(False)
     link.put(lanes.HELLO, told["nodes"].index(name))
@@ -72,19 +72,20 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _raise_file_limit() -> None:
-    """Each worker takes three files, and one while it waits for a shared object. Workers have the limit as it was."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # "unlimited" is more than the kernel gives
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def _name(identify: list[str]) -> str:
     """Which of the nodes this is."""
     if not identify:
         return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     said = subprocess.run(identify, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=_IDENTIFY_S, check=True)
     return said.stdout.decode().strip()
+
+
+def _import_problem(zygotes: socket.socket) -> bytes:
+    """Wait until all is imported; why that cannot be."""
+    said = b""
+    while said != zygote.IMPORTED and (data := zygotes.recv(1 << 16)):
+        said += data
+    return b"" if said == zygote.IMPORTED else said or b"preload: the process that imports has ended"
 
 
 def _zygote(control: socket.socket, preload: list[str]) -> int:
@@ -111,6 +112,14 @@ def _connect(told: dict[str, Any]) -> socket.socket:
     raise ConnectionError(
         f"{socket.gethostname()} cannot connect to the executor at any of {told['addresses']}: {problem}"
     )
+
+
+def _pipe(undo: contextlib.ExitStack) -> tuple[int, int]:
+    """One that is closed again if what follows fails."""
+    ends = os.pipe()
+    for end in ends:
+        undo.callback(os.close, end)
+    return ends
 
 
 class _Lane:
@@ -192,7 +201,10 @@ class _Agent:
     def _obey(self, kind: bytes, number: int, data: bytes | memoryview) -> None:
         kinds = self._kinds
         if kind == kinds.START:
-            self._start(number, data[0])
+            try:
+                self._start(number, data[0])
+            except OSError as exc:  # too many open files, say
+                self._link.put(kinds.REPORT, number, zygote.REPORT.pack(number, exc.errno or 0, zygote.NOT_STARTED))
             return
         if kind == kinds.KILL:
             self._control.sendall(zygote.REQUEST.pack(zygote.KILL, number))
@@ -224,16 +236,18 @@ class _Agent:
             self._link.put(self._kinds.WANT, number)
 
     def _start(self, number: int, flags: int) -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        tokens = os.pipe() if flags & self._kinds.KEPT else None
-        printed = os.pipe() if flags & self._kinds.OUTPUT else None
-        for handle in (*(tokens or ()), *(printed or ())[:1]):
+        with contextlib.ExitStack() as undo:
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            with theirs:
+                tokens = _pipe(undo) if flags & self._kinds.KEPT else None
+                printed = _pipe(undo) if flags & self._kinds.OUTPUT else None
+                request = zygote.REQUEST.pack(zygote.KEPT if tokens else zygote.ONCE, number)
+                handles = [theirs.fileno(), *(tokens or ())[:1], *(printed or ())[1:]]
+                socket.send_fds(self._control, [request], handles)
+            undo.pop_all()
+        for handle in (ours.fileno(), *(tokens or ()), *(printed or ())[:1]):
             os.set_blocking(handle, False)
-        request = zygote.REQUEST.pack(zygote.KEPT if tokens else zygote.ONCE, number)
-        handles = [theirs.fileno(), *(tokens or ())[:1], *(printed or ())[1:]]
-        socket.send_fds(self._control, [request], handles)
-        theirs.close()
         if printed:
             os.close(printed[1])
             self._watch(printed[0], number)

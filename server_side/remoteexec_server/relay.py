@@ -8,15 +8,17 @@ nodes, the command that starts the agents, and what they import.
           ├ recall: what of a worker's tokens has it not taken?
           └ sockets and pipes of workers ─── relay ═ TLS ═ agents ─── sockets and pipes of workers
 
-One thread carries bytes and waits for nobody. A node whose connection ends is lost: that is reported for each of its
-workers, and once for the node. When the pool is gone, however it went, all connections are closed, so the agents end,
-and with them their step; what is left of that a moment later is killed.
+One thread carries bytes and waits for nobody; another passes on what the step says, and keeps the end of that. A node
+whose connection ends is lost: that is reported for each of its workers, and once for the node. When the pool is gone,
+however it went, all connections are closed, so the agents end, and with them their step; what is left of that a moment
+later is killed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import select
@@ -25,10 +27,13 @@ import ssl
 import struct
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from typing import IO
 
-from . import zygote
+from . import open_files, zygote
 from .shared_copies import Originals
 from .wire import lanes
 
@@ -40,12 +45,22 @@ RECALLED = struct.Struct("<I")
 LOST = -5
 """A report: the worker's node is lost; its number is in the place of the pid."""
 NODE_LOST = -6
-"""A report: this node is lost, its number in the place of the worker's."""
+"""A report: this node is lost, its number in the place of the worker's. As many bytes as stand in the place of the pid
+follow: why, as text, as far as that is known."""
+NODE_READY = -7
+"""A report: its agent is there, for the first time and until it is lost."""
 _ANSWER_S = 5.0
 """A node that does not answer for so long is lost."""
 _START_S = 120.0
 """So is one whose agent does not connect. Picked, not measured: nodes have booted when an allocation starts."""
 _END_S = 2.0
+_TAIL_BYTES = 4096
+_LINES = 8
+_LATE_S = 5.0
+"""What was said before is not why a node is lost. Picked, not measured."""
+_SCHEDULERS = ("slurmstepd:", "srun:", "flux-exec:")
+_RESERVE = 8
+"""Files besides, of those that may be open, for connections that are nobody's yet."""
 _CHUNK = 1 << 18
 _SENT_AT_ONCE = 1 << 20
 _RELEASED = b"the shared object is not there any more: it was released"
@@ -69,19 +84,23 @@ def main(argv: list[str]) -> int:
     with contextlib.ExitStack() as files:
         out, err = [files.enter_context(open(path, "ab")) for path in told["logs"] or ()] or (None, None)
         environment = _environment(told["environment"])
-        step = subprocess.Popen(told["step"], stdin=subprocess.PIPE, stdout=out, stderr=err, env=environment)
+        pipe = subprocess.PIPE
+        step = subprocess.Popen(told["step"], stdin=pipe, stdout=out, stderr=pipe, env=environment)
+        said = Said(step.stderr, os.dup(err.fileno() if err is not None else sys.stderr.fileno()))
+    open_files.raise_limit()  # each worker takes two or three; agents and workers have the limit as it was
     try:
         assert step.stdin is not None
         with contextlib.suppress(OSError):
             step.stdin.write(json.dumps(given).encode() + b"\n")
             step.stdin.close()
         relay = _Relay(control, recall, listener, len(told["nodes"]), lanes.context(certificate, server=True))
-        relay.watch_step(step.pid)
+        relay.watch_step(step, told["shown"], said)
         with contextlib.suppress(EOFError, ConnectionError):
             relay.serve()
         relay.close()
     finally:
         _end(step)
+        said.join(_END_S)
     return 0
 
 
@@ -132,6 +151,44 @@ def _dismissed(sock: ssl.SSLSocket) -> bool:
         except OSError:
             return False
     return True
+
+
+class Said(threading.Thread):
+    """Passes on what a step writes, and keeps the end of it; a thread, since who reads it may stop reading.
+
+    Args:
+        source: what it writes into.
+        file: where that goes; closed in the end.
+    """
+
+    def __init__(self, source: IO[bytes] | None, file: int) -> None:
+        super().__init__(name="remoteexec-said", daemon=True)
+        assert source is not None  # it was asked for
+        self._source, self._file = source.fileno(), file
+        self._keep_open = source
+        self._kept = b""
+        self._told: deque[tuple[float, str]] = deque(maxlen=_LINES)
+        self.start()
+
+    def run(self) -> None:
+        """Until the step has closed it."""
+        while data := os.read(self._source, 1 << 16):
+            self._kept = (self._kept + data)[-_TAIL_BYTES:]
+            lines = data.decode(errors="replace").splitlines()
+            self._told.extend([(time.monotonic(), line) for line in lines if line.startswith(_SCHEDULERS)])
+            with contextlib.suppress(OSError):  # nobody reads it
+                while data:
+                    data = data[os.write(self._file, data) :]
+        os.close(self._file)
+
+    def tail(self) -> str:
+        """The end of all that was said so far."""
+        return self._kept.decode(errors="replace").strip()
+
+    def of_scheduler(self) -> str:
+        """What the scheduler itself has said of late, and no user's program."""
+        since = time.monotonic() - _LATE_S
+        return "; ".join(dict.fromkeys([line.strip() for when, line in list(self._told) if when >= since]))
 
 
 class _Node:
@@ -187,6 +244,7 @@ class _Relay:
         self._reports = bytearray()
         self._chunk = memoryview(bytearray(_CHUNK))  # read into again and again: new memory would cost as much more
         self._asked: tuple[int, float] | None = None  # worker whose tokens were recalled, until when
+        self._last_file = open_files.limit() - _RESERVE - nodes  # for a worker: each node has one, too
         self._strangers: dict[int, tuple[ssl.SSLSocket, float]] = {}  # have not said who they are, until when
         self._start_by = time.monotonic() + _START_S
         control.setblocking(False)
@@ -195,10 +253,14 @@ class _Relay:
         self._watch(recall.fileno(), self._on_recall)
         self._watch(listener.fileno(), self._on_listener)
 
-    def watch_step(self, pid: int) -> None:
-        """When the step ends, no agent will come any more."""
-        self._step = os.pidfd_open(pid)
-        self._watch(self._step, self._on_step)
+    def watch_step(self, step: subprocess.Popen[bytes], shown: str, said: Said) -> None:
+        """When the step ends, no agent will come any more.
+
+        Args:
+            shown: what it is, for people.
+        """
+        self._step, self._shown, self._said = step, shown, said
+        self._watch(os.pidfd_open(step.pid), self._on_step)
 
     def serve(self) -> None:
         """Carry bytes until the pool is gone."""
@@ -261,15 +323,27 @@ class _Relay:
         if self._asked is not None and self._asked[1] <= now:
             self._lose(self._lanes[self._asked[0]].node)
         if self._start_by <= now:
+            why = "" if all(node.link or node.gone for node in self._nodes) else self._why_missing()
             for node in self._nodes:
                 if node.link is None:
-                    self._lose(node)
+                    self._lose(node, why)
 
     # ---- agents ----
 
     def _on_step(self, file: int, events: int) -> None:
         self._forget(file)
         self._start_by = time.monotonic() + 0.2  # who has connected may not have been heard yet
+
+    def _why_missing(self) -> str:
+        """Why nodes have no agent."""
+        code = self._step.poll()
+        if code is None:
+            how = f"its agent, which `{self._shown}` was to start, has not connected within {_START_S:g} s"
+        else:
+            self._said.join(_END_S)
+            how = f"`{self._shown}`, which was to start its agent, ended with exit code {code}"
+        tail = self._said.tail()
+        return f"{how}, and said: {tail}" if tail else f"{how}, and said nothing"
 
     def _on_listener(self, file: int, events: int) -> None:
         with contextlib.suppress(OSError):
@@ -294,14 +368,19 @@ class _Relay:
             return
         if not messages:
             return
-        kind, number, _ = messages[0]
+        kind, number, data = messages[0]
         node = self._nodes[number]
+        if kind == lanes.FAILED and node.link is None:
+            self._turn_away(file, sock)
+            self._lose(node, bytes(data).decode(errors="replace"))
+            return
         del self._strangers[file]
         if kind != lanes.HELLO or node.gone or node.link is not None:
             self._forget(file)
             sock.close()
             return
         node.link = link
+        self._report(zygote.REPORT.pack(node.number, 0, NODE_READY))
         link.take_over(node.waiting)
         self._of[file] = lambda _file, _events: self._on_link(node)
         for lane in list(self._lanes.values()):
@@ -377,17 +456,20 @@ class _Relay:
                 if lane.sock in self._of:
                     self._give(lane, lane.sock, b"")
 
-    def _lose(self, node: _Node) -> None:
+    def _lose(self, node: _Node, why: str = "") -> None:
         if node.gone:
             return
         node.gone = True
         if node.link is not None:
+            why = why or self._said.of_scheduler()
             self._forget(node.link.sock.fileno())
             node.link.sock.close()
             node.link = None
         node.paused.clear()
         self._originals.lose(node.number)
-        self._report(zygote.REPORT.pack(node.number, 0, NODE_LOST))  # first: nothing new is to go there
+        words = why.encode(errors="replace")
+        # first: nothing new is to go there
+        self._report(zygote.REPORT.pack(node.number, len(words), NODE_LOST) + words)
         for lane in [lane for lane in self._lanes.values() if lane.node is node]:
             if lane.report is None:
                 lane.report = zygote.REPORT.pack(lane.number, node.number, LOST)
@@ -412,7 +494,7 @@ class _Relay:
             self._report(b"")
         if not events & ~select.EPOLLOUT:
             return
-        data, files, _, _ = socket.recv_fds(self._control, REQUEST.size, 3)
+        data, files, flags, _ = socket.recv_fds(self._control, REQUEST.size, 3)
         if not data:
             raise EOFError
         kind, number, at = REQUEST.unpack(data)
@@ -431,6 +513,11 @@ class _Relay:
         if before is not None:  # the pool has let go of it
             self._put(before.node, lanes.CLOSE, number)
             self._drop(before)
+        if flags & socket.MSG_CTRUNC or max(files) > self._last_file:  # some may not have come
+            for file_of_lane in files:
+                os.close(file_of_lane)
+            self._report(zygote.REPORT.pack(number, errno.EMFILE, zygote.NOT_STARTED))
+            return
         lane = self._lanes[number] = _Lane(number, node, files, kind == zygote.KEPT)
         for file_of_lane in files:
             os.set_blocking(file_of_lane, False)

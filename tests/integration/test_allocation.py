@@ -243,15 +243,15 @@ for exe in executors:
 for exe in executors:
     wait(exe.futures, 100)
     first, *_, last, after = [future.exception(0) for future in exe.futures]
-    print(type(first).__name__, after is first, type(last).__name__)
-    print("has reached its time limit, " in str(first), "has reached its time limit, " in str(last))
+    print(type(first).__name__, after is first, "has reached its time limit, " in str(first), "again" in str(first))
+    print(type(last).__name__, "has reached its time limit, " in str(last))
     print("no node of the allocation is left" in str(exe.submit(node).exception(20)))
     exe.shutdown()
 told = [text.partition(" s: ")[2].partition(";")[0] for text in said if text.startswith("the allocation ends in ")]
 print(*told, sep="\\n")
 """
     counted = "8 calls run, 2 wait for a worker, 1 for their inputs, and 0 were not started for want of time"
-    ends = "TaskNodeFailure True TaskKilled\nTrue True\nTrue\n"
+    ends = "TaskNodeFailure True True False\nTaskKilled True\nTrue\n"
     expected = "8 2 1 True\n" * 2 + ends * 2 + f"{counted} (run_time_max)\n" * 2
     assert inside(slurm_cluster, script, timeout_s=120) == expected
 
@@ -354,3 +354,30 @@ with SlurmJobExecutor(1, block_allocation=True, init_function=slow) as exe:
     print(large.result(), size < 80, size_mb(exe._pool._zygote._process.pid) < 80)
 """
     assert inside(slurm_cluster, script) == "200000000 True True\n"
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_EXPORT_ENV": "NONE"},
+        {"SLURM_STDINMODE": "none"},
+        {"SLURM_STDOUTMODE": "none", "SLURM_STDERRMODE": "none"},
+        {"SLURM_NTASKS_PER_GPU": "1"},
+        {"SLURM_GPUS_PER_TASK": "1"},
+        {"SLURM_DISTRIBUTION": "arbitrary"},
+    ],
+    ids=lambda variables: ",".join(variables),
+)
+def test_what_a_job_says_of_its_own_step_is_not_the_agents(
+    slurm_cluster: SlurmCluster, variables: dict[str, str]
+) -> None:
+    """As `#SBATCH --export=NONE` and options of sbatch leave it in the environment."""
+    script = f"""
+os.environ.update({variables!r}, OF_THE_CALLER="1")
+def here():
+    print("printed", flush=True)
+    return os.environ["OF_THE_CALLER"]
+with SlurmJobExecutor() as exe:
+    print(exe.submit(here).result(20))
+"""
+    assert sorted(inside(slurm_cluster, script).split()) == ["1", "printed"]

@@ -63,3 +63,19 @@ def test_memory_limits_the_number_of_kept_workers() -> None:
 
 def test_before_the_first_call_nothing_remains() -> None:
     assert SlurmJobExecutor().remaining == Remaining(None, 0, 0, 0, 0)
+
+
+def test_a_call_without_ranks_is_told_once_that_its_srun_options_have_no_effect(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    exe = SlurmJobExecutor(resource_dict={"slurm_cmd_args": ["--quiet"]})
+    for option in ("--quiet", "--exclusive", "--overlap"):
+        exe._needs({"slurm_cmd_args": [option]})
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "slurm_cmd_args=['--exclusive'] has no effect"
+    ]
+
+
+def test_info_says_what_the_executor_of_an_allocation_was_given() -> None:
+    info = SlurmJobExecutor(pmi_mode="pmi2", hostname_localhost=True, pin_cores=False).info
+    assert [info[name] for name in ("pmi_mode", "hostname_localhost", "pin_cores")] == ["pmi2", True, False]

@@ -43,6 +43,20 @@ def on(node: int, *gpus: str) -> Place:
     return place
 
 
+def test_nodes_take_nothing_until_they_are_open() -> None:
+    room = ManyNodes([Node("a", 2), Node("b", 2), Node("c", 2)], is_open=False)
+    ledger: Ledger[Task] = Ledger(None, room=room)
+    room.check(Need(2))
+    for name in "xyz":
+        ledger.add(Task(name, Need(2)))
+    assert started(ledger) == []
+    room.open(1)
+    room.lose(2)
+    room.open(2)
+    assert [(name, node) for name, node, _ in started(ledger)] == [("x", 1)]
+    assert len(ledger) == 2
+
+
 def test_small_tasks_fill_nodes_up_so_that_a_large_one_finds_an_empty_one() -> None:
     ledger = ledger_of(Node("a", 4), Node("b", 4))
     for name, cores in (("one", 1), ("two", 2), ("large", 4), ("last", 1), ("waits", 1)):

@@ -25,6 +25,11 @@ _END = (
 _CLUSTER = f"{_BEGIN} pysqa_config_directory pmi_mode {_END} openmpi_oversubscribe"
 EXECUTORS = {
     "SingleNodeExecutor": f"{_BEGIN} {_END} restart_limit openmpi_oversubscribe",
+    "SlurmJobExecutor": f"{_BEGIN} pmi_mode {_END} restart_limit openmpi_oversubscribe",
+    "FluxJobExecutor": (
+        f"{_BEGIN} pmi_mode flux_executor flux_executor_nesting flux_log_files {_END} restart_limit "
+        "openmpi_oversubscribe"
+    ),
     "SlurmClusterExecutor": _CLUSTER,
     "FluxClusterExecutor": _CLUSTER,
     "TestClusterExecutor": f"{_BEGIN} {_END} openmpi_oversubscribe",
@@ -36,6 +41,8 @@ DEFAULTS = {"refresh_rate": 0.01, "wait": True, "restart_limit": 0} | dict.fromk
         "plot_dependency_graph",
         "log_obj_size",
         "openmpi_oversubscribe",
+        "flux_executor_nesting",
+        "flux_log_files",
     ),
     False,
 )
@@ -66,7 +73,7 @@ def test_helpers_take_its_parameters(name: str) -> None:
 
 
 def test_every_class_of_its_is_there() -> None:
-    names = {*EXECUTORS, "BaseExecutor", "FluxJobExecutor", "SlurmJobExecutor", *HELPERS}
+    names = {*EXECUTORS, "BaseExecutor", *HELPERS}
     assert names - set(remoteexec.__all__) == set()
 
 

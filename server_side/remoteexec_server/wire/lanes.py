@@ -16,6 +16,8 @@ from collections.abc import Iterator
 
 HELLO = b"h"
 """An agent says the number of its node instead of a worker's, first of all."""
+FAILED = b"f"
+"""Instead of that: there will be no agent on this node, for a reason that follows as text."""
 START = b"s"
 """Fork a worker: see `KEPT`, `OUTPUT` for the one byte of flags."""
 KILL = b"k"

@@ -1,0 +1,167 @@
+"""Agents of an allocation that needs no scheduler: its nodes are processes of this machine, started by a command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("process_mark")
+both_modes = pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
+
+PREAMBLE = """
+import logging, os, resource, sys, time
+from concurrent.futures import wait
+from remoteexec import errors
+from remoteexec.allocation.base import Allocation, Node, Step
+from remoteexec.executors.allocated import AllocatedExecutor
+
+STEP = '''
+import os, subprocess, sys
+told = sys.stdin.buffer.readline()
+def start(node):
+    agent = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, env={**os.environ, "SLURMD_NODENAME": node})
+    agent.stdin.write(told)
+    agent.stdin.close()
+    return agent
+'''
+
+class Nodes(AllocatedExecutor):
+    # Nodes of four cores; `how` starts their agents, by `start(node)`.
+    def __init__(self, *args, nodes=2, cores=4, how="", end="", **options):
+        self.nodes, self.cores = nodes, cores
+        self.how = how or "agents = [start(f'n{n}') for n in range(1, %d)]" % (nodes + 1)
+        self.how += end or "\\nfor agent in agents: agent.wait()"
+        super().__init__(*args, hostname_localhost=True, **options)
+
+    def _find_allocation(self):
+        return Allocation("1", tuple(Node(f"n{n}", self.cores) for n in range(1, self.nodes + 1)))
+
+    def _step(self):
+        return Step([sys.executable, "-c", STEP + self.how], {})
+
+def stay(s):
+    time.sleep(s)
+    return os.environ["SLURMD_NODENAME"]
+"""
+
+
+def run(script: str, said: str = "") -> str:
+    """What a script prints; `said` is to be in what it complains of."""
+    done = subprocess.run(
+        [sys.executable, "-c", PREAMBLE + script], capture_output=True, text=True, timeout=100, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    assert said in done.stderr
+    return done.stdout
+
+
+@both_modes
+@pytest.mark.parametrize("who", ["relay", "agent", "caller"])
+def test_calls_wait_where_no_more_files_can_be_open(who: str, kept: bool) -> None:
+    """Of 80 at once not all can be, and none is lost."""
+    script = f"""
+logging.disable(logging.WARNING)  # that not all kept workers could be started
+limit, here = 60, {who!r} == "caller"
+few = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({{limit}}, {{limit}})); "
+if here:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+elif {who!r} == "relay":
+    from remoteexec.allocation import launcher
+    launcher._START = few + launcher._START
+how = "" if {who!r} != "agent" else few + "agents = [start('n1')]"
+with Nodes(nodes=1, cores=80, how=how, block_allocation={kept}) as exe:
+    futures = [exe.submit(stay, 0.3) for _ in range(100)]
+    print({{future.result(40) for future in futures}})
+"""
+    assert run(script) == "{'n1'}\n"
+
+
+def test_there_may_be_more_open_files_for_workers_and_workers_have_the_limit_as_it_was() -> None:
+    script = """
+def limit():
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+with Nodes(nodes=1, cores=80) as exe:
+    futures = [exe.submit(stay, 1.5) for _ in range(80)]
+    print(exe.submit(limit).result(30), limit(), max(map(int, os.listdir("/proc/self/fd"))) >= 80)
+    print(len(wait(futures, 30).done))
+"""
+    assert run(script) == "100 340 True\n80\n"
+
+
+@both_modes
+def test_calls_go_to_nodes_whose_agents_are_there_and_none_is_lost_with_another(kept: bool) -> None:
+    """n2 comes after a second, n3 never."""
+    how = "one = start('n1'); import time; time.sleep(1); agents = [one, start('n2')]"
+    script = f"""
+with Nodes(nodes=3, how={how!r}, block_allocation={kept}) as exe:
+    began = time.monotonic()
+    print({{future.result(20) for future in [exe.submit(stay, 0.01) for _ in range(16)]}}, time.monotonic() - began < 1)
+    while exe.submit(stay, 0.1).result(20) != "n2":
+        [future.result(20) for future in [exe.submit(stay, 0.1) for _ in range(8)]]
+    ended = [exe.submit(stay, 0.3) for _ in range(40)]
+    print({{future.result(20) for future in ended}} - {{"n1", "n2"}})
+"""
+    assert run(script) == "{'n1'} True\nset()\n"
+
+
+@both_modes
+def test_a_node_whose_agent_ends_at_once_takes_no_calls_with_it(kept: bool) -> None:
+    """Its step says why; the other node has all calls."""
+    how = "one = start('n1'); print('no Python on n2', file=sys.stderr); one.wait(); agents = []"
+    script = f"""
+with Nodes(nodes=2, how={how!r}, block_allocation={kept}) as exe:
+    print({{future.result(20) for future in [exe.submit(stay, 0.1) for _ in range(20)]}})
+"""
+    assert run(script, "no Python on n2") == "{'n1'}\n"
+
+
+@both_modes
+@pytest.mark.parametrize(
+    ("how", "options", "said"),
+    [
+        ("sys.exit('srun: unrecognized option: --nosuch')", "", "ended with exit code 1, and said: srun: unrecognized"),
+        ("", 'preload=["nosuchmodule"]', "preload: nosuchmodule cannot be imported: ModuleNotFoundError"),
+    ],
+    ids=["step", "preload"],
+)
+def test_what_keeps_all_agents_from_starting_is_told(how: str, options: str, said: str, kept: bool) -> None:
+    script = f"""
+logging.disable(logging.WARNING)
+exe = Nodes({options or "preload=[]"}, how={how!r}, block_allocation={kept})
+for future in [exe.submit(stay, 0.1) for _ in range(10)]:
+    exc = future.exception(20)
+    assert type(exc) is errors.RunnerMissing and {said!r} in str(exc), repr(exc)
+print(type(exe.submit(stay, 0).exception(5)).__name__)
+"""
+    assert run(script) == "RunnerMissing\n"
+
+
+@both_modes
+def test_what_the_scheduler_says_when_it_ends_a_node_is_in_the_errors(kept: bool) -> None:
+    """As slurmstepd of a node says that a step has exceeded its memory, among what calls print."""
+    how = """
+import time
+agents = [start("n1")]
+while not os.path.exists(os.environ["END"]): time.sleep(0.02)
+for line in ("of a call", "slurmstepd: error: Step 1.0 exceeded memory limit"): print(line, file=sys.stderr, flush=True)
+time.sleep(0.3)
+agents[0].kill()
+"""
+    script = f"""
+import tempfile
+logging.disable(logging.WARNING)
+os.environ["END"] = end = os.path.join(tempfile.mkdtemp(), "end")
+with Nodes(nodes=1, how={how!r}, block_allocation={kept}) as exe:
+    exe.submit(stay, 0).result(20)
+    future = exe.submit(stay, 30)
+    time.sleep(0.3)
+    open(end, "w").close()
+    print(type(future.exception(20)).__name__, str(future.exception()).partition(": ")[2])
+"""
+    assert run(script) == "TaskNodeFailure slurmstepd: error: Step 1.0 exceeded memory limit\n"
