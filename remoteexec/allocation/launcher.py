@@ -23,8 +23,8 @@ from remoteexec_server.wire import pooled
 
 from ..pool.zygote_client import (
     _RESERVE,
-    _START,
     BUFFER,
+    START,
     Ended,
     Endpoint,
     NodeLost,
@@ -135,7 +135,7 @@ class AllocationLauncher:
         self._open = threading.RLock()
         self.control, theirs = socket.socketpair()
         self._recall, its = socket.socketpair()
-        command = [sys.executable, "-c", _START, path()]
+        command = [sys.executable, "-c", START, path()]
         told = {
             "nodes": [node.alias or node.name for node in allocation.nodes],
             "identify": list(step.identify),

@@ -24,12 +24,15 @@ _RESERVE = 16
 """Files that are left to the user of those that a process may open."""
 BUFFER = 1 << 18
 """Bytes a socket may hold, and at most twice that: fewer switches between the two ends of a large argument."""
-_START = (
-    "import sys, os; sys.path[:] = sys.argv.pop(1).split(os.pathsep); "
-    "from remoteexec_server import __main__, zygote; zygote.print_errors_to(int(sys.argv.pop(1))); "
+_PATH = "import sys, os; sys.path[:] = sys.argv.pop(1).split(os.pathsep); "
+"""Its modules are to be found where ours were; by PYTHONPATH, all that tasks start would be told so, too."""
+START = f"{_PATH}from remoteexec_server.__main__ import main; sys.exit(main())"
+"""What Python runs to be a part of ours; its first argument is `path`."""
+_START_ZYGOTE = (
+    f"{_PATH}from remoteexec_server import __main__, zygote; zygote.print_errors_to(int(sys.argv.pop(1))); "
     "sys.exit(__main__.main())"
 )
-"""Its modules are to be found where ours were; by PYTHONPATH, all that tasks start would be told so, too."""
+"""The same of one whose second argument says where its errors go, from the time on when it has begun."""
 
 _END_S = 1.0
 _TAIL = 10
@@ -257,7 +260,7 @@ class ZygoteClient:
             with theirs, _standard_error() as error:
                 numbers = theirs.fileno(), error.fileno()
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", _START, path(), str(numbers[1]), "zygote", str(numbers[0]), *preload],
+                    [sys.executable, "-c", _START_ZYGOTE, path(), str(numbers[1]), "zygote", str(numbers[0]), *preload],
                     pass_fds=numbers,
                     stdin=subprocess.DEVNULL,
                     stderr=self._said,

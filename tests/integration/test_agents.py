@@ -70,7 +70,7 @@ if here:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 elif {who!r} == "relay":
     from remoteexec.allocation import launcher
-    launcher._START = few + launcher._START
+    launcher.START = few + launcher.START
 how = "" if {who!r} != "agent" else few + "agents = [start('n1')]"
 with Nodes(nodes=1, cores=80, how=how, block_allocation={kept}) as exe:
     futures = [exe.submit(stay, 0.3) for _ in range(100)]
