@@ -122,6 +122,10 @@ class OutputReader:
                 return False
             self._take(self._kept + data)
 
+    def close(self) -> None:
+        """The worker is buried, and another's pipe may have its handle's number at once: nothing more is read."""
+        self.handle = -1
+
     def end_line(self) -> None:
         """A task has ended: what it has not finished with a line break is shown."""
         if self._line and self._task is not None:

@@ -603,6 +603,7 @@ class Pool(Choices):
         if worker.output is not None:
             worker.output.read()
             worker.output.end_line()
+            worker.output.close()
         with self._lock:
             for file in (worker.endpoint.sock, worker.endpoint.output):
                 if file is not None:

@@ -45,6 +45,16 @@ def pipe() -> Iterator[Pipe]:
     os.close(made.end)
 
 
+def test_the_reader_of_a_buried_worker_takes_nothing_from_a_pipe_that_has_its_number(pipe: Pipe) -> None:
+    handle = pipe.reader.handle
+    pipe.reader.close()
+    assert not pipe.say(pipe.mark(1) + b"one\n")
+    assert pipe.printed == [None, None]
+    pipe.reader.handle = handle
+    assert pipe.say(b"more\n")
+    assert pipe.printed == ["one\nmore\n", None]
+
+
 def test_what_follows_a_mark_belongs_to_its_task(pipe: Pipe) -> None:
     assert pipe.say(pipe.mark(1) + b"one\n" + pipe.mark(2) + b"two\n")
     assert pipe.printed == ["one\n", "two\n"]
