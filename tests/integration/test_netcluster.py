@@ -113,10 +113,21 @@ def test_the_login_node_dies_and_boots_again_and_remembers_its_jobs(net_cluster:
         assert time.time() < began + 30
         time.sleep(0.05)
     net_cluster.kill_host("login")
+    began = time.time()
+    while _answers(net_cluster):  # its processes are killed, and their sockets closed a moment later
+        assert time.time() < began + 10
     with pytest.raises(OSError, match=r"refused|timed out|route"):
         socket.create_connection((net_cluster.host, net_cluster.port), timeout=0.3)
     net_cluster.start_host("login")
     wait_for(net_cluster, job, "RUNNING")
+
+
+def _answers(cluster: NetCluster) -> bool:
+    try:
+        with socket.create_connection((cluster.host, cluster.port), timeout=0.3):
+            return True
+    except OSError:
+        return False
 
 
 def test_two_clusters_side_by_side_leave_nothing(net_cluster: NetCluster) -> None:
