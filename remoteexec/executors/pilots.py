@@ -37,14 +37,12 @@ class PilotWish:
         """Refuse what cannot be.
 
         Raises:
-            ValueError: values that exclude each other, or numbers that cannot be; names parameter and rule.
+            ValueError: values that exclude each other; names parameter and rule.
         """
         if self.init_function is not None and not self.block_allocation:
             raise ValueError("init_function needs block_allocation=True: only kept workers are initialised")
         if self.block_allocation and self.max_workers is None and self.max_cores is None:
             raise ValueError("block_allocation=True needs max_workers, or max_cores: how many jobs may host workers")
-        if self.idle_time_s < 0:
-            raise ValueError(f"idle_time_s must not be negative, but is {self.idle_time_s}")
 
     def read(self, resources: Resources) -> Pilots | None:
         """The same for the service; None: every task is a job.

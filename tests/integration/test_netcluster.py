@@ -116,6 +116,7 @@ def test_the_login_node_dies_and_boots_again_and_remembers_its_jobs(net_cluster:
     began = time.time()
     while _answers(net_cluster):  # its processes are killed, and their sockets closed a moment later
         assert time.time() < began + 10
+        time.sleep(0.05)
     with pytest.raises(OSError, match=r"refused|timed out|route"):
         socket.create_connection((net_cluster.host, net_cluster.port), timeout=0.3)
     net_cluster.start_host("login")
