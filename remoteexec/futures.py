@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import os
 import threading
 import time
 from _thread import RLock
@@ -51,6 +52,16 @@ class _Condition(RLock):  # type: ignore[misc]  # final for typeshed, and meant 
 _making = threading.RLock()
 """Guards the making of conditions, so that each future has one, and futures that have none yet: of most nobody asks
 anything before they are done. Taken twice only where a finalizer comes in between."""
+
+
+def _make_anew() -> None:
+    """In a fork: a thread that is not there may have it."""
+    global _making
+    _making = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_make_anew)
 
 
 class Ran(NamedTuple):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
+import os
 import pickle
+import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, as_completed, wait
 from typing import Any
 
 import pytest
 
+from remoteexec import futures
 from remoteexec.futures import Ran, TaskFuture, TaskInfo, function_name
 from remoteexec.selections import batched, get_item_from_future, split_future
 from remoteexec_server.wire.messages import TaskKey
@@ -226,6 +230,28 @@ def test_whoever_asks_while_a_future_ends_is_told_of_it() -> None:
     everything = list(range(300))
     assert answers == [everything, [None] * 300, everything, everything, [None] * 300]
     assert sorted(called) == everything
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_futures_of_a_fork_end_though_a_thread_was_ending_one() -> None:
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with futures._making:
+            held.set()
+            over.wait(30)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        threads.submit(hold)
+        assert held.wait(30)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            TaskFuture[int](TaskKey("t"), None, lambda key: None).set_result(1)
+            os._exit(0)
+        over.set()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_functions_have_names_for_people() -> None:
