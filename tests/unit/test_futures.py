@@ -247,6 +247,7 @@ def test_futures_of_a_fork_end_though_a_thread_was_ending_one() -> None:
         assert held.wait(30)
         child = os.fork()
         if child == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest-timeout has one
             signal.alarm(10)
             TaskFuture[int](TaskKey("t"), None, lambda key: None).set_result(1)
             os._exit(0)
