@@ -384,7 +384,9 @@ class ManyNodes:
         return spread(need.parts, need.nodes, [(at, self._nodes[at].room_for(part)) for at in nodes])
 
     def _freest(self, part: Need, count: int) -> list[int]:
-        """Nodes with room for such parts, those with the most first; none if they cannot have room for so many."""
+        """Nodes with room for such parts, those with the most first, and neighbours together, in whatever order they
+        got ready or free; none if they cannot have room for so many.
+        """
         buckets = [
             (min(cores // part.cores, gpus // part.gpus if part.gpus else cores), bucket)
             for gpus in range(part.gpus, len(self._buckets))
@@ -394,7 +396,7 @@ class ManyNodes:
         if sum([room * bucket.count for room, bucket in buckets]) < count:
             return []
         buckets.sort(key=lambda found: -found[0])
-        return [at for _, bucket in buckets for at in bucket.nodes()]
+        return [at for _, bucket in buckets for at in sorted(bucket.nodes())]
 
     def _take_parts(self, need: Need, shares: Shares) -> Place:
         part = need.part

@@ -337,7 +337,8 @@ class Driver:
         held = [call for call in left if call.foreign]
         if not held:
             why = self._unreachable or f"the scheduler was not reached within {timeout_s:.0f} s"
-            log.warning("%d tasks may not run until somebody uses the session again: %s", self._unsent, why)
+            what = f"{self._unsent} tasks" if self._unsent else "tasks that the scheduler has not got yet"
+            log.warning("%s may not run until somebody uses the session again: %s", what, why)
             return
         names = ", ".join(sorted({call.name for call in left})[:_MOST_NAMES])
         log.warning(
@@ -367,7 +368,8 @@ class Driver:
 
         def is_over() -> bool:
             sent = self._submitted == self._taken and not self._held
-            return (sent and (bool(self._left) or (self._left == 0 and not self._unsent))) or self._ended
+            said = bool(self._left) or (self._left == 0 and not self._unsent)
+            return (sent and (said or not self._open)) or self._ended
 
         with self._progress:
             return self._progress.wait_for(is_over, timeout_s)

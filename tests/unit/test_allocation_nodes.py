@@ -153,6 +153,15 @@ def parts(ledger: Ledger[Task]) -> list[tuple[str, list[tuple[str, int, tuple[st
     return found
 
 
+def test_ranks_are_on_the_first_of_nodes_with_as_much_room_whichever_got_ready_first() -> None:
+    room = ManyNodes([Node(name, 4) for name in "abc"], is_open=False)
+    ledger: Ledger[Task] = Ledger(None, room=room)
+    for node in (2, 1, 0):
+        room.open(node)
+    ledger.add(Task("large", Need(6, parts=6)))
+    assert parts(ledger) == [("large", [("a", 4, ()), ("b", 2, ())])]
+
+
 def test_ranks_that_fit_on_one_node_wait_for_one_and_others_are_spread() -> None:
     ledger = ledger_of(Node("a", 4), Node("b", 4))
     for task in (Task("one"), Task("large", Need(6, parts=6)), Task("small", Need(2, parts=2))):

@@ -623,6 +623,20 @@ def test_who_leaves_a_service_that_does_not_answer_says_what_may_not_run(
     ]
 
 
+def test_who_leaves_a_service_that_took_all_and_then_falls_silent_says_that_too(
+    driver: Driver, service: ScriptedService, caplog: pytest.LogCaptureFixture
+) -> None:
+    submit(driver)
+    service.accept(service.next_submit())
+    assert driver.wait_sent(5.0)
+    driver.stop()
+    driver.leave(0.1)
+    assert [record.message for record in caplog.records] == [
+        "tasks that the scheduler has not got yet may not run until somebody uses the session again: the scheduler "
+        "was not reached within 0 s"
+    ]
+
+
 def test_after_a_reconnection_it_is_said_again_that_the_client_leaves(driver: Driver, service: ScriptedService) -> None:
     submit(driver)
     request = service.next_submit()
