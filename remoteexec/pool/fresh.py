@@ -196,19 +196,18 @@ class FreshWorkers(Pool):
         super()._lost_node(lost)
         with self._lock:
             self._nodes_lost, self._why_lost = True, lost.why
-            self._ledger.room.lose(lost.node)
+            hopeless = self._ledger.lose(lost.node)
             for worker in self._workers.values():
                 if lost.node in nodes_beside(worker.gpus):  # some of its ranks were there
                     worker.lost_with = lost.name
                     self._zygote.kill_worker(worker.number)
-            hopeless = self._ledger.clear_hopeless()
         for task in hopeless:
             self._is_hopeless(task)
         self._start_what_fits()
 
     def _node_ready(self, ready: NodeReady) -> None:
         with self._lock:
-            self._ledger.room.open(ready.node)
+            self._ledger.open(ready.node)
         self._start_what_fits()
 
     def _is_hopeless(self, task: PoolTask) -> bool:

@@ -184,9 +184,11 @@ class Ledger(Generic[T]):
         self._used_tasks = 0
         self._lines: dict[Need, deque[tuple[int, T]]] = {}  # none of them empty
         self._heads: list[tuple[int, Need]] = []  # the place of the first of each line, sorted
+        self._gone = 0  # of these, as many at the beginning are left over: moving all others would take longer
         self._places = itertools.count()
         self._length = 0
         self._passed_by = 0  # cores, or tasks without, that went past the first in line
+        self._unfit = 0  # lines, from the first, of which none has had room since something got free
         self._patience = PATIENCE * (self.room.capacity or tasks or _UNLIMITED)
 
     def __len__(self) -> int:
@@ -206,7 +208,7 @@ class Ledger(Generic[T]):
         line = self._lines.get(need)
         if line is None:
             self._lines[need] = deque((waiting,))
-            bisect.insort(self._heads, (waiting[0], need))
+            self._insert_head(waiting[0], need)
         elif not task.depth:
             line.append(waiting)
         else:
@@ -220,18 +222,26 @@ class Ledger(Generic[T]):
         gone = list(self)
         self._lines.clear()
         self._heads.clear()
-        self._length = self._passed_by = 0
+        self._length = self._passed_by = self._unfit = self._gone = 0
         return gone
 
-    def clear_hopeless(self) -> list[T]:
-        """Take out of the line what can never start, since the room has become smaller."""
+    def open(self, node: int) -> None:
+        """See Room."""
+        self._unfit = 0
+        self.room.open(node)
+
+    def lose(self, node: int) -> list[T]:
+        """See Room. What can never start then is taken out of the line."""
+        self._unfit = 0
+        self.room.lose(node)
         gone: list[T] = []
         for need in list(self._lines):
             try:
                 self.room.check(need)
             except TooLarge:
                 gone += [task for _, task in self._lines.pop(need)]
-        self._heads = [head for head in self._heads if head[1] in self._lines]
+        self._heads = [head for head in self._heads[self._gone :] if head[1] in self._lines]
+        self._gone = 0
         self._length -= len(gone)
         return gone
 
@@ -239,21 +249,28 @@ class Ledger(Generic[T]):
         """The task that starts now and its place, counted as running from here on; None if none may."""
         if not self._lines or (self.tasks is not None and self._used_tasks >= self.tasks):
             return None
-        fits, heads = self.room.fits, self._heads
-        if fits(heads[0][1]):
+        fits, heads, gone = self.room.fits, self._heads, self._gone
+        first = heads[gone][1]
+        if not self._unfit and fits(first):
             self._passed_by = 0
             return self._start(0)
-        if self._passed_by >= self._patience and not self.room.hold(heads[0][1]):
-            return None
-        for at, (_, need) in enumerate(heads[:LOOK_AT]):  # the first once more: what was held for it may have room
+        if self._passed_by >= self._patience:
+            if not self.room.hold(first):
+                return None
+            self._unfit = 0  # what was held for the first may have room
+        for at in range(self._unfit, min(LOOK_AT, len(heads) - gone)):
+            need = heads[gone + at][1]
             if fits(need):
-                self._passed_by += max(1, need.cores)
+                self._unfit = at
+                self._passed_by = self._passed_by + max(1, need.cores) if at else 0
                 return self._start(at)
+        self._unfit = LOOK_AT
         return None
 
     def end(self, need: Need, place: tuple[str, ...]) -> None:
         """A running task has ended."""
         self._used_tasks -= 1
+        self._unfit = 0
         self.room.give(need, place)
 
     def take(self, need: Need, place: tuple[str, ...]) -> bool:
@@ -275,25 +292,40 @@ class Ledger(Generic[T]):
         first, need = -next(self._places), task.need
         line = self._lines.setdefault(need, deque())
         if line:
+            first = min(first, line[0][0] - 1)
             self._move_head(need, line[0][0], first)
         else:
-            bisect.insort(self._heads, (first, need))
+            self._insert_head(first, need)
         line.appendleft((first, task))
         self._length += 1
 
+    def _insert_head(self, place: int, need: Need) -> None:
+        at = bisect.bisect_left(self._heads, (place, need), self._gone)
+        self._heads.insert(at, (place, need))
+        self._unfit = min(self._unfit, at - self._gone)
+
     def _move_head(self, need: Need, before: int, now: int) -> None:
         if now != before:
-            del self._heads[bisect.bisect_left(self._heads, (before, need))]
-            bisect.insort(self._heads, (now, need))
+            del self._heads[bisect.bisect_left(self._heads, (before, need), self._gone)]
+            self._insert_head(now, need)
+
+    def _pop_head(self, at: int) -> Need:
+        heads, gone = self._heads, self._gone
+        need = heads[gone + at][1]
+        heads[gone + 1 : gone + at + 1] = heads[gone : gone + at]
+        self._gone = gone + 1
+        if self._gone * 2 >= len(heads):
+            del heads[: self._gone]
+            self._gone = 0
+        return need
 
     def _start(self, at: int) -> tuple[T, tuple[str, ...]]:
         """Start the first of a line, which fits."""
-        heads = self._heads
-        need = heads.pop(at)[1]
+        need = self._pop_head(at)
         line = self._lines[need]
         _, task = line.popleft()
         if line:
-            bisect.insort(heads, (line[0][0], need))
+            bisect.insort(self._heads, (line[0][0], need), self._gone)
         else:
             del self._lines[need]
         self._length -= 1

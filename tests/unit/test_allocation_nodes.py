@@ -50,9 +50,9 @@ def test_nodes_take_nothing_until_they_are_open() -> None:
     for name in "xyz":
         ledger.add(Task(name, Need(2)))
     assert started(ledger) == []
-    room.open(1)
-    room.lose(2)
-    room.open(2)
+    ledger.open(1)
+    ledger.lose(2)
+    ledger.open(2)
     assert [(name, node) for name, node, _ in started(ledger)] == [("x", 1)]
     assert len(ledger) == 2
 
@@ -134,8 +134,7 @@ def test_a_lost_node_gets_no_tasks_and_what_only_it_could_hold_is_hopeless() -> 
     for task in (Task("large", Need(4)), Task("small"), Task("next")):
         ledger.add(task)
 
-    room.lose(1)
-    assert ledger.clear_hopeless() == [Task("large", Need(4))]
+    assert ledger.lose(1) == [Task("large", Need(4))]
     ledger.end(Need(4), on(1))
     assert started(ledger) == [("small", 0, ())]
     ledger.end(Need(), on(0))
@@ -157,7 +156,7 @@ def test_ranks_are_on_the_first_of_nodes_with_as_much_room_whichever_got_ready_f
     room = ManyNodes([Node(name, 4) for name in "abc"], is_open=False)
     ledger: Ledger[Task] = Ledger(None, room=room)
     for node in (2, 1, 0):
-        room.open(node)
+        ledger.open(node)
     ledger.add(Task("large", Need(6, parts=6)))
     assert parts(ledger) == [("large", [("a", 4, ()), ("b", 2, ())])]
 
@@ -268,13 +267,12 @@ def test_a_lost_node_takes_its_part_of_the_ranks_and_the_rest_is_free_once() -> 
     ledger.add(large)
     one = ledger.next()
     assert one is not None
-    room.lose(0)
+    ledger.lose(0)
     ledger.end(large.need, one[1])
     ledger.add(large)
     ledger.add(Task("late"))
     assert parts(ledger) == [("large", [("b", 4, ()), ("c", 4, ())])]
-    room.lose(1)
-    assert [task.name for task in ledger.clear_hopeless()] == []
+    assert ledger.lose(1) == []
     with pytest.raises(TooLarge):
         ledger.check(large.need)
 

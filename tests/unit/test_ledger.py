@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from remoteexec.pool.ledger import PATIENCE, Ledger, Need, TooLarge
+from remoteexec.pool.ledger import LOOK_AT, PATIENCE, Ledger, Need, TooLarge
 
 
 @dataclass(frozen=True)
@@ -132,3 +132,50 @@ def test_what_runs_at_once_never_takes_more_than_there_is() -> None:
             task, gpus = running.pop(dice.randrange(len(running)))
             found.end(task.need, gpus)
     assert started + len(found) == 2_000
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_starts_is_the_first_that_fits_of_as_many_kinds_as_are_looked_at(seed: int) -> None:
+    """Against a plain list of all that wait, looked through from its beginning each time."""
+    draw = random.Random(seed)
+    found = ledger(8, ("0", "1"))
+    running: list[tuple[Need, tuple[str, ...]]] = []
+    line: list[tuple[int, Task]] = []
+    free, passed_by = Need(8, 2), 0
+    for number in range(1, 600):
+        what = draw.random()
+        if what < 0.5:
+            need = Need(draw.randint(1, 8), draw.randint(0, 2), draw.choice((0, number)))
+            task = Task(str(number), need, draw.choice((0, 0, 0, 1, 2)))
+            found.add(task)
+            line.append((number - 10_000 * task.depth, task))
+        elif what < 0.55:
+            task = Task(f"first {number}", Need(draw.randint(1, 8), 0, number))
+            found.add_first(task)
+            line.append((-number, task))
+        elif running:
+            need, place = running.pop(draw.randrange(len(running)))
+            found.end(need, place)
+            free = Need(free.cores + need.cores, free.gpus + need.gpus)
+        line.sort(key=lambda waiting: waiting[0])
+        while True:
+            heads = list({task.need: (place, task) for place, task in reversed(line)}.values())
+            heads = sorted(heads, key=lambda head: head[0])[: LOOK_AT if passed_by < PATIENCE * 8 else 1]
+            fits = [head for head in heads if head[1].need.cores <= free.cores and head[1].need.gpus <= free.gpus]
+            started = found.next()
+            assert started is None if not fits else started is not None and started[0] == fits[0][1]
+            if started is None:
+                break
+            need = started[0].need
+            passed_by = 0 if fits[0] == heads[0] else passed_by + need.cores
+            line.remove(fits[0])
+            running.append((need, started[1]))
+            free = Need(free.cores - need.cores, free.gpus - need.gpus)
+    assert [task.name for task in found] == [task.name for _, task in line]
+
+
+def test_a_task_that_is_the_first_of_its_line_again_stays_so() -> None:
+    found = ledger(1, (), None, Task("child", depth=2), Task("sibling", depth=2))
+    found.add_first(Task("again"))
+    found.add(Task("cousin", depth=2))
+    assert [task.name for task in found] == ["again", "child", "sibling", "cousin"]
