@@ -39,6 +39,8 @@ from .base import Allocation, Step
 from .kept import cores_of
 from .nodes import Place
 
+PING_S = 10.0
+"""How often agents are asked whether they are there. Picked: nothing to who serves thousands of calls a second."""
 _FILES_EACH = 3
 """A worker's socket and pipes."""
 
@@ -147,6 +149,7 @@ class AllocationLauncher:
             "environment": dict(step.environment),
             "logs": step.logs,
             "session": session,
+            "ping_s": PING_S,
         }
         with theirs, its:
             self._process = subprocess.Popen(

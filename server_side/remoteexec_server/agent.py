@@ -206,6 +206,9 @@ class _Agent:
             except OSError as exc:  # too many open files, say
                 self._link.put(kinds.REPORT, number, zygote.REPORT.pack(number, exc.errno or 0, zygote.NOT_STARTED))
             return
+        if kind == kinds.PING:
+            self._link.put(kinds.PING, number)
+            return
         if kind == kinds.KILL:
             self._control.sendall(zygote.REQUEST.pack(zygote.KILL, number))
             return

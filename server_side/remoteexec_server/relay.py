@@ -51,6 +51,9 @@ NODE_READY = -7
 """A report: its agent is there, for the first time and until it is lost."""
 _ANSWER_S = 5.0
 """A node that does not answer for so long is lost."""
+_SILENT = 6
+"""So is one whose agent has not said a word since as many pings. Picked, not measured: a machine that swaps may say
+nothing for long. What is cut off or has no power, the connection notices."""
 _START_S = 120.0
 """So is one whose agent does not connect. Picked, not measured: nodes have booted when an allocation starts."""
 _END_S = 2.0
@@ -93,7 +96,8 @@ def main(argv: list[str]) -> int:
         with contextlib.suppress(OSError):
             step.stdin.write(json.dumps(given).encode() + b"\n")
             step.stdin.close()
-        relay = _Relay(control, recall, listener, len(told["nodes"]), lanes.context(certificate, server=True))
+        tls = lanes.context(certificate, server=True)
+        relay = _Relay(control, recall, listener, len(told["nodes"]), tls, told["ping_s"])
         relay.watch_step(step, told["shown"], said)
         with contextlib.suppress(EOFError, ConnectionError):
             relay.serve()
@@ -196,6 +200,7 @@ class _Node:
 
     Attributes:
         next_piece: how much that has to have sent before some of a shared object is next.
+        silent: pings since it was heard.
     """
 
     def __init__(self, number: int) -> None:
@@ -203,7 +208,7 @@ class _Node:
         self.link: lanes.Link | None = None
         self.waiting = bytearray()
         self.gone = False
-        self.next_piece = 0
+        self.next_piece = self.silent = 0
         self.paused: list[_Lane] = []  # of which nothing is read until the link has sent some
 
 
@@ -232,10 +237,20 @@ class _Relay:
     """Nodes, lanes, and what is polled."""
 
     def __init__(
-        self, control: socket.socket, recall: socket.socket, listener: socket.socket, nodes: int, tls: ssl.SSLContext
+        self,
+        control: socket.socket,
+        recall: socket.socket,
+        listener: socket.socket,
+        nodes: int,
+        tls: ssl.SSLContext,
+        ping_s: float,
     ) -> None:
         self._control, self._recall, self._listener, self._tls = control, recall, listener, tls
         self._nodes = [_Node(number) for number in range(nodes)]
+        self._missing = set(self._nodes)  # their agents have not been there
+        self._due: set[_Node] = set()  # may have something to send
+        self._ping_s = ping_s
+        self._next_ping = time.monotonic() + ping_s
         self._lanes: dict[int, _Lane] = {}
         self._poll = select.epoll()
         self._of: dict[int, Callable[[int, int], None]] = {}
@@ -265,9 +280,10 @@ class _Relay:
     def serve(self) -> None:
         """Carry bytes until the pool is gone."""
         while True:
-            for node in self._nodes:
+            due, self._due = self._due, set()
+            for node in due:
                 self._flush(node)
-            for file, events in self._poll.poll(self._timeout_s()):
+            for file, events in self._poll.poll(0.0 if self._due else self._timeout_s()):
                 found = self._of.get(file)
                 if found is not None:
                     found(file, events)
@@ -275,7 +291,7 @@ class _Relay:
 
     def close(self) -> None:
         """Let all agents end, those too that are on their way: without a complaint in the user's terminal."""
-        missing = sum(node.link is None and not node.gone for node in self._nodes)
+        missing = len(self._missing)
         for node in self._nodes:
             if node.link is not None:
                 node.link.sock.close()
@@ -305,13 +321,13 @@ class _Relay:
             del self._events[file]
             self._poll.unregister(file)
 
-    def _timeout_s(self) -> float | None:
-        times = [until for _, until in self._strangers.values()]
+    def _timeout_s(self) -> float:
+        times = [self._next_ping, *[until for _, until in self._strangers.values()]]
         if self._asked is not None:
             times.append(self._asked[1])
-        if any(node.link is None and not node.gone for node in self._nodes):
+        if self._missing:
             times.append(self._start_by)
-        return max(0.0, min(times) - time.monotonic()) if times else None
+        return max(0.0, min(times) - time.monotonic())
 
     def _see_time(self) -> None:
         if self._timeout_s() != 0.0:
@@ -322,11 +338,24 @@ class _Relay:
                 self._turn_away(file, sock)
         if self._asked is not None and self._asked[1] <= now:
             self._lose(self._lanes[self._asked[0]].node)
-        if self._start_by <= now:
-            why = "" if all(node.link or node.gone for node in self._nodes) else self._why_missing()
-            for node in self._nodes:
-                if node.link is None:
-                    self._lose(node, why)
+        if self._missing and self._start_by <= now:
+            why = self._why_missing()
+            for node in tuple(self._missing):
+                self._lose(node, why)
+        if self._next_ping <= now:
+            self._next_ping = now + self._ping_s
+            self._ping()
+
+    def _ping(self) -> None:
+        """Ask each agent for an answer. Pings are counted, not seconds: who was suspended with all of the job may not
+        hold others for silent when it goes on."""
+        for node in self._nodes:
+            if node.silent > _SILENT:
+                silent_s = _SILENT * self._ping_s
+                self._lose(node, f"its agent has not answered for {silent_s:g} s: it is stopped, or its machine hangs")
+            elif node.link is not None:
+                node.silent += 1
+                self._put(node, lanes.PING, node.number)
 
     # ---- agents ----
 
@@ -380,6 +409,8 @@ class _Relay:
             sock.close()
             return
         node.link = link
+        self._missing.discard(node)
+        self._due.add(node)
         self._report(zygote.REPORT.pack(node.number, 0, NODE_READY))
         link.take_over(node.waiting)
         self._of[file] = lambda _file, _events: self._on_link(node)
@@ -395,6 +426,8 @@ class _Relay:
 
     def _on_link(self, node: _Node) -> None:
         assert node.link is not None
+        node.silent = 0
+        self._due.add(node)  # it may be able to take more now
         try:
             for kind, number, data in node.link.read():
                 if kind == lanes.WANT:
@@ -433,6 +466,7 @@ class _Relay:
     def _put(self, node: _Node, kind: bytes, worker: int, data: lanes.Data = b"") -> None:
         if node.link is not None:
             node.link.put(kind, worker, data)
+            self._due.add(node)
         elif not node.gone:
             lanes.put(node.waiting, kind, worker, data)
 
@@ -460,6 +494,7 @@ class _Relay:
         if node.gone:
             return
         node.gone = True
+        self._missing.discard(node)
         if node.link is not None:
             why = why or self._said.of_scheduler()
             self._forget(node.link.sock.fileno())
@@ -504,6 +539,7 @@ class _Relay:
             return
         if kind == SHARE:
             self._originals.add(number, files[0] if files else -1)
+            self._due.update(self._nodes[at] for at in self._originals.due)
             return
         if kind == UNSHARE:
             self._unshare(number)

@@ -121,6 +121,75 @@ with Nodes(nodes=2, how={how!r}, block_allocation={kept}) as exe:
     assert run(script, "no Python on n2") == "{'n1'}\n"
 
 
+STOPPED = """
+import signal
+from pathlib import Path
+from remoteexec.allocation import launcher
+launcher.PING_S = 0.3
+
+def agents():
+    # of each node, and those that hold its workers' calls
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes().split(b"\\0")
+            environment = (entry / "environ").read_bytes().split(b"\\0")
+        except OSError:
+            continue
+        mark = b"REMOTEEXEC_TEST_AGENTS=" + str(os.getpid()).encode()
+        nodes = [value.split(b"=")[1].decode() for value in environment if value.startswith(b"SLURMD_NODENAME=")]
+        if b"agent" in command and mark in environment and nodes:
+            found.setdefault(nodes[0], []).append(int(entry.name))
+    return found
+
+os.environ["REMOTEEXEC_TEST_AGENTS"] = str(os.getpid())
+"""
+
+
+@both_modes
+def test_a_node_whose_agent_is_stopped_is_lost_and_ends_when_that_goes_on(kept: bool) -> None:
+    script = f"""
+with Nodes(block_allocation={kept}) as exe:
+    assert {{future.result(20) for future in [exe.submit(stay, 0.5) for _ in range(8)]}} == {{"n1", "n2"}}
+    of_n2 = agents()["n2"]
+    os.kill(min(of_n2), signal.SIGSTOP)
+    began = time.monotonic()
+    futures = [exe.submit(stay, 0.5) for _ in range(24)]
+    lost = [exc for future in futures if (exc := future.exception(30)) is not None]
+    assert 1 <= len(lost) <= 4 + 4, lost
+    assert all(type(exc) is errors.TaskNodeFailure for exc in lost), lost
+    assert all("node n2" in str(exc) and "has not answered for 1.8 s" in str(exc) for exc in lost), lost
+    assert {{future.result() for future in futures if future.exception() is None}} == {{"n1"}}
+    print(time.monotonic() - began < 15)
+    os.kill(min(of_n2), signal.SIGCONT)
+    until = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{{pid}}/exe") for pid in of_n2) and time.monotonic() < until:
+        time.sleep(0.05)
+    print([pid for pid in of_n2 if os.path.exists(f"/proc/{{pid}}/exe")])
+"""
+    assert run(STOPPED + script) == "True\n[]\n"
+
+
+def test_nodes_are_not_lost_when_who_asks_them_was_suspended_and_goes_on() -> None:
+    """As all of a job is by `scontrol suspend`: agents a moment longer than the relay."""
+    script = """
+import subprocess
+with Nodes() as exe:
+    assert {future.result(20) for future in [exe.submit(stay, 0.5) for _ in range(8)]} == {"n1", "n2"}
+    relay = exe._carrier._process.pid
+    stopped = [relay, *[min(pids) for pids in agents().values()]]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(4)
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.3)
+    futures = [exe.submit(stay, 0.5) for _ in range(16)]
+    print({future.result(20) for future in futures} == {"n1", "n2"})
+"""
+    assert run(STOPPED + script) == "True\n"
+
+
 @both_modes
 @pytest.mark.parametrize(
     ("how", "options", "said"),
