@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 import os
 import subprocess
 from collections.abc import Mapping
@@ -10,12 +12,15 @@ from collections.abc import Mapping
 from .base import Allocation, NoAllocation, Node
 from .lists import hostnames, indices
 
+log = logging.getLogger("remoteexec")
 _ASK_S = 30.0
 _INSTANCE = "instance"
 
 
 def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
     """Ask Flux what there is: what the job has, in a job that started no instance of its own, else the instance's all.
+
+    It is asked by its Python binding where that loads, else by its commands.
 
     Raises:
         NoAllocation: says what is missing.
@@ -26,6 +31,32 @@ def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
             "`flux batch` or `flux start`, or use FluxClusterExecutor, which submits jobs"
         )
     job = job_of(environment)
+    return parse_allocation(
+        job or _INSTANCE, _by_binding(environment["FLUX_URI"], job) or _by_command(environment, job)
+    )
+
+
+def _by_binding(uri: str, job: str | None) -> str | None:
+    """What Flux's own module says, without a process; None where it does not load here, or fails.
+
+    It is built for one Python. Who asks then has the command, which says why it fails, too.
+    """
+    try:
+        flux, jobs, resource = map(importlib.import_module, ("flux", "flux.job", "flux.resource"))
+        handle = flux.Flux(uri)
+        if job is None:
+            asked = resource.resource_list(handle)
+        else:
+            asked = handle.rpc("job-info.lookup", {"id": int(jobs.JobID(job)), "keys": ["R"], "flags": 0})
+        asked.wait_for(_ASK_S)
+        said = asked.get()
+        return str(said.all.encode() if job is None else said["R"])
+    except Exception as exc:  # whatever it is that does not load: there is another module of this name
+        log.debug("Flux is asked by its commands, since its Python binding fails: %r", exc)
+        return None
+
+
+def _by_command(environment: Mapping[str, str], job: str | None) -> str:
     argv = ["flux", "job", "info", job, "R"] if job is not None else ["flux", "resource", "R"]
     try:
         asked = subprocess.run(
@@ -35,7 +66,7 @@ def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
         raise NoAllocation(f"`{' '.join(argv)}` cannot be run: {exc}") from exc
     if asked.returncode:
         raise NoAllocation(f"`{' '.join(argv)}` ended with exit code {asked.returncode}: {asked.stderr.strip()}")
-    return parse_allocation(job or _INSTANCE, asked.stdout)
+    return asked.stdout
 
 
 def job_of(environment: Mapping[str, str]) -> str | None:

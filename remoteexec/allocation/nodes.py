@@ -26,6 +26,7 @@ class Part(NamedTuple):
     Attributes:
         node: its position among the nodes.
         name: the node's.
+        alias: see Node.
         ranks: parts that are there.
         need: what these take.
         of: how many cores the node has.
@@ -34,6 +35,7 @@ class Part(NamedTuple):
 
     node: int
     name: str
+    alias: str
     ranks: int
     need: Need
     gpus: tuple[str, ...]
@@ -167,7 +169,7 @@ class ManyNodes:
     """
 
     def __init__(self, nodes: Sequence[Node], cores: int | None = None, is_open: bool = True) -> None:
-        self._names = [node.name for node in nodes]
+        self._names = [(node.name, node.alias or node.name) for node in nodes]
         total = sum(node.cores for node in nodes)
         self._limit = cores if cores is not None else total
         self.capacity = min(self._limit, total)
@@ -404,7 +406,7 @@ class ManyNodes:
         for at, count in sorted(shares):  # neighbours have neighbouring ranks
             its = part.times(count)
             gpus = tuple(self._nodes[at].gpus[: its.gpus])
-            parts.append(Part(at, self._names[at], count, its, gpus, self._nodes[at].all.cores))
+            parts.append(Part(at, *self._names[at], count, its, gpus, self._nodes[at].all.cores))
             self._occupy(at, its, gpus)
         place = Place(gpu for each in parts for gpu in each.gpus)
         place.node, place.parts = parts[0].node, tuple(parts)

@@ -8,20 +8,25 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
+from remoteexec_server.wire import pooled
 from remoteexec_server.wire.resources import Resources
 
+from .. import errors
 from ..allocation.base import Allocation, Step
 from ..allocation.kept import places, room_for
 from ..allocation.launcher import AllocationLauncher
 from ..allocation.nodes import ManyNodes
 from ..allocation.pinning import PinnedNodes
 from ..allocation.remaining import WARN_S, Remaining, left_s
+from ..allocation.steps import Steps, Way
 from ..engine.sharing import Sharing
 from ..pool.fresh import FreshWorkers
 from ..pool.kept import KeptWorkers
 from ..pool.ledger import Ledger, Need, TooLarge
+from ..pool.mpi import Launch
 from ..pool.tasks import GpuVariables, PoolTask
 from ..resources import with_defaults
 from .single_node import SingleNodeExecutor
@@ -38,12 +43,13 @@ Pmi = Literal["pmi1", "pmi2", "pmix"]
 class AllocatedExecutor(SingleNodeExecutor):
     """Runs calls on all nodes of an allocation, where an agent on each starts the workers.
 
-    A subclass says what the allocation has, `_find_allocation`, and what starts the agents, `_step`; and, if it can
-    start MPI ranks on several nodes, `_spreads`.
+    A subclass says what the allocation has, `_find_allocation`, what starts the agents, `_step`, and what starts MPI
+    ranks on several nodes, `_new_steps`.
 
     Args:
         max_workers: see SingleNodeExecutor.
-        pmi_mode: checked here; what it does, the scheduler's executor says.
+        pmi_mode: how the scheduler and MPI ranks find each other; found out if not given. Given, ranks on a single node
+            are started by the scheduler, too, and otherwise by mpiexec.
         hostname_localhost: agents connect to 127.0.0.1, and nobody else can: for an allocation of this one machine.
         pin_cores: calls that run at once have cores of their own, where a node has as many as the allocation says.
         resource_dict: see SingleNodeExecutor.
@@ -54,7 +60,7 @@ class AllocatedExecutor(SingleNodeExecutor):
         ValueError: see SingleNodeExecutor.
     """
 
-    _spreads = False  # MPI ranks over several nodes
+    _where = "the allocation"
 
     def __init__(
         self,
@@ -110,6 +116,20 @@ class AllocatedExecutor(SingleNodeExecutor):
     def _step(self) -> Step:
         """What starts the agents."""
 
+    @abstractmethod
+    def _new_steps(self) -> Steps:
+        """What starts MPI ranks on several nodes."""
+
+    @property
+    def _spreads(self) -> bool:
+        """Whether `cores` are MPI ranks, which may be on several nodes."""
+        return True
+
+    def _needs_step(self, resources: Resources) -> bool:
+        """Whether its ranks are started by a step on a single node, too."""
+        launch = self._launch_of(resources)
+        return resources.pmi_mode is not None or launch is None or not launch[1]
+
     # ---- of all ----
 
     def _all_cores(self) -> int:
@@ -151,6 +171,33 @@ class AllocatedExecutor(SingleNodeExecutor):
         super()._check(need, resources)
         if self._kept:
             self._ledger.check(need)
+        self._ways(need, resources)  # said now if there are none
+
+    def _launch_of(self, resources: Resources) -> Launch | None:
+        try:
+            return super()._launch_of(resources)
+        except errors.RunnerMissing:  # then a step does it
+            return resources.cores, [], resources.openmpi_oversubscribe, False
+
+    def _setup(self, resources: Resources, before: Mapping[str, str], says_threads: bool) -> pooled.Setup:
+        setup = super()._setup(resources, before, says_threads)
+        ways = self._ways(self._takes(resources), resources)
+        if ways:
+            setup["step"] = (ways, [] if self._kept else self._needs_step(resources))
+        return setup
+
+    def _ways(self, need: Need, resources: Resources) -> list[Way]:
+        """How a step starts its ranks; empty if there can be none."""
+        room = self._ledger.room
+        assert isinstance(room, ManyNodes)
+        several = self._spreads and resources.cores > 1
+        if several and (self._needs_step(resources) or room.may_spread(need)):
+            return self._steps.ways(resources)
+        return []
+
+    @cached_property
+    def _steps(self) -> Steps:
+        return self._new_steps()
 
     def _workers(self, most: int | None) -> int:
         """Kept workers: as many as the nodes have room for, each on one node."""

@@ -11,6 +11,7 @@ from remoteexec_server.wire.resources import Resources, Retry
 
 from ..allocation.base import Allocation, Step
 from ..allocation.flux import allocation, job_of
+from ..allocation.steps import FluxSteps, Steps
 from ..pool.mpi import Launch
 from .allocated import AllocatedExecutor, Pmi, own_parameters
 
@@ -27,13 +28,16 @@ class FluxJobExecutor(AllocatedExecutor):
     """Runs calls on all nodes of the Flux instance that this process is in (`flux alloc`, `flux batch`, `flux start`).
 
     `flux exec` starts an agent on each node, which is no job and takes no cores; from then on Flux is not asked any
-    more. In a job that is no instance of its own (`flux run`, `flux submit`) it has what that job has. A call takes
-    cores and GPUs of one node. Agents connect to this process by TLS 1.3 with a certificate of the session, which both
-    ends have to show.
+    more, but for MPI functions whose ranks are on several nodes. In a job that is no instance of its own (`flux run`,
+    `flux submit`) it has what that job has. A call takes cores and GPUs of one node; of several, if it is an MPI
+    function that no node can hold, or says `num_nodes`: these ranks are a job of `flux run`, which has the cores that
+    the call has, and waits for no other. Agents connect to this process by TLS 1.3 with a certificate of the session,
+    which both ends have to show, and such ranks to theirs.
 
     Args:
         max_workers: see SingleNodeExecutor.
-        pmi_mode: taken, and without effect: MPI ranks of a call are started by mpiexec, on one node.
+        pmi_mode: how Flux and the ranks find each other, its `-o pmi`: "pmi1" and "pmi2" are its "simple" server,
+            "pmix" needs its plugin. Given, ranks on a single node are started by `flux run`, too, else by mpiexec.
         flux_executor: a `flux.job.FluxExecutor` of the instance that FLUX_URI names, as executorlib takes it; nothing
             is submitted through it, and it stays open. Agents run in that instance, beside the jobs that it submits.
         flux_executor_nesting: each call, or each kept worker, runs in a Flux instance of its own, which has the call's
@@ -51,6 +55,8 @@ class FluxJobExecutor(AllocatedExecutor):
         TypeError: `flux_executor` is none.
         ValueError: see SingleNodeExecutor; nesting in a job that is no instance.
     """
+
+    _heeded = ("num_nodes",)
 
     def __init__(
         self,
@@ -117,6 +123,13 @@ class FluxJobExecutor(AllocatedExecutor):
         job = job_of(os.environ)
         argv = ["flux", "exec", "--quiet", *(["--jobid", job] if job is not None else ["--rank", ranks])]
         return Step(argv, {}, identify=["flux", "getattr", "rank"], logs=self._logs)
+
+    @property
+    def _spreads(self) -> bool:
+        return not self._nesting
+
+    def _new_steps(self) -> Steps:
+        return FluxSteps(self._allocation)
 
     def _launch_of(self, resources: Resources) -> Launch | None:
         if not self._nesting:

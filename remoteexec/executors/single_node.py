@@ -95,6 +95,7 @@ class SingleNodeExecutor(PooledExecutor):
     """
 
     _heeded: tuple[str, ...] = ()  # of what else only jobs can have
+    _where = "this machine"
 
     def __init__(
         self,
@@ -442,7 +443,7 @@ class SingleNodeExecutor(PooledExecutor):
         cores = self._all_cores()
         if self._max_cores is None and resources.cores > cores and not resources.openmpi_oversubscribe:
             raise TooLarge(
-                f"cores={resources.cores}, and this machine has {cores}: ask for fewer, or say "
+                f"cores={resources.cores}, and {self._where} has {cores}: ask for fewer, or say "
                 "openmpi_oversubscribe=True to have ranks share cores"
             )
         if not self._kept:

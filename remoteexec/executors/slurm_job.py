@@ -5,19 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from remoteexec_server.wire import pooled
 from remoteexec_server.wire.resources import Resources, Retry
 
-from .. import errors
 from ..allocation.base import Allocation, Step
-from ..allocation.nodes import ManyNodes
 from ..allocation.slurm import allocation
-from ..allocation.steps import SlurmSteps, Way, check_options
+from ..allocation.steps import SlurmSteps, Steps, check_options
 from ..pool.ledger import Need
-from ..pool.mpi import Launch
 from .allocated import AllocatedExecutor, Pmi, own_parameters
 
 if TYPE_CHECKING:
@@ -70,7 +65,6 @@ class SlurmJobExecutor(AllocatedExecutor):
     """
 
     _heeded = ("slurm_cmd_args", "num_nodes")
-    _spreads = True
 
     def __init__(
         self,
@@ -102,16 +96,9 @@ class SlurmJobExecutor(AllocatedExecutor):
         given = own_parameters(locals())
         super().__init__(**given)
 
-    def _launch_of(self, resources: Resources) -> Launch | None:
-        try:
-            return super()._launch_of(resources)
-        except errors.RunnerMissing:  # then srun does it
-            return resources.cores, [], resources.openmpi_oversubscribe, False
-
     def _check(self, need: Need, resources: Resources) -> None:
         check_options(resources.slurm_cmd_args)
         super()._check(need, resources)
-        self._ways(need, resources)  # said now if there are none
 
     def _tell_in_vain(self, resources: Resources) -> None:
         super()._tell_in_vain(resources)
@@ -124,29 +111,10 @@ class SlurmJobExecutor(AllocatedExecutor):
                 list(options),
             )
 
-    def _setup(self, resources: Resources, before: Mapping[str, str], says_threads: bool) -> pooled.Setup:
-        setup = super()._setup(resources, before, says_threads)
-        ways = self._ways(self._takes(resources), resources)
-        if ways:
-            setup["step"] = (ways, [] if self._kept else self._needs_step(resources))
-        return setup
-
-    def _ways(self, need: Need, resources: Resources) -> list[Way]:
-        """How a step starts its ranks; empty if there can be none."""
-        room = self._ledger.room
-        assert isinstance(room, ManyNodes)
-        if resources.cores > 1 and (self._needs_step(resources) or room.may_spread(need)):
-            return self._steps.ways(resources)
-        return []
-
     def _needs_step(self, resources: Resources) -> bool:
-        """Whether its ranks are started by srun on a single node, too."""
-        launch = self._launch_of(resources)
-        asked = resources.pmi_mode is not None or resources.slurm_cmd_args != ()
-        return asked or launch is None or not launch[1]
+        return resources.slurm_cmd_args != () or super()._needs_step(resources)
 
-    @cached_property
-    def _steps(self) -> SlurmSteps:
+    def _new_steps(self) -> Steps:
         return SlurmSteps(self._allocation)
 
     def _find_allocation(self) -> Allocation:

@@ -291,7 +291,7 @@ def _shares(ranks: int, parts: Sequence[Any], variables: GpuVariables) -> list[A
         each = len(part.gpus) // part.ranks
         gpus = [part.gpus[at * each : (at + 1) * each] for at, count in enumerate(its) for _ in range(count)]
         shown = [dict(visible(its_gpus, variables)) for its_gpus in gpus]
-        found.append((part.name, sum(its), shown, (part.cores, part.of)))
+        found.append((part.name, part.alias, sum(its), shown, (part.cores, part.of)))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The ranks of MPI functions: started with mpiexec or, over the nodes of an allocation, srun; told what to run, ended.
+"""The ranks of MPI functions: started with mpiexec or, over an allocation's nodes, by its scheduler; told what to run.
 
     pool ── worker ─┬─ mpiexec ─┬─ watch ── rank 0      each rank connects back to the worker by a socket of its own;
                     │           ├─ watch ── rank 1      what proves that both ends are ours, and how far that reaches,
@@ -16,6 +16,7 @@ worker's end, however that comes: neither Open MPI nor MPICH clean up after they
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import select
@@ -75,16 +76,19 @@ Launch = tuple[int, list[str], bool, bool]
 process without MPI, which another command starts, whose result is then that of the call."""
 _HERE = "{node}"
 """In that command: which node this is, as the agent knows it."""
-_HOSTS, _NODES = "{hosts}", "{nodes}"
-"""In a way of a step: a file that has the node of each rank, in their order; how many nodes these are."""
+_HOSTS, _NODES, _R = "{hosts}", "{nodes}", "{R}"
+"""In a way of a step: a file that has the node of each rank, in their order; how many nodes these are; what Flux calls
+R, with a core for each rank."""
 Way = tuple[str, list[str]]
 """How errors call it, and a command that starts the ranks on several nodes."""
-Share = tuple[str, int, "list[dict[str, str | None]]", "tuple[tuple[int, ...], int]"]
-"""A node, how many ranks it gets, what more each of these has in its environment, and their cores: see `affinity`."""
+Share = tuple[str, str, int, "list[dict[str, str | None]]", "tuple[tuple[int, ...], int]"]
+"""A node, its number where the scheduler has one, how many ranks it gets, what more each of these has in its
+environment, and their cores: see `affinity`."""
 Step = tuple[list[Way], list[Share]]
 """Ways to start ranks, tried one after the other; on which nodes, all on this one if none is named."""
 _STEPS_OWN = ("SLURM_CONF", "SLURM_JWT")
 """What srun needs of the variables of the step that we are in: others are options for that one, not for the ranks'."""
+_JOBS_OF_FLUX = ("FLUX_JOB_", "FLUX_TASK_", "FLUX_KVS_NAMESPACE")
 _NODE_FAILED = re.compile(r"Node failure on (\S+)")
 
 
@@ -157,7 +161,7 @@ class Ranks:
         tried = []
         for name, argv in step[0]:
             try:
-                return _started(_FarProgram(self._setup, self._pool, self._worker, argv))
+                return _started(_FarProgram(self._setup, self._pool, self._worker, (name, argv)))
             except RanksDidNotStart as exc:
                 tried.append(f"{name}: {exc}")
                 if exc.final:
@@ -571,10 +575,10 @@ class _Program:
 
 
 class _FarProgram(_Program):
-    """One srun and its ranks, on one or several nodes of the allocation.
+    """One srun or `flux run` and its ranks, on one or several nodes of the allocation.
 
     Args:
-        argv: a way.
+        way: how they are started.
     """
 
     _alike = "this PMI"
@@ -582,12 +586,12 @@ class _FarProgram(_Program):
     _silent_s = _NODE_S
     _aborts_are_told = False
 
-    def __init__(self, setup: pooled.Setup, pool: socket.socket, worker: int | None, argv: list[str]) -> None:
+    def __init__(self, setup: pooled.Setup, pool: socket.socket, worker: int | None, way: Way) -> None:
         super().__init__(setup, pool, worker)
-        self._command = argv
-        self._shares: list[Share] = setup["step"][1] or [(os.environ.get(names.NODE, ""), self.size, [], ((), 0))]
-        self._of_rank: dict[int, dict[str, str | None]] = {}
-        self._cores_of = {node: cores for node, _, _, cores in self._shares}
+        name, self._command = way
+        self._launcher_name = name.partition(" -")[0]
+        here = os.environ.get(names.NODE, "")
+        self._shares: list[Share] = setup["step"][1] or [(_host(here), here, self.size, [], ((), 0))]
 
     def _new_links(self) -> Links:
         from .rank_far import FarLinks  # late: it brings TLS
@@ -599,8 +603,8 @@ class _FarProgram(_Program):
     def _launcher(self) -> list[str]:
         hosts = os.path.join(self._sweeper.directory, "hosts")
         with open(hosts, "w", encoding="utf-8") as file:
-            file.writelines(f"{node}\n" for node, count, *_ in self._shares for _ in range(count))
-        told = {_HOSTS: hosts, _NODES: str(len(self._shares))}
+            file.writelines(f"{node}\n" for node, _, count, *_ in self._shares for _ in range(count))
+        told = {_HOSTS: hosts, _NODES: str(len(self._shares)), _R: _r_of(self._shares)}
         return [_filled(part, told) for part in self._command]
 
     def _environment(self) -> dict[str, str]:
@@ -610,34 +614,65 @@ class _FarProgram(_Program):
         self._sweeper.note_launcher(pid)
 
     def _name(self) -> str:
-        return "srun"
+        return self._launcher_name
 
     def _gather(self, links: Links) -> None:
         super()._gather(links)
+        if not any(_HOSTS in part for part in self._command):  # the launcher has no options of the user's
+            return
         there = Counter(rank.node for rank in self._ranks)
-        wanted = {node: count for node, count, *_ in self._shares}
+        wanted = {node: count for node, _, count, *_ in self._shares}
         if there != wanted:
             raise RanksDidNotStart(
                 f"{self._name()} has started ranks on {dict(there)} and was to on {wanted}; leave what says where out "
                 "of slurm_cmd_args"
             )
-        found = {node: iter(each) for node, _, each, _ in self._shares}
-        self._of_rank = {rank.number: next(found[rank.node], {}) for rank in self._ranks}
+
+    def _share_of(self, rank: int) -> tuple[Share, int]:
+        """Whose it is, and which of its ranks: nodes have theirs one after the other."""
+        for share in self._shares:
+            if rank < share[2]:
+                break
+            rank -= share[2]
+        return share, rank
 
     def _setup_of(self, rank: int) -> pooled.Setup:
-        return {**super()._setup_of(rank), "cores": self._cores_of[self._ranks[rank].node]}
+        (*_, cores), _ = self._share_of(rank)
+        return {**super()._setup_of(rank), "cores": cores}
 
     def _environment_of(self, rank: int) -> dict[str, str | None]:
         environment = {**self._setup.get("environment", {})}
-        if not self._of_rank[rank]:
-            return self._with_its_gpus(environment, rank)
-        return environment | self._of_rank[rank]
+        (*_, each, _), at = self._share_of(rank)
+        return environment | each[at] if each and each[at] else self._with_its_gpus(environment, rank)
 
     def kill(self) -> None:
         """See _Program: the watches do it, and srun ends with them."""
         if self._links is not None:
             self._links.close()
         super().kill()
+
+
+def _host(node: str) -> str:
+    """Of this node, which is known by its number where the scheduler has those."""
+    return socket.gethostname() if node.isdecimal() else node
+
+
+def _r_of(shares: Sequence[Share]) -> str:
+    """What Flux is to take for the resources of a job, with as many cores of each node as there are ranks.
+
+    Source: https://flux-framework.readthedocs.io/projects/flux-rfc/en/latest/spec_20.html
+    """
+    found = {
+        "R_lite": [{"rank": at, "children": {"core": _first(count)}} for _, at, count, *_ in shares],
+        "nodelist": [node for node, *_ in shares],
+        "starttime": 0,
+        "expiration": 0,
+    }
+    return json.dumps({"version": 1, "execution": found})
+
+
+def _first(count: int) -> str:
+    return f"0-{count - 1}" if count > 1 else "0"
 
 
 def _filled(part: str, told: dict[str, str]) -> str:
@@ -737,10 +772,10 @@ def launcher_environment(directory: str, oversubscribe: bool) -> dict[str, str]:
 
 
 def step_environment(oversubscribe: bool) -> dict[str, str]:
-    """What srun is told, and by it the ranks: the pool has counted the cores, so none is bound to some of them."""
+    """What srun or Flux is told, and by it the ranks: the pool has counted the cores, so none is bound to some."""
     told = {"OMPI_MCA_hwloc_base_binding_policy": "none", "PRTE_MCA_hwloc_default_binding_policy": "none"}
     if oversubscribe:
         told["OMPI_MCA_rmaps_base_oversubscribe"] = "1"
-    foreign = (*_FOREIGN, _BATCH, "SRUN_")
+    foreign = (*_FOREIGN, _BATCH, "SRUN_", *_JOBS_OF_FLUX)
     kept = {n: value for n, value in os.environ.items() if not n.startswith(foreign) or n in _STEPS_OWN}
     return kept | told

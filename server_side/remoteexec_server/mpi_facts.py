@@ -26,7 +26,7 @@ from typing import Any
 
 from .wire.resources import Resources
 
-__all__ = ["MpiFacts", "Way", "digest", "from_json", "look", "main", "offered", "pmi_of_slurm", "ways"]
+__all__ = ["MpiFacts", "Way", "digest", "from_json", "look", "main", "offered", "pmi_of_flux", "pmi_of_slurm", "ways"]
 
 _PACKAGE = str(Path(__file__).parent)
 _TIMEOUT_S = 30.0
@@ -205,7 +205,7 @@ def ways(facts: MpiFacts, scheduler: str, resources: Resources, nodes: int = 1) 
     if scheduler == "slurm" and facts.srun:
         found = [_srun(pmi, resources) for pmi in pmi_of_slurm(facts, resources.pmi_mode)]
     elif scheduler == "flux":
-        found = [_flux(pmi, resources) for pmi in _pmi_of_flux(facts, resources.pmi_mode)]
+        found = [_flux(pmi, resources) for pmi in pmi_of_flux(facts, resources.pmi_mode)]
     else:
         found = []
     alone = scheduler == "local" or nodes == 1
@@ -224,8 +224,8 @@ def pmi_of_slurm(facts: MpiFacts, asked: str | None) -> list[str]:
     return [pmi for pmi in order[facts.family] if pmi in facts.pmi]
 
 
-def _pmi_of_flux(facts: MpiFacts, asked: str | None) -> list[str | None]:
-    """Values of -o pmi=; None is what the instance has by default."""
+def pmi_of_flux(facts: MpiFacts, asked: str | None) -> list[str | None]:
+    """Values of -o pmi=, what fits best first; None is what the instance has by default. What is asked for alone."""
     if asked is not None:
         return [_FLUX_PMI[asked]]
     return [None, "pmix"] if facts.family == "openmpi" else [None]

@@ -36,6 +36,8 @@ class Nodes(AllocatedExecutor):
         self.how += end or "\\nfor agent in agents: agent.wait()"
         super().__init__(*args, hostname_localhost=True, **options)
 
+    _spreads, _new_steps = False, None
+
     def _find_allocation(self):
         return Allocation("1", tuple(Node(f"n{n}", self.cores) for n in range(1, self.nodes + 1)))
 

@@ -40,13 +40,23 @@ def resources():
 
 def alive(pid):
     return os.path.exists(f"/proc/{pid}/exe")
+
+def bind():
+    # Flux's Python binding, if it is for this Python; what it imports may be where the system's Python has it
+    said = subprocess.run(["flux", "env", "printenv", "PYTHONPATH"], capture_output=True, text=True).stdout.strip()
+    sys.path += [*said.split(":"), "/usr/lib/python3/dist-packages"]
+    try:
+        import flux.job
+    except ImportError as exc:
+        print("no binding:", exc)
+        sys.exit()
 """
 _numbers = itertools.count()
 both_modes = pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
 
 
 def inside(flux: FluxInstance, script: str, *started: str) -> str:
-    """What a script prints in the instance, or in what a command of Flux's starts it in."""
+    """What a script prints in the instance, or in what a command of Flux's starts it in; without a binding: skip."""
     home = flux.make_directory(f"allocation-{next(_numbers)}")
     file = home / "script.py"
     file.write_text(PREAMBLE + script, encoding="utf-8")
@@ -54,6 +64,8 @@ def inside(flux: FluxInstance, script: str, *started: str) -> str:
     variables = [f"PYTHONPATH={path}", "PYTHONDONTWRITEBYTECODE=1"]
     done = flux.run(["env", "-C", str(home), *variables, *started, sys.executable, str(file)], check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    if done.stdout.startswith("no binding"):
+        pytest.skip(done.stdout)
     return done.stdout
 
 
@@ -75,6 +87,26 @@ with FluxJobExecutor() as exe:
 """
     started = ["flux", "run", "-N1", "-n1", "-c2", "-t60s", "--requires=rank:1"]
     assert inside(flux_instance, script, *started).splitlines()[:2] == ["[('n2', 2)] True", "['1', '1']"]
+
+
+@pytest.mark.parametrize("started", [(), ("flux", "run", "-N1", "-n1", "-c2", "-t60s")], ids=["instance", "job"])
+def test_flux_says_the_same_by_its_binding_and_by_its_commands(
+    flux_instance: FluxInstance, started: tuple[str, ...]
+) -> None:
+    script = """
+bind()
+from remoteexec.allocation import flux
+run = subprocess.run
+def no_process(*args, **options):
+    raise AssertionError(args)
+subprocess.run = no_process
+bound = flux.allocation()
+sys.modules["flux"], subprocess.run = None, run
+print(bound == flux.allocation(), [(node.name, node.cores) for node in bound.nodes], bound.ends_at is None)
+"""
+    said = inside(flux_instance, script, *started)
+    assert said in ("True [('n1', 4), ('n2', 4)] True\n", "True [('n1', 2)] False\n", "True [('n2', 2)] False\n")
+    assert (not started) == said.endswith("True\n")
 
 
 @both_modes
@@ -158,6 +190,126 @@ with FluxJobExecutor(**given) as exe:
         time.sleep(0.1)
 
 
+RANKS = """
+def who():
+    from mpi4py import MPI
+    return MPI.COMM_WORLD.rank, MPI.COMM_WORLD.allreduce(1), node()
+
+def misbehave(how, rank):
+    from mpi4py import MPI
+    world = MPI.COMM_WORLD
+    world.Barrier()
+    if world.rank == rank:
+        if how == "raise":
+            raise LookupError(f"rank {rank} has no data")
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "abort":
+            world.Abort(7)
+    world.Barrier()
+
+def ranks_alive():
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            said = [open(f"/proc/{entry}/{name}").read() for name in ("cmdline", "environ")]
+            found += [entry] if "mpi-rank" in said[0] and os.environ["FLUX_URI"] in said[1] else []
+        except OSError:
+            pass
+    return found
+"""
+
+
+@pytest.fixture
+def ranks() -> str:
+    """What scripts of MPI functions begin with."""
+    pytest.importorskip("mpi4py")
+    return RANKS
+
+
+def test_ranks_that_no_node_can_hold_are_on_both_beside_a_queue_that_is_full(
+    flux_instance: FluxInstance, ranks: str
+) -> None:
+    """Their jobs wait for no other job, as agents do not."""
+    script = """
+    busy = subprocess.run(["flux", "submit", "-n8", "-c1", "sleep", "100"], capture_output=True, text=True)
+    with FluxJobExecutor() as exe:
+        print(exe.submit(who, resource_dict={"cores": 6}).result())
+        print(exe.submit(who, resource_dict={"cores": 3, "num_nodes": 2}).result())
+        beside = [exe.submit(stay, 3) for _ in range(2)]
+        began = time.monotonic()
+        where = [place for *_, place in exe.submit(who, resource_dict={"cores": 6}).result()]
+        print(where, time.monotonic() - began < 3)
+    subprocess.run(["flux", "cancel", busy.stdout.strip()])
+    """
+    first, second, beside = inside(flux_instance, ranks + textwrap.dedent(script)).splitlines()
+    assert first == str([(rank, 6, "0" if rank < 4 else "1") for rank in range(6)])
+    assert second == str([(0, 3, "0"), (1, 3, "0"), (2, 3, "1")])
+    assert beside == f"{['0', '0'] + ['1'] * 4} True"
+
+
+def test_ranks_of_several_nodes_have_gpus_and_cores_of_their_own(flux_instance: FluxInstance, ranks: str) -> None:
+    script = """
+    def gpus():
+        from mpi4py import MPI
+        return node(), os.environ["CUDA_VISIBLE_DEVICES"]
+    with FluxJobExecutor() as exe:
+        print(exe.submit(gpus, resource_dict={"cores": 3, "gpus_per_core": 1}).result())
+        two = {"cores": 2, "gpus_per_core": 1, "num_nodes": 2}
+        print([where for where, _ in exe.submit(gpus, resource_dict=two).result()])
+    """
+    assert inside(flux_instance, ranks + textwrap.dedent(script)).splitlines() == [
+        str([("0", "0"), ("0", "1"), ("1", "0")]),
+        str(["0", "1"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("raise", "LookupError rank 5 has no data"),
+        ("kill", "TaskKilled MPI rank 5 of 6"),
+        ("abort", "TaskKilled MPI rank 5 of 6"),
+    ],
+)
+def test_a_rank_that_fails_ends_all_and_is_named(flux_instance: FluxInstance, ranks: str, how: str, said: str) -> None:
+    script = f"""
+    with FluxJobExecutor() as exe:
+        exc = exe.submit(misbehave, {how!r}, 5, resource_dict={{"cores": 6}}).exception(60)
+        print(type(exc).__name__, {said.partition(" ")[2]!r} in str(exc) or exc)
+        print(len(exe.submit(who, resource_dict={{"cores": 6}}).result(60)))
+    until = time.monotonic() + 10
+    while ranks_alive() and time.monotonic() < until:
+        time.sleep(0.1)
+    print(ranks_alive())
+    """
+    assert inside(flux_instance, ranks + textwrap.dedent(script)) == f"{said.partition(' ')[0]} True\n6\n[]\n"
+
+
+@both_modes
+def test_pmi_mode_says_how_flux_starts_ranks_on_one_node_too(
+    flux_instance: FluxInstance, ranks: str, kept: bool
+) -> None:
+    script = f"""
+    def who_started():
+        from mpi4py import MPI
+        return MPI.COMM_WORLD.size, "FLUX_JOB_ID" in os.environ
+    given = {{"max_workers": 1, "block_allocation": {kept}, "resource_dict": {{"cores": 2}}}}
+    with FluxJobExecutor(**given) as exe:
+        print(exe.submit(who_started).result())
+    with FluxJobExecutor(pmi_mode="pmi1", **given) as exe:
+        print([exe.submit(who_started).result() for _ in range(2)])
+    with FluxJobExecutor(pmi_mode="pmix", **given) as exe:
+        exc = exe.submit(who_started).exception(60)
+        print(type(exc).__name__, "flux run -o pmi=pmix" in str(exc) and "name one that fits with pmi_mode" in str(exc))
+    """
+    assert inside(flux_instance, ranks + textwrap.dedent(script)).splitlines() == [
+        str([(2, False)] * 2),
+        str([[(2, True)] * 2] * 2),
+        "RunnerMissing True",
+    ]
+
+
 def test_what_is_printed_is_in_log_files(flux_instance: FluxInstance) -> None:
     script = """
 with FluxJobExecutor(flux_log_files=True) as exe:
@@ -169,13 +321,8 @@ print("from a call" in open("flux.out").read(), os.path.exists("flux.err"))
 
 def test_an_executor_of_flux_own_binding_is_taken_and_stays_open(flux_instance: FluxInstance) -> None:
     script = """
-    bindings = subprocess.run(["flux", "env", "printenv", "PYTHONPATH"], capture_output=True, text=True).stdout.strip()
-    sys.path += [*bindings.split(":"), "/usr/lib/python3/dist-packages"]  # there is what it imports, if it is not here
-    try:
-        from flux.job import FluxExecutor, JobspecV1
-    except ImportError as exc:
-        print("no binding", exc)
-        sys.exit()
+    bind()
+    from flux.job import FluxExecutor, JobspecV1
     with FluxExecutor() as flux_executor:
         with FluxJobExecutor(flux_executor=flux_executor) as exe:
             print(exe.submit(pow, 2, 3).result())
@@ -183,7 +330,4 @@ def test_an_executor_of_flux_own_binding_is_taken_and_stays_open(flux_instance: 
         jobspec.cwd, jobspec.environment = os.getcwd(), dict(os.environ)
         print(flux_executor.submit(jobspec).result())
 """
-    done = inside(flux_instance, textwrap.dedent(script))
-    if done.startswith("no binding"):
-        pytest.skip(done)
-    assert done == "8\n0\n"
+    assert inside(flux_instance, textwrap.dedent(script)) == "8\n0\n"

@@ -83,7 +83,7 @@ def test_each_node_gets_its_ranks_and_each_rank_its_gpus() -> None:
     setup, place = at_place(Need(3, 3, parts=3), 3)
 
     only = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("0", "1", "2")]
-    assert setup["step"] == (["way"], [("a", 2, only[:2], ((), 4)), ("b", 1, only[2:], ((), 4))])
+    assert setup["step"] == (["way"], [("a", "a", 2, only[:2], ((), 4)), ("b", "b", 1, only[2:], ((), 4))])
     assert nodes_beside(place) == {1}
 
 
@@ -96,10 +96,10 @@ def test_ranks_on_one_node_are_started_there_unless_a_step_was_asked_for() -> No
     }
     assert nodes_beside(place) == set()
     setup, _ = at_place(Need(2, parts=2), 2, always=True)
-    assert setup["step"] == (["way"], [("a", 2, [{}, {}], ((), 4))])
+    assert setup["step"] == (["way"], [("a", "a", 2, [{}, {}], ((), 4))])
 
 
 def test_more_ranks_than_cores_are_shared_out_among_the_cores() -> None:
     setup, _ = at_place(Need(8, parts=8), 21)
 
-    assert [(node, count, len(each)) for node, count, each, _ in setup["step"][1]] == [("a", 12, 12), ("b", 9, 9)]
+    assert [(node, count, len(each)) for node, _, count, each, _ in setup["step"][1]] == [("a", 12, 12), ("b", 9, 9)]
