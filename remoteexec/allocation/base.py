@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -53,9 +53,12 @@ class Step:
     """How the scheduler starts the agents.
 
     Attributes:
-        argv: what runs the command after it once on each node, and hands its own stdin to each.
+        argv: what runs the command after it once on each node, and hands its own stdin to each; or, if the agents are
+            started already, what hands it to them.
         environment: variables that it is given besides; None: it is not to have that.
         identify: a command that says on a node which one it is; empty: the name of the host.
+        started: they are.
+        end: to be called when they shall be none any more, whether or not they are there.
         logs: files for what agents and workers write to stdout and stderr; None: this process's own.
     """
 
@@ -63,3 +66,5 @@ class Step:
     environment: Mapping[str, str | None]
     identify: Sequence[str] = ()
     logs: tuple[str, str] | None = None
+    started: bool = False
+    end: Callable[[], object] | None = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from .base import Allocation, NoAllocation, Node
 from .lists import hostnames, indices
@@ -15,6 +17,9 @@ from .lists import hostnames, indices
 log = logging.getLogger("remoteexec")
 _ASK_S = 30.0
 _INSTANCE = "instance"
+_OF_JOBS = ("FLUX_JOB_", "FLUX_TASK_", "FLUX_KVS_NAMESPACE")
+_SHELL_OPTIONS = {"exit-timeout": "none", "cpu-affinity": "off", "gpu-affinity": "off"}
+"""Who counts the cores of a node is the executor; and an agent that is gone is no reason to end others."""
 
 
 def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
@@ -67,6 +72,34 @@ def _by_command(environment: Mapping[str, str], job: str | None) -> str:
     if asked.returncode:
         raise NoAllocation(f"`{' '.join(argv)}` ended with exit code {asked.returncode}: {asked.stderr.strip()}")
     return asked.stdout
+
+
+def submit_agents(executor: Any, command: Sequence[str], count: int) -> tuple[str, Callable[[], object]]:
+    """Submit agents as one job of so many nodes, each of them whole.
+
+    Args:
+        executor: a flux.job.FluxExecutor.
+
+    Returns:
+        The job's id, and what cancels it.
+
+    Raises:
+        TimeoutError: it has not taken the job.
+        Exception: whatever else keeps it from that.
+    """
+    flux, jobs = map(importlib.import_module, ("flux", "flux.job"))
+    spec = jobs.JobspecV1.from_command(list(command), num_tasks=count, num_nodes=count, exclusive=True)
+    spec.cwd = os.getcwd()
+    spec.environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_JOBS)}
+    for option, value in _SHELL_OPTIONS.items():
+        spec.setattr_shell_option(option, value)
+    job = executor.submit(spec).jobid(timeout=_ASK_S)
+
+    def cancel() -> None:
+        with contextlib.suppress(Exception):  # it has ended, or Flux has
+            jobs.cancel(flux.Flux(), job)
+
+    return str(job), cancel
 
 
 def job_of(environment: Mapping[str, str]) -> str | None:

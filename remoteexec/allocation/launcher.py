@@ -137,7 +137,7 @@ class AllocationLauncher:
         self._open = threading.RLock()
         self.control, theirs = socket.socketpair()
         self._recall, its = socket.socketpair()
-        command = [sys.executable, "-c", START, path()]
+        self._end = step.end
         told = {
             "nodes": [node.alias or node.name for node in allocation.nodes],
             "identify": list(step.identify),
@@ -145,7 +145,7 @@ class AllocationLauncher:
             "listen": "127.0.0.1" if localhost else "",
             "preload": list(preload),
             "shown": shlex.join(step.argv),
-            "step": [*step.argv, *command, "agent"],
+            "step": [*step.argv, *(() if step.started else agent_command())],
             "environment": dict(step.environment),
             "logs": step.logs,
             "session": session,
@@ -153,7 +153,7 @@ class AllocationLauncher:
         }
         with theirs, its:
             self._process = subprocess.Popen(
-                [*command, "relay", str(theirs.fileno()), str(its.fileno())],
+                [*_command(), "relay", str(theirs.fileno()), str(its.fileno())],
                 pass_fds=[theirs.fileno(), its.fileno()],
                 stdin=subprocess.PIPE,
                 start_new_session=True,
@@ -304,6 +304,8 @@ class AllocationLauncher:
         with self._open:
             self.control.close()
         self._recall.close()
+        if self._end is not None:
+            self._end()
         self._process.wait()
 
     def leave(self) -> None:
@@ -311,6 +313,15 @@ class AllocationLauncher:
         self._open = threading.RLock()  # somebody may have held it
         self.control.close()
         self._recall.close()
+
+
+def agent_command() -> list[str]:
+    """What starts an agent on a node."""
+    return [*_command(), "agent"]
+
+
+def _command() -> list[str]:
+    return [sys.executable, "-c", START, path()]
 
 
 def _files_before() -> int:

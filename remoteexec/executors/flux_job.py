@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from remoteexec_server.wire.resources import Resources, Retry
 
+from .. import errors
 from ..allocation.base import Allocation, Step
-from ..allocation.flux import allocation, job_of
+from ..allocation.flux import allocation, job_of, submit_agents
+from ..allocation.launcher import agent_command
 from ..allocation.steps import FluxSteps, Steps
 from ..pool.mpi import Launch
 from .allocated import AllocatedExecutor, Pmi, own_parameters
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FluxJobExecutor"]
 
-log = logging.getLogger("remoteexec")
 _LOGS = ("flux.out", "flux.err")
 
 
@@ -38,8 +38,9 @@ class FluxJobExecutor(AllocatedExecutor):
         max_workers: see SingleNodeExecutor.
         pmi_mode: how Flux and the ranks find each other, its `-o pmi`: "pmi1" and "pmi2" are its "simple" server,
             "pmix" needs its plugin. Given, ranks on a single node are started by `flux run`, too, else by mpiexec.
-        flux_executor: a `flux.job.FluxExecutor` of the instance that FLUX_URI names, as executorlib takes it; nothing
-            is submitted through it, and it stays open. Agents run in that instance, beside the jobs that it submits.
+        flux_executor: a `flux.job.FluxExecutor` of the instance that FLUX_URI names, as executorlib takes it: the
+            agents are a job that is submitted through it, which takes all nodes of the instance, whole, from the first
+            call until this executor ends. It stays open.
         flux_executor_nesting: each call, or each kept worker, runs in a Flux instance of its own, which has the call's
             cores and GPUs, so that it can submit jobs there or open a FluxJobExecutor; `cores` are then no MPI ranks.
         flux_log_files: what agents and calls print goes to `flux.out` and `flux.err` in the current directory, at
@@ -53,7 +54,7 @@ class FluxJobExecutor(AllocatedExecutor):
     Raises:
         NoAllocation: (a ValueError) this process is in no instance.
         TypeError: `flux_executor` is none.
-        ValueError: see SingleNodeExecutor; nesting in a job that is no instance.
+        ValueError: see SingleNodeExecutor; nesting, or a `flux_executor`, in a job that is no instance.
     """
 
     _heeded = ("num_nodes",)
@@ -90,20 +91,15 @@ class FluxJobExecutor(AllocatedExecutor):
     ) -> None:
         given = own_parameters(locals(), besides=("flux_executor", "flux_executor_nesting", "flux_log_files"))
         _check_executor(flux_executor)
-        if flux_executor_nesting and job_of(os.environ) is not None:
+        asked = "flux_executor_nesting=True" if flux_executor_nesting else "flux_executor"
+        if (flux_executor_nesting or flux_executor is not None) and job_of(os.environ) is not None:
             raise ValueError(
-                "flux_executor_nesting=True needs a Flux instance for this job, where jobs can be submitted: start the "
-                "script with `flux batch` or `flux alloc`, or with `flux start` inside the job"
+                f"{asked} needs a Flux instance for this job, where jobs can be submitted: start the script with "
+                "`flux batch` or `flux alloc`, or with `flux start` inside the job"
             )
         self._nesting, self._executor = flux_executor_nesting, flux_executor
         self._logs = (os.path.abspath(_LOGS[0]), os.path.abspath(_LOGS[1])) if flux_log_files else None
         super().__init__(**given)
-        if flux_executor is not None:
-            log.warning(
-                "nothing is submitted through flux_executor=%r: agents and calls run in the instance that FLUX_URI "
-                "names, and share its cores with the jobs that it submits",
-                flux_executor,
-            )
 
     @property
     def info(self) -> dict[str, Any]:
@@ -119,10 +115,18 @@ class FluxJobExecutor(AllocatedExecutor):
         return allocation()
 
     def _step(self) -> Step:
+        identify = ["flux", "getattr", "rank"]
+        if self._executor is not None:
+            try:
+                job, cancel = submit_agents(self._executor, agent_command(), len(self._allocation.nodes))
+            except Exception as exc:  # whatever another's code raises
+                raise errors.RunnerMissing(f"flux_executor={self._executor!r} takes no job: {exc!r}") from exc
+            attach = ["flux", "job", "attach", job]
+            return Step(attach, {}, identify=identify, logs=self._logs, started=True, end=cancel)
         ranks = ",".join(str(node.alias) for node in self._allocation.nodes)
-        job = job_of(os.environ)
-        argv = ["flux", "exec", "--quiet", *(["--jobid", job] if job is not None else ["--rank", ranks])]
-        return Step(argv, {}, identify=["flux", "getattr", "rank"], logs=self._logs)
+        of = job_of(os.environ)
+        argv = ["flux", "exec", "--quiet", *(["--jobid", of] if of is not None else ["--rank", ranks])]
+        return Step(argv, {}, identify=identify, logs=self._logs)
 
     @property
     def _spreads(self) -> bool:

@@ -27,12 +27,17 @@ from . import affinity, far_session, zygote
 from .wire import names
 
 _CHUNK = 1 << 18
+_TOLD_S = 120.0
+"""For who has started it to say what for: it may be gone."""
 _CONNECT_S = 10.0
 _IDENTIFY_S = 30.0
 
 
 def main(argv: list[str]) -> int:
     """Serve until the relay is gone."""
+    if not select.select([sys.stdin], [], [], _TOLD_S)[0]:
+        print(f"remoteexec: nothing was said within {_TOLD_S:g} s to the agent of this node", file=sys.stderr)
+        return 1
     told = json.loads(sys.stdin.buffer.readline())
     far_session.remember(far_session.FarSession(told["certificate"], told["addresses"] == [far_session.LOCALHOST]))
     name = os.environ[names.NODE] = _name(told["identify"])

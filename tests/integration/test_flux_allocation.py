@@ -319,15 +319,72 @@ print("from a call" in open("flux.out").read(), os.path.exists("flux.err"))
     assert inside(flux_instance, script) == "True True\n"
 
 
-def test_an_executor_of_flux_own_binding_is_taken_and_stays_open(flux_instance: FluxInstance) -> None:
-    script = """
+@both_modes
+def test_agents_are_a_job_of_flux_own_executor_which_stays_open(flux_instance: FluxInstance, kept: bool) -> None:
+    script = f"""
     bind()
     from flux.job import FluxExecutor, JobspecV1
+    def jobs():
+        return subprocess.run(["flux", "jobs", "-no", "{{ncores}} {{nnodes}}"], capture_output=True, text=True).stdout
     with FluxExecutor() as flux_executor:
-        with FluxJobExecutor(flux_executor=flux_executor) as exe:
-            print(exe.submit(pow, 2, 3).result())
+        with FluxJobExecutor(flux_executor=flux_executor, block_allocation={kept}) as exe:
+            print(jobs(), sorted(exe.map(stay, [0.5] * 8)), jobs())
+        print(jobs())
         jobspec = JobspecV1.from_command(["true"])
         jobspec.cwd, jobspec.environment = os.getcwd(), dict(os.environ)
         print(flux_executor.submit(jobspec).result())
 """
-    assert inside(flux_instance, textwrap.dedent(script)) == "8\n0\n"
+    assert inside(flux_instance, textwrap.dedent(script)) == f" {['0'] * 4 + ['1'] * 4} 8 2\n\n\n0\n"
+
+
+def test_a_killed_caller_leaves_no_job_of_agents(flux_instance: FluxInstance) -> None:
+    script = """
+    bind()
+    from flux.job import FluxExecutor
+    caller = os.fork()
+    if caller == 0:
+        exe = FluxJobExecutor(flux_executor=FluxExecutor())
+        exe.submit(stay, 0).result()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(caller, 0)
+    until = time.monotonic() + 10
+    while (left := subprocess.run(["flux", "jobs", "-n"], capture_output=True).stdout) and time.monotonic() < until:
+        time.sleep(0.1)
+    print(left)
+    """
+    assert inside(flux_instance, textwrap.dedent(script)) == "b''\n"
+
+
+def test_agents_that_wait_behind_other_jobs_are_cancelled_with_their_executor(flux_instance: FluxInstance) -> None:
+    script = """
+    bind()
+    from flux.job import FluxExecutor
+    busy = subprocess.run(["flux", "submit", "-n1", "sleep", "100"], capture_output=True, text=True).stdout.strip()
+    with FluxExecutor() as flux_executor:
+        exe = FluxJobExecutor(flux_executor=flux_executor)
+        future = exe.submit(stay, 0)
+        time.sleep(1)
+        print(future.cancel())
+        exe.shutdown(wait=False)
+        until = time.monotonic() + 20
+        while len(subprocess.run(["flux", "jobs", "-n"], capture_output=True).stdout.splitlines()) > 1:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    subprocess.run(["flux", "cancel", busy])
+    """
+    assert inside(flux_instance, textwrap.dedent(script)) == "True\n"
+
+
+def test_a_flux_executor_that_is_shut_down_is_named(flux_instance: FluxInstance) -> None:
+    script = """
+    bind()
+    from flux.job import FluxExecutor
+    flux_executor = FluxExecutor()
+    flux_executor.shutdown()
+    with FluxJobExecutor(flux_executor=flux_executor) as exe:
+        try:
+            print(exe.submit(stay, 0).exception())
+        except errors.RunnerMissing as exc:
+            print("takes no job" in str(exc))
+    """
+    assert inside(flux_instance, textwrap.dedent(script)) == "True\n"
