@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import os
+import shutil
 import sys
 import textwrap
 import time
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.flux import FluxInstance
+from tests.clusters.rootless import SlurmCluster
+from tests.conftest import skip_for_want_of
+from tests.integration.test_allocation import inside as inside_slurm
 
 CHECKOUT = Path(__file__).parent.parent.parent
 PREAMBLE = """
@@ -388,3 +392,25 @@ def test_a_flux_executor_that_is_shut_down_is_named(flux_instance: FluxInstance)
             print("takes no job" in str(exc))
     """
     assert inside(flux_instance, textwrap.dedent(script)) == "True\n"
+
+
+def test_an_instance_over_the_nodes_of_a_slurm_allocation(slurm_cluster: SlurmCluster, ranks: str) -> None:
+    """Its brokers are a step; they find as many cores as this machine has, each."""
+    if shutil.which("flux") is None:
+        skip_for_want_of("flux", "no `flux` on PATH: flux-core is not installed")
+    script = """
+with FluxJobExecutor() as exe:
+    nodes = exe.allocation.nodes
+    each = nodes[0].cores
+    print(len(nodes), sorted(exe.map(stay, [0.5] * 2 * each)) == ["0"] * each + ["1"] * each)
+    print([place for *_, place in exe.submit(who, resource_dict={"cores": 2, "num_nodes": 2}).result()])
+"""
+    outer = f"""
+inner = os.path.join(os.path.dirname(__file__), "inner.py")
+open(inner, "w").write({PREAMBLE + ranks + script!r})
+import subprocess
+sys.stdout.flush()
+instance = ["srun", "-N2", "-n2", "--mpi=pmi2", "--overlap", "--quiet", "flux", "start", sys.executable, inner]
+sys.exit(subprocess.run(instance).returncode)
+"""
+    assert inside_slurm(slurm_cluster, outer) == "2 True\n['0', '1']\n"
