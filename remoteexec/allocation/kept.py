@@ -1,4 +1,4 @@
-"""Where kept workers may be on many nodes, each on one. Pure."""
+"""Where kept workers may be on many nodes, each on one, or each on several as its MPI ranks are. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..pool.ledger import Need
 from .base import Node
-from .nodes import Place
+from .nodes import ManyNodes, Place
 
 
 def room_for(node: Node, need: Need) -> int:
@@ -24,6 +24,19 @@ def places(nodes: Sequence[Node], need: Need) -> list[Place]:
     rooms = [room_for(node, need) for node in nodes]
     turns = [(turn, at) for at, room in enumerate(rooms) for turn in range(room)]
     return [_place(nodes[at], at, turn, need) for turn, at in sorted(turns)]
+
+
+def spread_places(room: ManyNodes, need: Need) -> list[Place]:
+    """Of each worker on several nodes that there is room for; that takes it."""
+    found = []
+    while room.fits(need):
+        found.append(room.take(need))
+    return found
+
+
+def nodes_of(place: tuple[str, ...]) -> set[int]:
+    """All nodes of a place; none if it is not one of many nodes."""
+    return {place.node, *[part.node for part in place.parts]} if isinstance(place, Place) else set()
 
 
 def _place(node: Node, at: int, turn: int, need: Need) -> Place:

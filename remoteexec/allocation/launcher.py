@@ -36,7 +36,7 @@ from ..pool.zygote_client import (
     report_of,
 )
 from .base import Allocation, Step
-from .kept import cores_of
+from .kept import cores_of, nodes_of
 from .nodes import Place
 
 PING_S = 10.0
@@ -100,7 +100,8 @@ class AllocationLauncher:
         step: what starts an agent on each node.
         localhost: agents connect to this machine by its own name for itself alone.
         preload: modules that each node imports once for all its workers.
-        workers: how many kept ones each node has room for.
+        workers: how many kept ones each node has room for, if each is on one.
+        places: of kept ones that are each on several.
         pinned: cores of each kept worker, if they are to be its own; 0: they are not, nor are those of others.
         session: of the executor, as those know it who ask on a node for what it shares.
 
@@ -120,12 +121,15 @@ class AllocationLauncher:
         localhost: bool = False,
         preload: Sequence[str] = (),
         workers: Sequence[int] = (),
+        places: Sequence[Place] = (),
         pinned: int = 0,
         session: str = "",
     ) -> None:
         self.environment = dict(os.environ)
         self._names = [node.name for node in allocation.nodes]
         self._slots = {at: count for at, count in enumerate(workers) if count}
+        self._places = places
+        self._lost: set[int] = set()
         self._pinned, self._cores = pinned, [node.cores for node in allocation.nodes]
         self._node_of: dict[int, int] = {}  # of kept workers
         self._turn_of: dict[int, int] = {}  # which one of its node a kept worker is, as long as there is room
@@ -167,6 +171,8 @@ class AllocationLauncher:
     @property
     def room(self) -> int:
         """See Launcher."""
+        if self._places:
+            return sum([not self.has_lost(place) for place in self._places])
         return sum(self._slots.values())
 
     def start_worker(self, number: int, kept: bool, output: bool = False, place: tuple[str, ...] = ()) -> Endpoint:
@@ -222,7 +228,7 @@ class AllocationLauncher:
 
     def has_lost(self, place: tuple[str, ...]) -> bool:
         """See Launcher."""
-        return isinstance(place, Place) and place.node not in self._slots
+        return not self._lost.isdisjoint(nodes_of(place))
 
     def _emptiest(self) -> int:
         """The node of one more kept worker; beyond its cores where others rest."""
@@ -274,6 +280,7 @@ class AllocationLauncher:
         if status == relay.NODE_LOST:
             self._why_lost[number] = words
             self._slots.pop(number, None)
+            self._lost.add(number)
             for worker in [worker for worker, node in self._node_of.items() if node == number]:
                 self._endpoints[worker].lost = True
             return NodeLost(number, self._names[number], words)

@@ -194,6 +194,17 @@ class ManyNodes:
             return False
         return need.nodes > 1 or not all(state.ever_fits(need) for state in self._nodes.values())
 
+    def spreads(self, need: Need) -> bool:
+        """Whether it is to be on several nodes: who asks for none and can be on one is on one."""
+        if need.parts == 1 or need.nodes == 1:
+            return False
+        if need.nodes:
+            return True
+        found = self._of_one.get(need)
+        if found is None:
+            found = self._of_one[need] = any(state.ever_fits(need) for state in self._nodes.values())
+        return not found
+
     def check(self, need: Need) -> None:
         """See Room."""
         if need.cores <= self.capacity and self._ever_fits(need):
@@ -300,7 +311,7 @@ class ManyNodes:
 
     def _to_hold(self, need: Need) -> frozenset[int]:
         freest = sorted(self._nodes, key=lambda at: (at in self._closed, -self._nodes[at].cores))
-        if not self._spreads(need):
+        if not self.spreads(need):
             return frozenset([next(at for at in freest if self._nodes[at].ever_fits(need))])
         part = need.part
         shares = spread(need.parts, need.nodes, [(at, self._nodes[at].ever_room_for(part)) for at in freest])
@@ -346,22 +357,11 @@ class ManyNodes:
     # ---- several parts ----
 
     def _ever_fits(self, need: Need) -> bool:
-        if not self._spreads(need):
+        if not self.spreads(need):
             return any(state.ever_fits(need) for state in self._nodes.values())
         part = need.part
         room = [(at, state.ever_room_for(part)) for at, state in self._nodes.items()]
         return spread(need.parts, need.nodes, room) is not None
-
-    def _spreads(self, need: Need) -> bool:
-        """Whether it is to be on several nodes: who asks for none and can be on one is."""
-        if need.parts == 1 or need.nodes == 1:
-            return False
-        if need.nodes:
-            return True
-        found = self._of_one.get(need)
-        if found is None:
-            found = self._of_one[need] = any(state.ever_fits(need) for state in self._nodes.values())
-        return not found
 
     def _never(self, need: Need) -> str:
         part, on = need.part, f" on {need.nodes} nodes" if need.nodes else ""
@@ -374,7 +374,7 @@ class ManyNodes:
     def _search(self, need: Need) -> int | Shares | None:
         if need.parts == 1:
             return self._find(need)
-        if not self._spreads(need):
+        if not self.spreads(need):
             one = self._find(need)
             return [(one, need.parts)] if one is not None else None
         part, held = need.part, self._held

@@ -16,9 +16,9 @@ from remoteexec_server.wire.resources import Resources
 
 from .. import errors
 from ..allocation.base import Allocation, Step
-from ..allocation.kept import places, room_for
+from ..allocation.kept import places, room_for, spread_places
 from ..allocation.launcher import AllocationLauncher
-from ..allocation.nodes import ManyNodes
+from ..allocation.nodes import ManyNodes, Place
 from ..allocation.pinning import PinnedNodes
 from ..allocation.remaining import WARN_S, Remaining, left_s
 from ..allocation.steps import Steps, Way
@@ -36,7 +36,6 @@ __all__ = ["AllocatedExecutor", "Pmi"]
 log = logging.getLogger("remoteexec")
 _GIB = 2**30
 _CUDA = "CUDA_VISIBLE_DEVICES"
-_KEPT_HERE = "workers that are kept have all their MPI ranks on one node; leave out block_allocation for several"
 Pmi = Literal["pmi1", "pmi2", "pmix"]
 
 
@@ -140,8 +139,10 @@ class AllocatedExecutor(SingleNodeExecutor):
         return list(names), {_CUDA: names} if names else {}
 
     def _new_ledger(self) -> Ledger[PoolTask]:
-        room = (PinnedNodes if self._pin else ManyNodes)(self._allocation.nodes, self._max_cores, is_open=False)
-        return Ledger(None, tasks=self._max_workers, room=room)
+        return Ledger(None, tasks=self._max_workers, room=self._room(is_open=False))
+
+    def _room(self, is_open: bool) -> ManyNodes:
+        return (PinnedNodes if self._pin else ManyNodes)(self._allocation.nodes, self._max_cores, is_open)
 
     def _takes(self, resources: Resources) -> Need:
         cores, gpus, *_ = super()._takes(resources)
@@ -183,37 +184,35 @@ class AllocatedExecutor(SingleNodeExecutor):
         setup = super()._setup(resources, before, says_threads)
         ways = self._ways(self._takes(resources), resources)
         if ways:
-            setup["step"] = (ways, [] if self._kept else self._needs_step(resources))
+            setup["step"] = (ways, [] if self._kept and not self._is_spread else self._needs_step(resources))
         return setup
 
     def _ways(self, need: Need, resources: Resources) -> list[Way]:
         """How a step starts its ranks; empty if there can be none."""
         room = self._ledger.room
         assert isinstance(room, ManyNodes)
-        several = self._spreads and resources.cores > 1
-        if several and (self._needs_step(resources) or room.may_spread(need)):
-            return self._steps.ways(resources)
-        return []
+        if not self._spreads or resources.cores == 1:
+            return []
+        spreads = room.spreads(need) if self._kept else room.may_spread(need)
+        return self._steps.ways(resources) if spreads or self._needs_step(resources) else []
 
     @cached_property
     def _steps(self) -> Steps:
         return self._new_steps()
 
     def _workers(self, most: int | None) -> int:
-        """Kept workers: as many as the nodes have room for, each on one node."""
-        if self._need.nodes > 1:
-            raise TooLarge(f"num_nodes={self._need.nodes} with block_allocation=True: {_KEPT_HERE}")
+        """Kept workers: as many as the nodes have room for, each on one node, or on several if none can hold it."""
         need, nodes = self._need, self._allocation.nodes
-        room = sum(room_for(node, need) for node in nodes)
+        spread = len(self._spread_places) if self._is_spread else None
+        room = spread or sum(room_for(node, need) for node in nodes)
         if self._max_cores is not None:
             room = min(room, self._max_cores // need.cores)
         if room < 1:
             raise TooLarge(
                 f"a worker takes {need.cores} cores, {need.gpus} GPUs and {need.memory_bytes} bytes of memory, and no "
-                f"node of the allocation has all of that within max_cores={self._max_cores}: none could start; "
-                f"{_KEPT_HERE}"
+                f"node of the allocation has all of that within max_cores={self._max_cores}: none could start"
             )
-        sets = sum(len(node.gpus) // need.gpus for node in nodes) if need.gpus else None
+        sets = spread or sum(len(node.gpus) // need.gpus for node in nodes) if need.gpus else None
         if most is not None and sets is not None and most > sets:
             raise ValueError(
                 f"{most} workers with gpus_per_core={self._defaults.gpus_per_core}, and the nodes of the allocation "
@@ -222,7 +221,20 @@ class AllocatedExecutor(SingleNodeExecutor):
         return min(room, most or room)
 
     def _worker_gpus(self, workers: int) -> Sequence[tuple[str, ...]]:
+        if self._is_spread:
+            return self._spread_places
         return places(self._allocation.nodes, self._need) if self._need.gpus else []
+
+    @property
+    def _is_spread(self) -> bool:
+        """Whether a kept worker is on several nodes."""
+        room = self._ledger.room
+        assert isinstance(room, ManyNodes)
+        return self._kept and room.spreads(self._need)
+
+    @cached_property
+    def _spread_places(self) -> list[Place]:
+        return spread_places(self._room(is_open=True), self._need)
 
     def _start(self) -> FreshWorkers | KeptWorkers:
         pool = super()._start()
@@ -233,13 +245,14 @@ class AllocatedExecutor(SingleNodeExecutor):
         return pool
 
     def _launcher(self, preload: Sequence[str]) -> AllocationLauncher:
-        workers = [room_for(node, self._need) for node in self._allocation.nodes]
+        workers = [] if self._is_spread else [room_for(node, self._need) for node in self._allocation.nodes]
         self._carrier = AllocationLauncher(
             self._allocation,
             self._step(),
             localhost=self._localhost,
             preload=preload,
             workers=workers,
+            places=self._spread_places if self._is_spread else (),
             pinned=self._need.cores if self._pin else 0,
             session=self._session,
         )

@@ -12,7 +12,7 @@ from remoteexec_server.wire import pooled
 from .ledger import Ledger, Need, TooLarge
 from .output import Output
 from .pool import Pool
-from .tasks import Broken, GpuVariables, PoolTask, nodes_beside
+from .tasks import Broken, GpuVariables, PoolTask
 from .workers import WorkerState, none_left
 from .zygote_client import Ended, Launcher, NodeLost, NodeReady, NotStarted
 
@@ -197,10 +197,7 @@ class FreshWorkers(Pool):
         with self._lock:
             self._nodes_lost, self._why_lost = True, lost.why
             hopeless = self._ledger.lose(lost.node)
-            for worker in self._workers.values():
-                if lost.node in nodes_beside(worker.gpus):  # some of its ranks were there
-                    worker.lost_with = lost.name
-                    self._zygote.kill_worker(worker.number)
+            self._kill_beside(lost)
         for task in hopeless:
             self._is_hopeless(task)
         self._start_what_fits()

@@ -17,7 +17,7 @@ from remoteexec_server.wire import pooled
 
 from .output import Output
 from .pool import Pool
-from .tasks import GpuVariables, PoolTask, how_ended
+from .tasks import GpuVariables, PoolTask, how_ended, nodes_beside
 from .workers import POOL, WorkerState, none_left
 from .zygote_client import BUFFER, Ended, Launcher, NodeLost, NodeReady, NotStarted
 
@@ -35,6 +35,8 @@ _SMALL = 2 * BUFFER + pooled.CHUNK
 """Calls of less may lie in the socket when `submit` returns, but for what the worker reads before it takes the token,
 and are copied; of larger ones it has read more then, and so has taken the token."""
 
+_ANYWHERE: tuple[str, ...] = ()
+"""The place of a worker that has none of its own."""
 log = logging.getLogger("remoteexec")
 
 
@@ -44,7 +46,8 @@ class Places(NamedTuple):
     Attributes:
         size: how many.
         restarts: how many workers that died are replaced, in all.
-        gpus: for each worker, at least `size` of them if they have any; each is an object of its own.
+        gpus: for each worker, at least `size` of them if they have any, or ranks on several nodes; each is an object
+            of its own.
         gpu_variables: what in the environment shows a worker its GPUs.
     """
 
@@ -186,8 +189,8 @@ class KeptWorkers(Pool):
         with self._lock:
             if self._broken is not None or self._stopping:
                 return False
-            gpus = next((each for each in self._gpus if self._not_lent(each)), ())
-            if self._has_gpus and not gpus:  # one that ends has them still
+            gpus = next((each for each in self._gpus if self._not_lent(each)), _ANYWHERE)
+            if self._has_gpus and gpus is _ANYWHERE:  # one that ends has them still
                 return False
             number = next(n for n in itertools.count() if n not in self._workers)
             try:
@@ -379,7 +382,7 @@ class KeptWorkers(Pool):
 
     def _not_lent(self, gpus: tuple[str, ...]) -> bool:
         """Whether no worker sees these that runs calls, or may still be ending; the caller holds the lock."""
-        return not gpus or all(w.gpus is not gpus or w.resting or w.spare for w in self._workers.values())
+        return gpus is _ANYWHERE or all(w.gpus is not gpus or w.resting or w.spare for w in self._workers.values())
 
     def _held_up(self) -> list[WorkerState] | None:
         placed = self._placed()
@@ -498,7 +501,9 @@ class KeptWorkers(Pool):
     def _lost_node(self, lost: NodeLost) -> None:
         super()._lost_node(lost)
         with self._lock:  # its workers are buried one by one, and until then get nothing
-            self._idle = {number: worker for number, worker in self._idle.items() if not worker.endpoint.lost}
+            self._kill_beside(lost)
+            for number in [n for n, w in self._idle.items() if w.endpoint.lost or w.lost_with]:
+                del self._idle[number]
             self._count_absent()
             self._size = self._most(self._size)
             self._gpus = [gpus for gpus in self._gpus if not self._zygote.has_lost(gpus)]
@@ -520,9 +525,10 @@ class KeptWorkers(Pool):
         if isinstance(report, NotStarted):
             return f"its last worker could not be started: {report.reason}"
         when = " while `init_function` ran" if not worker.ready and self._setup.get("init") is not None else ""
-        if report.node is not None and not self._zygote.room:
-            return self._why_gone(none_left(report.why))
-        how = how_ended(report.status) if report.node is None else f"was lost with node {report.node}"
+        node = report.node or worker.lost_with
+        if node is not None and not self._zygote.room:
+            return self._why_gone(none_left(report.why, len(nodes_beside(worker.gpus)) + 1))
+        how = how_ended(report.status) if node is None else f"was lost with node {node}"
         said = f"its last worker {how}{when}, and none is left to replace it"
         return f"{said}: `restart_limit` was {self._restart_limit}"
 

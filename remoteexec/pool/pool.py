@@ -50,7 +50,7 @@ from .choices import Choices
 from .output import Output, OutputReader
 from .poller import READ, WRITE, Poller
 from .stalls import LOOK_S, Stalls, cpu_s
-from .tasks import Answered, Broken, Died, PoolTask
+from .tasks import Answered, Broken, Died, PoolTask, nodes_beside
 from .workers import POOL, Pieces, WorkerState, no_room, tell_of_halt, too_late, warn_of_halt, when_over, write
 from .zygote_client import Ended, Halted, Launcher, NodeLost, NodeReady, NotStarted, Started, ZygoteClient
 
@@ -153,6 +153,13 @@ class Pool(Choices):
     def _who_has(self, task: PoolTask) -> WorkerState | None:
         """The caller holds the lock."""
         return next((worker for worker in self._workers.values() if task.number in worker.has), None)
+
+    def _kill_beside(self, lost: NodeLost) -> None:
+        """End the workers of which the lost node had some ranks, and no more; the caller holds the lock."""
+        for worker in self._workers.values():
+            if lost.node in nodes_beside(worker.gpus):
+                worker.lost_with = lost.name
+                self._zygote.kill_worker(worker.number)
 
     def post(self, call: Callable[[], None]) -> None:
         """Have something done by the pool thread, soon."""

@@ -219,9 +219,16 @@ def when_over(ends_at: float | None) -> str:
     return f"the allocation has reached its time limit, {time.strftime('%H:%M:%S', time.localtime(ends_at))}"
 
 
-def none_left(why: str | None) -> str:
-    """What is said when all nodes are lost, with why the last one is."""
-    return "no node of the allocation is left" + (f": {why}" if why else "")
+def none_left(why: str | None, each: int = 1) -> str:
+    """What is said when all nodes are lost, with why the last one is.
+
+    Args:
+        each: nodes that a worker is on: then there are too few.
+    """
+    left = (
+        "no node of the allocation is left" if each == 1 else f"a worker is on {each} nodes, and so many are not left"
+    )
+    return left + (f": {why}" if why else "")
 
 
 def write(sock: socket.socket, pieces: Pieces, patience_s: float = 0.0) -> bool:

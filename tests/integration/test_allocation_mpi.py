@@ -366,22 +366,141 @@ with SlurmJobExecutor() as exe:
     assert inside(slurm_cluster, TOOLS + script) == "[1, 1]\n"
 
 
+def test_kept_workers_have_their_ranks_on_several_nodes(
+    slurm_cluster: SlurmCluster, environment: dict[str, str]
+) -> None:
+    """Which stay from call to call, and each of which runs `init_function`."""
+    script = f"""
+from remoteexec import worker_id
+here = {{"environment": {environment!r}}}
+
+def begin():
+    from mpi4py import MPI
+    return {{"begun": (MPI.COMM_WORLD.rank, os.getpid())}}
+
+def known(wait_s, begun):
+    time.sleep(wait_s)
+    return begun[0], begun[1] == os.getpid(), worker_id(), os.environ["SLURMD_NODENAME"]
+
+with SlurmJobExecutor(block_allocation=True, init_function=begin, resource_dict={{**SIX, **here}}) as exe:
+    print(exe.submit(known, 0).result())
+    print(len({{tuple(pid for pid in pids) for pids in exe.map(lambda _: os.getpid(), range(5))}}), exe.max_workers)
+    print(exe.submit(misbehave, "raise", 5).exception().mpi_rank, len(exe.submit(who).result()))
+with SlurmJobExecutor(block_allocation=True, resource_dict={{"cores": 2, "num_nodes": 2, **here}}) as exe:
+    futures = [exe.submit(lambda: (time.sleep(1), worker_id(), os.environ["SLURMD_NODENAME"])[1:]) for _ in range(4)]
+    print(sorted(future.result() for future in futures))
+    exe.max_workers = 1
+    futures = [exe.submit(lambda: (time.sleep(0.2), worker_id())[1]) for _ in range(4)]
+    print(len({{future.result()[0] for future in futures}}))
+print(ranks_alive())
+"""
+    assert inside(slurm_cluster, TOOLS + script, timeout_s=120).splitlines() == [
+        str([(rank, True, 0, "n1" if rank < 4 else "n2") for rank in range(6)]),
+        "1 None",
+        "5 6",
+        str([[(number, "n1"), (number, "n2")] for number in range(4)]),
+        "1",
+        "0",
+    ]
+
+
+def test_kept_ranks_of_several_nodes_see_gpus_and_have_cores_of_their_own(slurm_cluster: SlurmCluster) -> None:
+    script = """
+def gpus():
+    from mpi4py import MPI
+    time.sleep(1)
+    return os.environ["SLURMD_NODENAME"], os.environ["CUDA_VISIBLE_DEVICES"]
+
+given = {"cores": 2, "num_nodes": 2, "gpus_per_core": 1}
+with SlurmJobExecutor(block_allocation=True, resource_dict=given) as exe:
+    print(sorted(future.result() for future in [exe.submit(gpus) for _ in range(2)]))
+try:
+    SlurmJobExecutor(3, block_allocation=True, resource_dict=given)
+except ValueError as exc:
+    print("set max_workers to at most 2" in str(exc))
+"""
+    assert inside(slurm_cluster, TOOLS + script, "--gpus-per-node=2").splitlines() == [
+        str([[("n1", "0"), ("n2", "0")], [("n1", "1"), ("n2", "1")]]),
+        "True",
+    ]
+
+
+def test_kept_ranks_that_end_are_started_again_as_often_as_the_limit_says(slurm_cluster: SlurmCluster) -> None:
+    script = """
+with SlurmJobExecutor(block_allocation=True, restart_limit=1, resource_dict=SIX) as exe:
+    for _ in range(2):
+        print(type(exe.submit(misbehave, "kill", 4).exception(30)).__name__)
+    exc = exe.submit(who).exception(30)
+    print(type(exc).__name__, "`restart_limit` was 1" in str(exc), ranks_alive())
+"""
+    assert inside(slurm_cluster, TOOLS + script) == "TaskKilled\nTaskKilled\nTaskKilled True 0\n"
+
+
+@pytest.mark.parametrize("lost", ["n1", "n4"])
+def test_kept_ranks_on_a_lost_node_are_lost_with_it_and_others_go_on(net_cluster: NetCluster, lost: str) -> None:
+    """Of two workers, on n1 and n2, n3 and n4; then of the other, too."""
+    here = net_cluster.make_directory(f"kept-{uuid.uuid4().hex}")
+    last = "n2" if lost == "n4" else "n3"
+    off = [threading.Thread(target=_when, args=(here / n, lambda n=n: net_cluster.kill_host(n))) for n in (lost, last)]
+    for thread in off:
+        thread.start()
+    script = f"""
+def stay(path):
+    rank, _, node = who()
+    open(f"{{path}}/{{node}}.{{rank}}", "w").close()
+    time.sleep(100)
+
+given = {{"cores": 6, "num_nodes": 2}}
+with SlurmJobExecutor(block_allocation=True, restart_limit=3, resource_dict=given) as exe:
+    futures = [exe.submit(lambda: (time.sleep(1), who())[1]) for _ in range(2)]
+    print(sorted(sorted({{node for *_, node in future.result()}}) for future in futures))
+    futures = [exe.submit(stay, {str(here)!r}) for _ in range(2)]
+    assert within(lambda: len(os.listdir({str(here)!r})) == 12, 60)
+    open({str(here / lost)!r}, "w").close()
+    done = wait(futures, 60, "FIRST_COMPLETED").done
+    print([(type(exc).__name__, "node {lost}" in str(exc)) for exc in (future.exception() for future in done)])
+    for future in set(futures) - done:
+        print(future.running(), future.cancel())
+    print(len(exe.submit(who).result(60)))
+    open({str(here / last)!r}, "w").close()
+    exc = exe.submit(time.sleep, 30).exception(60)
+    print(type(exc).__name__, "node {last}" in str(exc))
+    exc = exe.submit(who).exception(60)
+    print(type(exc).__name__, "a worker is on 2 nodes, and so many are not left" in str(exc) or exc)
+"""
+    try:
+        said = inside(net_cluster, TOOLS + script, "--no-kill", nodes=4, timeout_s=170)
+    finally:
+        for path, thread in zip((here / lost, here / last), off, strict=True):
+            path.touch()
+            thread.join()
+        net_cluster.recover()
+    assert said.splitlines() == [
+        "[['n1', 'n2'], ['n3', 'n4']]",
+        "[('TaskNodeFailure', True)]",
+        "True True",
+        "6",
+        "TaskNodeFailure True",
+        "TaskKilled True",
+    ]
+
+
 def test_what_cannot_be_is_refused_by_submit_or_at_construction(slurm_cluster: SlurmCluster) -> None:
     script = """
 def refused(call):
     try:
         call()
     except ValueError as exc:
-        print(type(exc).__name__, "several" in str(exc))
+        print(type(exc).__name__)
 
 with SlurmJobExecutor(max_cores=7) as exe:
     for asked in ({"cores": 9}, {"cores": 8}, {"num_nodes": 2}, {"cores": 6, "num_nodes": 3}):
         refused(lambda: exe.submit(who, resource_dict=asked))
     refused(lambda: exe.submit(who, resource_dict={"cores": 3, "threads_per_core": 5}))
-refused(lambda: SlurmJobExecutor(block_allocation=True, resource_dict=SIX))
-refused(lambda: SlurmJobExecutor(block_allocation=True, resource_dict={"cores": 2, "num_nodes": 2}))
+refused(lambda: SlurmJobExecutor(block_allocation=True, resource_dict={"cores": 9}))
+refused(lambda: SlurmJobExecutor(block_allocation=True, resource_dict={"cores": 2, "num_nodes": 3}))
 """
-    assert inside(slurm_cluster, TOOLS + script) == "TooLarge False\n" * 5 + "TooLarge True\n" * 2
+    assert inside(slurm_cluster, TOOLS + script) == "TooLarge\n" * 7
 
 
 def test_who_has_no_certificate_of_the_session_is_not_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
