@@ -221,7 +221,7 @@ class KeptWorkers(Pool):
             others: that are free, too, and can have as much.
         """
         tasks: list[PoolTask] = []
-        if worker.halted or worker.endpoint.lost or not worker.endpoint.there:
+        if worker.halted or worker.lost or not worker.endpoint.there:
             return tasks
         share = max(0, len(self._line) - self._absent) // max(1, self._size) + 1
         if others:
@@ -293,7 +293,7 @@ class KeptWorkers(Pool):
 
     def _free(self, worker: WorkerState) -> None:
         """It may have nothing to do now: then it is free; the caller holds the lock, and calls `_feed_idle` after."""
-        if worker.has or worker.halted or worker.endpoint.lost or worker.writer is not None:
+        if worker.has or worker.halted or worker.lost or worker.writer is not None:
             return
         if (
             not worker.endpoint.there
@@ -502,8 +502,7 @@ class KeptWorkers(Pool):
         super()._lost_node(lost)
         with self._lock:  # its workers are buried one by one, and until then get nothing
             self._kill_beside(lost)
-            for number in [n for n, w in self._idle.items() if w.endpoint.lost or w.lost_with]:
-                del self._idle[number]
+            self._idle = {number: worker for number, worker in self._idle.items() if not worker.lost}
             self._count_absent()
             self._size = self._most(self._size)
             self._gpus = [gpus for gpus in self._gpus if not self._zygote.has_lost(gpus)]

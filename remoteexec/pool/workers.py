@@ -85,6 +85,11 @@ class WorkerState:
         return self.endpoint.number
 
     @property
+    def lost(self) -> bool:
+        """It is gone with a node of its, or will be in a moment."""
+        return self.endpoint.lost or self.lost_with is not None
+
+    @property
     def may_wait(self) -> bool:
         """Whether its task has submitted others that have not ended, and has asked for their end."""
         return any(task.children and task.watches for task in itertools.islice(self.has.values(), 1))

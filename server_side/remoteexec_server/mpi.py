@@ -591,7 +591,8 @@ class _FarProgram(_Program):
         name, self._command = way
         self._launcher_name = name.partition(" -")[0]
         here = os.environ.get(names.NODE, "")
-        self._shares: list[Share] = setup["step"][1] or [(_host(here), here, self.size, [], ((), 0))]
+        host = socket.gethostname() if any(_R in part for part in self._command) else here
+        self._shares: list[Share] = setup["step"][1] or [(host, here, self.size, [], ((), 0))]
 
     def _new_links(self) -> Links:
         from .rank_far import FarLinks  # late: it brings TLS
@@ -650,11 +651,6 @@ class _FarProgram(_Program):
         if self._links is not None:
             self._links.close()
         super().kill()
-
-
-def _host(node: str) -> str:
-    """Of this node, which is known by its number where the scheduler has those."""
-    return socket.gethostname() if node.isdecimal() else node
 
 
 def _r_of(shares: Sequence[Share]) -> str:

@@ -259,11 +259,14 @@ def test_ranks_of_several_nodes_have_gpus_and_cores_of_their_own(flux_instance: 
         return node(), os.environ["CUDA_VISIBLE_DEVICES"]
     with FluxJobExecutor() as exe:
         print(exe.submit(gpus, resource_dict={"cores": 3, "gpus_per_core": 1}).result())
+        many = {"cores": 12, "openmpi_oversubscribe": True}
+        print([place for *_, place in exe.submit(who, resource_dict=many).result()].count("1"))
         two = {"cores": 2, "gpus_per_core": 1, "num_nodes": 2}
         print([where for where, _ in exe.submit(gpus, resource_dict=two).result()])
     """
     assert inside(flux_instance, ranks + textwrap.dedent(script)).splitlines() == [
         str([("0", "0"), ("0", "1"), ("1", "0")]),
+        "4",
         str(["0", "1"]),
     ]
 
