@@ -18,7 +18,7 @@ from .base import Allocation
 __all__ = ["FluxSteps", "SlurmSteps", "Steps", "check_options"]
 
 Way = tuple[str, list[str]]
-"""See `remoteexec_server.mpi.Way`."""
+"""See `remoteexec_server.mpi_launch.Way`."""
 _ASK_S = 30.0
 _BYPASS = "alloc-bypass.so"
 _R = "system.alloc-bypass.R"
@@ -139,7 +139,7 @@ def check_options(options: Sequence[str]) -> None:
 
 
 def srun(job: str, pmi: str, resources: Resources) -> list[str]:
-    """The command, with marks for what is known only when the call has its place: see `remoteexec_server.mpi`.
+    """The command, with marks for what is known only when the call has its place: see `remoteexec_server.mpi_launch`.
 
     It shares all that the job has on these nodes with the agents and with other steps: who counts is the executor.
     Options of the user's may change how, and not where: what follows them counts.

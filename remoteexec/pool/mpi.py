@@ -12,7 +12,7 @@ from .. import errors
 
 _VARIABLE = "REMOTEEXEC_MPIEXEC"
 Launch = tuple[int, list[str], bool, bool]
-"""See `remoteexec_server.mpi.Launch`."""
+"""See `remoteexec_server.mpi_launch.Launch`."""
 
 
 def launch(resources: Resources) -> Launch | None:

@@ -282,7 +282,7 @@ def placed(setup: pooled.Setup | None, place: Sequence[str], variables: GpuVaria
 
 
 def _shares(ranks: int, parts: Sequence[Any], variables: GpuVariables) -> list[Any]:
-    """See `remoteexec_server.mpi.Share`. Ranks that share cores are more than the parts that were counted."""
+    """See `remoteexec_server.mpi_launch.Share`. Ranks that share cores are more than the parts that were counted."""
     counted = sum([part.ranks for part in parts])
     found, begun = [], 0
     for part in parts:

@@ -29,7 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from . import failure, job_rank, mpi, mpi_facts, runner
+from . import failure, job_rank, mpi_facts, mpi_launch, runner
 from .mpi_facts import MpiFacts, Way
 from .store import hdf5
 from .store.session import Job, JobTask, Session, log_tail, publish
@@ -366,7 +366,7 @@ class _Swept:
         mark = secrets.token_hex(16)
         self._sweeper.note_mark(f"{_MARK}={mark}")
         hidden = {name: value for name, value in seen.items() if name.startswith("SLURM")}
-        told = mpi.launcher_environment(self._sweeper.directory, oversubscribe)
+        told = mpi_launch.launcher_environment(self._sweeper.directory, oversubscribe)
         return {**told, **_own(self._job), job_rank.HIDDEN: json.dumps(hidden), _MARK: mark}
 
     def __exit__(self, *exc: object) -> None:

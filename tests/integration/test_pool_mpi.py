@@ -24,7 +24,7 @@ import pytest
 
 from remoteexec import SingleNodeExecutor, current_executor, errors, worker_id
 from remoteexec.pool.mpi import launch
-from remoteexec_server import mpi
+from remoteexec_server import mpi_program
 from remoteexec_server.wire.resources import Resources
 from tests.clusters.accounts import OPEN_MPI
 from tests.conftest import skip_for_want_of
@@ -473,12 +473,12 @@ def test_ranks_that_count_themselves_only_are_an_error(make: Make, monkeypatch: 
 
 
 def test_ranks_that_never_come_are_an_error_in_bounded_time(monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
-    monkeypatch.setattr(mpi, "_START_S", 0.3)
-    monkeypatch.setattr(mpi, "_TICK_S", 0.1)
+    monkeypatch.setattr(mpi_program, "_START_S", 0.3)
+    monkeypatch.setattr(mpi_program, "_TICK_S", 0.1)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        program = mpi._Program({"launch": (2, ["/bin/sh", "-c", "sleep 60"], False, False)}, ours, 0)
-        with pytest.raises(mpi.RanksDidNotStart, match=r"2 of 2 ranks that .* started have not connected"):
+        program = mpi_program.Program({"launch": (2, ["/bin/sh", "-c", "sleep 60"], False, False)}, ours, 0)
+        with pytest.raises(mpi_program.RanksDidNotStart, match=r"2 of 2 ranks that .* started have not connected"):
             program.start()
 
 

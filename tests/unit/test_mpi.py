@@ -13,7 +13,7 @@ import pytest
 from remoteexec import errors
 from remoteexec.engine import outcomes
 from remoteexec.pool import mpi as client
-from remoteexec_server import failure, mpi, mpi_watch
+from remoteexec_server import failure, mpi_ends, mpi_launch, mpi_program, mpi_watch
 from remoteexec_server.wire.messages import TaskKey
 from remoteexec_server.wire.resources import Resources
 
@@ -94,7 +94,7 @@ def test_missing_mpi4py_is_an_import_error(places: Path, monkeypatch: pytest.Mon
     ],
 )
 def test_the_rank_that_aborted_is_understood(text: str, rank: int | None) -> None:
-    assert mpi._aborting_rank_in(text) == rank
+    assert mpi_ends.aborting_rank_in(text) == rank
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_the_rank_that_aborted_is_understood(text: str, rank: int | None) -> Non
     ],
 )
 def test_the_rank_that_the_launcher_blames_is_understood(text: str, rank: int | None) -> None:
-    assert mpi._blamed_rank_in(text) == rank
+    assert mpi_ends.blamed_rank_in(text) == rank
 
 
 @pytest.mark.parametrize(
@@ -127,13 +127,13 @@ def test_how_a_rank_ended_is_said_by_its_own_status_and_else_by_mpiexecs(
 ) -> None:
     said = "process rank 1 exited on signal 9 (Killed)."
 
-    assert mpi._how(word, said, 137) == (did, {"exit_code": code, "signal": number})
+    assert mpi_ends.how(word, said, 137) == (did, {"exit_code": code, "signal": number})
 
 
 def test_each_rank_has_its_share_of_gpus_and_memory() -> None:
     shown = {"CUDA_VISIBLE_DEVICES": "0,3,4,7", "ROCR_VISIBLE_DEVICES": None, "OMP_NUM_THREADS": "2"}
     setup: Any = {"launch": (2, ["mpiexec"], False, False), "environment": shown, "memory_bytes": 100, "cwd": "/x"}
-    ranks = mpi._Program(setup, None, 0)  # type: ignore[arg-type]  # not started: it has no socket
+    ranks = mpi_program.Program(setup, None, 0)  # type: ignore[arg-type]  # not started: it has no socket
 
     assert [ranks._setup_of(rank) for rank in (0, 1)] == [
         {"launch": None, "environment": {**shown, "CUDA_VISIBLE_DEVICES": gpus}, "memory_bytes": 50, "cwd": "/x"}
@@ -146,9 +146,9 @@ def test_the_batch_system_is_hidden_from_mpiexec_and_not_from_the_ranks(monkeypa
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     setup: Any = {"launch": (2, ["mpiexec"], False, False), "environment": {"A": "b"}}
-    ranks = mpi._Program(setup, None, 0)  # type: ignore[arg-type]  # not started: it has no socket
+    ranks = mpi_program.Program(setup, None, 0)  # type: ignore[arg-type]  # not started: it has no socket
 
-    assert "SLURM_JOB_ID" not in mpi.launcher_environment("/d", False)
+    assert "SLURM_JOB_ID" not in mpi_launch.launcher_environment("/d", False)
     assert ranks._setup_of(0)["environment"] == {"SLURM_JOB_ID": "5", "A": "b"}
 
 
@@ -157,7 +157,7 @@ def test_a_program_inside_a_rank_is_not_taken_for_a_part_of_the_outer_one(monkey
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("OMPI_MCA_btl", "self")
 
-    told = mpi.launcher_environment("/d", False)
+    told = mpi_launch.launcher_environment("/d", False)
 
     assert {name for name in told if name.startswith(("PMI", "OMPI_COMM", "MPI_"))} == set()
     assert (told["OMPI_MCA_btl"], "OMPI_MCA_ess" in told) == ("self", False)

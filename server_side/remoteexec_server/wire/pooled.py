@@ -104,7 +104,7 @@ class Setup(TypedDict, total=False):
         memory_bytes: most data it may have.
         init: pickled `init_function`.
         launch: how MPI ranks are started; see `mpi`.
-        step: how they are over several nodes; see `mpi.Step`.
+        step: how they are over several nodes; see `mpi_launch.Step`.
         cores: which cores of its node it runs on, and how many those are; see `affinity`.
         mark: what, with the number of the task behind it, is printed before each call.
     """
