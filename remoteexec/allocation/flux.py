@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -46,6 +46,8 @@ def _by_binding(uri: str, job: str | None) -> str | None:
 
     It is built for one Python. Who asks then has the command, which says why it fails, too.
     """
+    if not _is_there():
+        return None
     try:
         flux, jobs, resource = map(importlib.import_module, ("flux", "flux.job", "flux.resource"))
         handle = flux.Flux(uri)
@@ -56,9 +58,16 @@ def _by_binding(uri: str, job: str | None) -> str | None:
         asked.wait_for(_ASK_S)
         said = asked.get()
         return str(said.all.encode() if job is None else said["R"])
-    except Exception as exc:  # whatever it is that does not load: there is another module of this name
+    except Exception as exc:  # whatever keeps it from loading
         log.debug("Flux is asked by its commands, since its Python binding fails: %r", exc)
         return None
+
+
+def _is_there() -> bool:
+    """Whether there is Flux's module, and not another of this name: a script of the user's own is not to run."""
+    spec = importlib.util.find_spec("flux")
+    places = spec.submodule_search_locations if spec is not None else None
+    return any(os.path.isdir(os.path.join(place, "job")) for place in places or ())
 
 
 def _by_command(environment: Mapping[str, str], job: str | None) -> str:

@@ -93,6 +93,16 @@ with FluxJobExecutor() as exe:
     assert inside(flux_instance, script, *started).splitlines()[:2] == ["[('n2', 2)] True", "['1', '1']"]
 
 
+def test_a_module_of_the_users_that_is_called_flux_is_not_run(flux_instance: FluxInstance) -> None:
+    script = """
+open("flux.py", "w").write("print('a day of work')")
+sys.path.insert(0, os.getcwd())
+with FluxJobExecutor() as exe:
+    print(exe.allocation.cores)
+"""
+    assert inside(flux_instance, script) == "8\n"
+
+
 @pytest.mark.parametrize("started", [(), ("flux", "run", "-N1", "-n1", "-c2", "-t60s")], ids=["instance", "job"])
 def test_flux_says_the_same_by_its_binding_and_by_its_commands(
     flux_instance: FluxInstance, started: tuple[str, ...]
