@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -58,7 +58,7 @@ class Step:
         environment: variables that it is given besides; None: it is not to have that.
         identify: a command that says on a node which one it is; empty: the name of the host.
         started: they are.
-        end: to be called when they shall be none any more, whether or not they are there.
+        end: a command for when there shall be none any more, there or on their way; empty: they see by themselves.
         logs: files for what agents and workers write to stdout and stderr; None: this process's own.
     """
 
@@ -67,4 +67,4 @@ class Step:
     identify: Sequence[str] = ()
     logs: tuple[str, str] | None = None
     started: bool = False
-    end: Callable[[], object] | None = None
+    end: Sequence[str] = ()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import logging
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .base import Allocation, NoAllocation, Node
@@ -65,7 +64,10 @@ def _by_binding(uri: str, job: str | None) -> str | None:
 
 def _is_there() -> bool:
     """Whether there is Flux's module, and not another of this name: a script of the user's own is not to run."""
-    spec = importlib.util.find_spec("flux")
+    try:
+        spec = importlib.util.find_spec("flux")
+    except ValueError:  # somebody has put something else in its place
+        return False
     places = spec.submodule_search_locations if spec is not None else None
     return any(os.path.isdir(os.path.join(place, "job")) for place in places or ())
 
@@ -83,32 +85,26 @@ def _by_command(environment: Mapping[str, str], job: str | None) -> str:
     return asked.stdout
 
 
-def submit_agents(executor: Any, command: Sequence[str], count: int) -> tuple[str, Callable[[], object]]:
+def submit_agents(executor: Any, command: Sequence[str], count: int) -> str:
     """Submit agents as one job of so many nodes, each of them whole.
 
     Args:
         executor: a flux.job.FluxExecutor.
 
     Returns:
-        The job's id, and what cancels it.
+        The job's id.
 
     Raises:
         TimeoutError: it has not taken the job.
         Exception: whatever else keeps it from that.
     """
-    flux, jobs = map(importlib.import_module, ("flux", "flux.job"))
-    spec = jobs.JobspecV1.from_command(list(command), num_tasks=count, num_nodes=count, exclusive=True)
+    specs = importlib.import_module("flux.job").JobspecV1
+    spec = specs.from_command(list(command), num_tasks=count, num_nodes=count, exclusive=True)
     spec.cwd = os.getcwd()
     spec.environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_JOBS)}
     for option, value in _SHELL_OPTIONS.items():
         spec.setattr_shell_option(option, value)
-    job = executor.submit(spec).jobid(timeout=_ASK_S)
-
-    def cancel() -> None:
-        with contextlib.suppress(Exception):  # it has ended, or Flux has
-            jobs.cancel(flux.Flux(), job)
-
-    return str(job), cancel
+    return str(executor.submit(spec).jobid(timeout=_ASK_S))
 
 
 def job_of(environment: Mapping[str, str]) -> str | None:

@@ -141,7 +141,6 @@ class AllocationLauncher:
         self._open = threading.RLock()
         self.control, theirs = socket.socketpair()
         self._recall, its = socket.socketpair()
-        self._end = step.end
         told = {
             "nodes": [node.alias or node.name for node in allocation.nodes],
             "identify": list(step.identify),
@@ -154,6 +153,7 @@ class AllocationLauncher:
             "logs": step.logs,
             "session": session,
             "ping_s": PING_S,
+            "end": list(step.end),
         }
         with theirs, its:
             self._process = subprocess.Popen(
@@ -311,8 +311,6 @@ class AllocationLauncher:
         with self._open:
             self.control.close()
         self._recall.close()
-        if self._end is not None:
-            self._end()
         self._process.wait()
 
     def leave(self) -> None:

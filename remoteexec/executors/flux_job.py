@@ -30,9 +30,9 @@ class FluxJobExecutor(AllocatedExecutor):
     `flux exec` starts an agent on each node, which is no job and takes no cores; from then on Flux is not asked any
     more, but for MPI functions whose ranks are on several nodes. In a job that is no instance of its own (`flux run`,
     `flux submit`) it has what that job has. A call takes cores and GPUs of one node; of several, if it is an MPI
-    function that no node can hold, or says `num_nodes`: these ranks are a job of `flux run`, which has the cores that
-    the call has, and waits for no other. Agents connect to this process by TLS 1.3 with a certificate of the session,
-    which both ends have to show, and such ranks to theirs.
+    function that no node can hold, or says `num_nodes`: these ranks are a job of `flux run`, which has as many cores
+    as the call has, and waits for no other. Agents connect to this process by TLS 1.3 with a certificate of the
+    session, which both ends have to show, and such ranks to theirs.
 
     Args:
         max_workers: see SingleNodeExecutor.
@@ -40,7 +40,7 @@ class FluxJobExecutor(AllocatedExecutor):
             "pmix" needs its plugin. Given, ranks on a single node are started by `flux run`, too, else by mpiexec.
         flux_executor: a `flux.job.FluxExecutor` of the instance that FLUX_URI names, as executorlib takes it: the
             agents are a job that is submitted through it, which takes all nodes of the instance, whole, from the first
-            call until this executor ends. It stays open.
+            call until this executor ends. It stays open. With nesting the calls are jobs, and agents none.
         flux_executor_nesting: each call, or each kept worker, runs in a Flux instance of its own, which has the call's
             cores and GPUs, so that it can submit jobs there or open a FluxJobExecutor; `cores` are then no MPI ranks.
         flux_log_files: what agents and calls print goes to `flux.out` and `flux.err` in the current directory, at
@@ -116,13 +116,13 @@ class FluxJobExecutor(AllocatedExecutor):
 
     def _step(self) -> Step:
         identify = ["flux", "getattr", "rank"]
-        if self._executor is not None:
+        if self._executor is not None and not self._nesting:  # else each call is a job, for which there has to be room
             try:
-                job, cancel = submit_agents(self._executor, agent_command(), len(self._allocation.nodes))
+                job = submit_agents(self._executor, agent_command(), len(self._allocation.nodes))
             except Exception as exc:  # whatever another's code raises
                 raise errors.RunnerMissing(f"flux_executor={self._executor!r} takes no job: {exc!r}") from exc
             attach = ["flux", "job", "attach", job]
-            return Step(attach, {}, identify=identify, logs=self._logs, started=True, end=cancel)
+            return Step(attach, {}, identify=identify, logs=self._logs, started=True, end=["flux", "cancel", job])
         ranks = ",".join(str(node.alias) for node in self._allocation.nodes)
         of = job_of(os.environ)
         argv = ["flux", "exec", "--quiet", *(["--jobid", of] if of is not None else ["--rank", ranks])]

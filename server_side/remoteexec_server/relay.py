@@ -103,6 +103,10 @@ def main(argv: list[str]) -> int:
             relay.serve()
         relay.close()
     finally:
+        if told["end"]:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                nothing = subprocess.DEVNULL
+                subprocess.run(told["end"], stdin=nothing, stdout=nothing, stderr=nothing, timeout=_ANSWER_S)
         _end(step)
         said.join(_END_S)
     return 0
@@ -350,7 +354,7 @@ class _Relay:
         """Ask each agent for an answer. Pings are counted, not seconds: who was suspended with all of the job may not
         hold others for silent when it goes on."""
         for node in self._nodes:
-            if node.silent > _SILENT:
+            if node.silent >= _SILENT:
                 silent_s = _SILENT * self._ping_s
                 self._lose(node, f"its agent has not answered for {silent_s:g} s: it is stopped, or its machine hangs")
             elif node.link is not None:

@@ -372,6 +372,45 @@ def test_a_killed_caller_leaves_no_job_of_agents(flux_instance: FluxInstance) ->
     assert inside(flux_instance, textwrap.dedent(script)) == "b''\n"
 
 
+def test_with_nesting_calls_are_jobs_beside_a_flux_executor_and_agents_are_not(flux_instance: FluxInstance) -> None:
+    script = """
+    bind()
+    from flux.job import FluxExecutor
+    with FluxExecutor() as flux_executor:
+        with FluxJobExecutor(flux_executor=flux_executor, flux_executor_nesting=True) as exe:
+            print(len(exe.submit(resources).result(50)))
+    """
+    assert inside(flux_instance, textwrap.dedent(script)) == "1\n"
+
+
+def test_agents_that_wait_behind_other_jobs_are_cancelled_when_their_caller_is_killed(
+    flux_instance: FluxInstance,
+) -> None:
+    script = """
+    bind()
+    from flux.job import FluxExecutor
+    def jobs():
+        return len(subprocess.run(["flux", "jobs", "-n"], capture_output=True).stdout.splitlines())
+    busy = subprocess.run(["flux", "submit", "-n1", "sleep", "100"], capture_output=True, text=True).stdout.strip()
+    caller = os.fork()
+    if caller == 0:
+        FluxJobExecutor(flux_executor=FluxExecutor()).submit(stay, 0)
+        time.sleep(60)
+    until = time.monotonic() + 20
+    while jobs() < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    time.sleep(1)
+    os.kill(caller, signal.SIGKILL)
+    os.waitpid(caller, 0)
+    until = time.monotonic() + 10
+    while jobs() > 1 and time.monotonic() < until:
+        time.sleep(0.1)
+    print(jobs())
+    subprocess.run(["flux", "cancel", busy])
+    """
+    assert inside(flux_instance, textwrap.dedent(script)) == "1\n"
+
+
 def test_agents_that_wait_behind_other_jobs_are_cancelled_with_their_executor(flux_instance: FluxInstance) -> None:
     script = """
     bind()
