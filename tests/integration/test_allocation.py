@@ -230,7 +230,7 @@ class Notes(logging.Handler):
     def emit(self, record):
         said.append(record.getMessage())
 logging.getLogger("remoteexec").addHandler(Notes())
-subprocess.run(["scontrol", "update", f"jobid={os.environ['SLURM_JOB_ID']}", "EndTime=now+8"], check=True)
+subprocess.run(["scontrol", "update", f"jobid={os.environ['SLURM_JOB_ID']}", "EndTime=now+20"], check=True)
 executors = [SlurmJobExecutor(block_allocation=kept) for kept in (False, True)]
 for exe in executors:
     futures = [exe.submit(sleep_on, 100) for _ in range(10)]
@@ -238,7 +238,7 @@ for exe in executors:
     while exe.remaining.running < 8:
         time.sleep(0.05)
     remaining = exe.remaining
-    print(remaining.running, remaining.waiting, remaining.waiting_for_inputs, 0 < remaining.left_s <= 8)
+    print(remaining.running, remaining.waiting, remaining.waiting_for_inputs, 0 < remaining.left_s <= 20)
     exe.futures = futures
 for exe in executors:
     wait(exe.futures, 100)
