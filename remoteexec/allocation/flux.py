@@ -10,19 +10,23 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from remoteexec_server.mpi_launch import JOBS_OF_FLUX
+
 from .base import Allocation, NoAllocation, Node
 from .lists import hostnames, indices
 
 log = logging.getLogger("remoteexec")
 _ASK_S = 30.0
 _INSTANCE = "instance"
-_OF_JOBS = ("FLUX_JOB_", "FLUX_TASK_", "FLUX_KVS_NAMESPACE")
-_SHELL_OPTIONS = {"exit-timeout": "none", "cpu-affinity": "off", "gpu-affinity": "off"}
-"""Who counts the cores of a node is the executor; and an agent that is gone is no reason to end others."""
+_CURRENT = 2
+"""FLUX_JOB_LOOKUP_CURRENT: with what has been changed since, as the time limit."""
+SHELL_OPTIONS = {"exit-timeout": "none", "cpu-affinity": "off", "gpu-affinity": "off"}
+"""Who counts the cores of a node is the executor; and that one process has ended is no reason to end others."""
 
 
 def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
-    """Ask Flux what there is: what the job has, in a job that started no instance of its own, else the instance's all.
+    """Ask Flux what there is: what the job has, in a job that started no instance of its own, else all of the instance
+    that is up and not drained.
 
     It is asked by its Python binding where that loads, else by its commands.
 
@@ -53,10 +57,10 @@ def _by_binding(uri: str, job: str | None) -> str | None:
         if job is None:
             asked = resource.resource_list(handle)
         else:
-            asked = handle.rpc("job-info.lookup", {"id": int(jobs.JobID(job)), "keys": ["R"], "flags": 0})
+            asked = handle.rpc("job-info.lookup", {"id": int(jobs.JobID(job)), "keys": ["R"], "flags": _CURRENT})
         asked.wait_for(_ASK_S)
         said = asked.get()
-        return str(said.all.encode() if job is None else said["R"])
+        return str(said.up.encode() if job is None else said["R"])
     except Exception as exc:  # whatever keeps it from loading
         log.debug("Flux is asked by its commands, since its Python binding fails: %r", exc)
         return None
@@ -73,7 +77,7 @@ def _is_there() -> bool:
 
 
 def _by_command(environment: Mapping[str, str], job: str | None) -> str:
-    argv = ["flux", "job", "info", job, "R"] if job is not None else ["flux", "resource", "R"]
+    argv = ["flux", "job", "info", job, "R"] if job is not None else ["flux", "resource", "R", "-s", "up"]
     try:
         asked = subprocess.run(
             argv, env=dict(environment), capture_output=True, text=True, timeout=_ASK_S, stdin=subprocess.DEVNULL
@@ -101,8 +105,8 @@ def submit_agents(executor: Any, command: Sequence[str], count: int) -> str:
     specs = importlib.import_module("flux.job").JobspecV1
     spec = specs.from_command(list(command), num_tasks=count, num_nodes=count, exclusive=True)
     spec.cwd = os.getcwd()
-    spec.environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_JOBS)}
-    for option, value in _SHELL_OPTIONS.items():
+    spec.environment = {name: value for name, value in os.environ.items() if not name.startswith(JOBS_OF_FLUX)}
+    for option, value in SHELL_OPTIONS.items():
         spec.setattr_shell_option(option, value)
     return str(executor.submit(spec).jobid(timeout=_ASK_S))
 

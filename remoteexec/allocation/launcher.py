@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from remoteexec_server import open_files, relay, zygote
@@ -100,8 +101,7 @@ class AllocationLauncher:
         step: what starts an agent on each node.
         localhost: agents connect to this machine by its own name for itself alone.
         preload: modules that each node imports once for all its workers.
-        workers: how many kept ones each node has room for, if each is on one.
-        places: of kept ones that are each on several.
+        places: of kept workers, as many as there is room for.
         pinned: cores of each kept worker, if they are to be its own; 0: they are not, nor are those of others.
         session: of the executor, as those know it who ask on a node for what it shares.
 
@@ -120,15 +120,14 @@ class AllocationLauncher:
         *,
         localhost: bool = False,
         preload: Sequence[str] = (),
-        workers: Sequence[int] = (),
         places: Sequence[Place] = (),
         pinned: int = 0,
         session: str = "",
     ) -> None:
         self.environment = dict(os.environ)
         self._names = [node.name for node in allocation.nodes]
-        self._slots = {at: count for at, count in enumerate(workers) if count}
         self._places = places
+        self._slots = Counter(place.node for place in places)  # as many on each node, or first of all there
         self._lost: set[int] = set()
         self._pinned, self._cores = pinned, [node.cores for node in allocation.nodes]
         self._node_of: dict[int, int] = {}  # of kept workers
@@ -171,9 +170,7 @@ class AllocationLauncher:
     @property
     def room(self) -> int:
         """See Launcher."""
-        if self._places:
-            return sum([not self.has_lost(place) for place in self._places])
-        return sum(self._slots.values())
+        return sum([not self.has_lost(place) for place in self._places])
 
     def start_worker(self, number: int, kept: bool, output: bool = False, place: tuple[str, ...] = ()) -> Endpoint:
         """See Launcher."""

@@ -10,19 +10,18 @@ from typing import ClassVar
 
 from remoteexec_server import mpi_facts
 from remoteexec_server.mpi_facts import MpiFacts
+from remoteexec_server.mpi_launch import Way
 from remoteexec_server.wire.resources import ResourceError, Resources
 
 from .. import errors
 from .base import Allocation
+from .flux import SHELL_OPTIONS
 
-__all__ = ["FluxSteps", "SlurmSteps", "Steps", "check_options"]
+__all__ = ["FluxSteps", "SlurmSteps", "Steps", "Way", "check_options"]
 
-Way = tuple[str, list[str]]
-"""See `remoteexec_server.mpi_launch.Way`."""
 _ASK_S = 30.0
 _BYPASS = "alloc-bypass.so"
 _R = "system.alloc-bypass.R"
-_SHELL_OPTIONS = ("exit-on-error", "exit-timeout=none", "cpu-affinity=off", "gpu-affinity=off")
 
 
 class Steps(ABC):
@@ -98,7 +97,8 @@ class FluxSteps(Steps):
         found = []
         for pmi in mpi_facts.pmi_of_flux(facts, resources.pmi_mode):
             argv = ["flux", "run", f"--ntasks={resources.cores}", "--cores-per-task=1", f"--setattr={_R}={{R}}"]
-            argv += [f"--setopt={option}" for option in (*_SHELL_OPTIONS, *([f"pmi={pmi}"] if pmi else []))]
+            options = {**SHELL_OPTIONS, **({"pmi": pmi} if pmi else {})}
+            argv += ["--setopt=exit-on-error", *[f"--setopt={name}={value}" for name, value in options.items()]]
             found.append((f"flux run{f' -o pmi={pmi}' if pmi else ''}", argv))
         return found
 

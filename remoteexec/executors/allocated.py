@@ -16,7 +16,7 @@ from remoteexec_server.wire.resources import Resources
 
 from .. import errors
 from ..allocation.base import Allocation, Step
-from ..allocation.kept import places, room_for, spread_places
+from ..allocation.kept import places, spread_places
 from ..allocation.launcher import AllocationLauncher
 from ..allocation.nodes import ManyNodes, Place
 from ..allocation.pinning import PinnedNodes
@@ -203,8 +203,7 @@ class AllocatedExecutor(SingleNodeExecutor):
     def _workers(self, most: int | None) -> int:
         """Kept workers: as many as the nodes have room for, each on one node, or on several if none can hold it."""
         need, nodes = self._need, self._allocation.nodes
-        spread = len(self._spread_places) if self._is_spread else None
-        room = spread or sum(room_for(node, need) for node in nodes)
+        room = len(self._places)
         if self._max_cores is not None:
             room = min(room, self._max_cores // need.cores)
         if room < 1:
@@ -212,18 +211,17 @@ class AllocatedExecutor(SingleNodeExecutor):
                 f"a worker takes {need.cores} cores, {need.gpus} GPUs and {need.memory_bytes} bytes of memory, and no "
                 f"node of the allocation has all of that within max_cores={self._max_cores}: none could start"
             )
-        sets = spread or sum(len(node.gpus) // need.gpus for node in nodes) if need.gpus else None
-        if most is not None and sets is not None and most > sets:
-            raise ValueError(
-                f"{most} workers with gpus_per_core={self._defaults.gpus_per_core}, and the nodes of the allocation "
-                f"have GPUs for {sets}: set max_workers to at most {sets}"
-            )
+        if most is not None and need.gpus:
+            sets = room if self._is_spread else sum(len(node.gpus) // need.gpus for node in nodes)
+            if most > sets:
+                raise ValueError(
+                    f"{most} workers with gpus_per_core={self._defaults.gpus_per_core}, and the nodes of the "
+                    f"allocation have GPUs for {sets}: set max_workers to at most {sets}"
+                )
         return min(room, most or room)
 
     def _worker_gpus(self, workers: int) -> Sequence[tuple[str, ...]]:
-        if self._is_spread:
-            return self._spread_places
-        return places(self._allocation.nodes, self._need) if self._need.gpus else []
+        return self._places if self._need.gpus or self._is_spread else []
 
     @property
     def _is_spread(self) -> bool:
@@ -233,8 +231,11 @@ class AllocatedExecutor(SingleNodeExecutor):
         return self._kept and room.spreads(self._need)
 
     @cached_property
-    def _spread_places(self) -> list[Place]:
-        return spread_places(self._room(is_open=True), self._need)
+    def _places(self) -> list[Place]:
+        """Of kept workers."""
+        if self._is_spread:
+            return spread_places(self._room(is_open=True), self._need)
+        return places(self._allocation.nodes, self._need)
 
     def _start(self) -> FreshWorkers | KeptWorkers:
         pool = super()._start()
@@ -245,14 +246,12 @@ class AllocatedExecutor(SingleNodeExecutor):
         return pool
 
     def _launcher(self, preload: Sequence[str]) -> AllocationLauncher:
-        workers = [] if self._is_spread else [room_for(node, self._need) for node in self._allocation.nodes]
         self._carrier = AllocationLauncher(
             self._allocation,
             self._step(),
             localhost=self._localhost,
             preload=preload,
-            workers=workers,
-            places=self._spread_places if self._is_spread else (),
+            places=self._places if self._kept else (),
             pinned=self._need.cores if self._pin else 0,
             session=self._session,
         )

@@ -6,13 +6,14 @@ import importlib.util
 import os
 import sys
 
+from remoteexec_server.mpi_launch import Launch
 from remoteexec_server.wire.resources import Resources
 
 from .. import errors
 
+__all__ = ["Launch", "launch", "mpiexec"]
+
 _VARIABLE = "REMOTEEXEC_MPIEXEC"
-Launch = tuple[int, list[str], bool, bool]
-"""See `remoteexec_server.mpi_launch.Launch`."""
 
 
 def launch(resources: Resources) -> Launch | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 
@@ -38,7 +37,8 @@ Step = tuple[list[Way], list[Share]]
 """Ways to start ranks, tried one after the other; on which nodes, all on this one if none is named."""
 _STEPS_OWN = ("SLURM_CONF", "SLURM_JWT")
 """What srun needs of the variables of the step that we are in: others are options for that one, not for the ranks'."""
-_JOBS_OF_FLUX = ("FLUX_JOB_", "FLUX_TASK_", "FLUX_KVS_NAMESPACE")
+JOBS_OF_FLUX = ("FLUX_JOB_", "FLUX_TASK_", "FLUX_KVS_NAMESPACE")
+"""How the variables begin that a job of Flux's has, and a further job shall not have from it."""
 
 
 def launcher_environment(directory: str, oversubscribe: bool) -> dict[str, str]:
@@ -74,7 +74,7 @@ def step_environment(oversubscribe: bool) -> dict[str, str]:
     told = {"OMPI_MCA_hwloc_base_binding_policy": "none", "PRTE_MCA_hwloc_default_binding_policy": "none"}
     if oversubscribe:
         told["OMPI_MCA_rmaps_base_oversubscribe"] = "1"
-    foreign = (*_FOREIGN, BATCH, "SRUN_", *_JOBS_OF_FLUX)
+    foreign = (*_FOREIGN, BATCH, "SRUN_", *JOBS_OF_FLUX)
     kept = {n: value for n, value in os.environ.items() if not n.startswith(foreign) or n in _STEPS_OWN}
     return kept | told
 
@@ -84,6 +84,8 @@ def _r_of(shares: Sequence[Share]) -> str:
 
     Source: https://flux-framework.readthedocs.io/projects/flux-rfc/en/latest/spec_20.html
     """
+    import json  # late: the client imports this module, and is to start fast
+
     found = {
         "R_lite": [{"rank": at, "children": {"core": _first(count)}} for _, at, count, *_ in shares],
         "nodelist": [node for node, *_ in shares],

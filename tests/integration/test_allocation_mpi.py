@@ -491,16 +491,18 @@ def refused(call):
     try:
         call()
     except ValueError as exc:
-        print(type(exc).__name__)
+        print(type(exc).__name__, " ranks on 3 nodes, each of " in str(exc), "6 ranks on" in str(exc))
 
 with SlurmJobExecutor(max_cores=7) as exe:
     for asked in ({"cores": 9}, {"cores": 8}, {"num_nodes": 2}, {"cores": 6, "num_nodes": 3}):
         refused(lambda: exe.submit(who, resource_dict=asked))
     refused(lambda: exe.submit(who, resource_dict={"cores": 3, "threads_per_core": 5}))
 refused(lambda: SlurmJobExecutor(block_allocation=True, resource_dict={"cores": 9}))
-refused(lambda: SlurmJobExecutor(block_allocation=True, resource_dict={"cores": 2, "num_nodes": 3}))
+refused(lambda: SlurmJobExecutor(block_allocation=True, resource_dict={"cores": 6, "num_nodes": 3}))
 """
-    assert inside(slurm_cluster, TOOLS + script) == "TooLarge\n" * 7
+    too_many = "TooLarge False False\n"
+    several = "TooLarge True True\n"
+    assert inside(slurm_cluster, TOOLS + script) == too_many * 3 + several + too_many * 2 + several
 
 
 def test_who_has_no_certificate_of_the_session_is_not_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:

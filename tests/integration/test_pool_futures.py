@@ -322,9 +322,7 @@ def test_a_task_that_runs_is_known_with_its_process(kept: bool, tmp_path: Path) 
         for path in (tmp_path / "first", tmp_path / "second"):
             future = exe.submit(pid_in, str(path))
             waiting = exe.submit(add, 1)
-            while (
-                not (path.exists() and path.read_text()) or future.task.pid is None
-            ):  # that it has started comes later
+            while not (path.exists() and path.read_text()) or future.task.pid is None:  # said in no fixed order
                 time.sleep(0.01)
             info = future.task
             assert (info.state, info.host, info.worker) == ("running", socket.gethostname(), 0 if kept else None)
