@@ -264,7 +264,7 @@ class _Relay:
         self._chunk = memoryview(bytearray(_CHUNK))  # read into again and again: new memory would cost as much more
         self._asked: tuple[int, float] | None = None  # worker whose tokens were recalled, until when
         self._last_file = open_files.limit() - _RESERVE - nodes  # for a worker: each node has one, too
-        self._strangers: dict[int, tuple[ssl.SSLSocket, float]] = {}  # have not said who they are, until when
+        self._strangers: dict[int, tuple[lanes.Link, float]] = {}  # have not said who they are, until when
         self._start_by = time.monotonic() + _START_S
         control.setblocking(False)
         listener.setblocking(False)
@@ -300,8 +300,8 @@ class _Relay:
             if node.link is not None:
                 node.link.sock.close()
         with contextlib.suppress(OSError):
-            for sock, _ in self._strangers.values():
-                missing -= _dismissed(sock)
+            for link, _ in self._strangers.values():
+                missing -= _dismissed(link.sock)
             until = time.monotonic() + _END_S
             while missing > 0 and (left_s := until - time.monotonic()) > 0:
                 self._listener.settimeout(left_s)
@@ -337,9 +337,9 @@ class _Relay:
         if self._timeout_s() != 0.0:
             return
         now = time.monotonic()
-        for file, (sock, until) in list(self._strangers.items()):
+        for file, (link, until) in list(self._strangers.items()):
             if until <= now:
-                self._turn_away(file, sock)
+                self._turn_away(file, link.sock)
         if self._asked is not None and self._asked[1] <= now:
             self._lose(self._lanes[self._asked[0]].node)
         if self._missing and self._start_by <= now:
@@ -384,15 +384,15 @@ class _Relay:
             lanes.prepare(plain)
             plain.setblocking(False)
             sock = self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
-            self._strangers[sock.fileno()] = sock, time.monotonic() + _ANSWER_S
+            self._strangers[sock.fileno()] = lanes.Link(sock), time.monotonic() + _ANSWER_S
             self._watch(sock.fileno(), self._on_stranger)
 
     def _on_stranger(self, file: int, events: int) -> None:
         """Someone has connected: until he has shown the session's certificate, nothing he says is looked at."""
-        sock, _ = self._strangers[file]
+        link, _ = self._strangers[file]
+        sock = link.sock
         try:
             sock.do_handshake()
-            link = lanes.Link(sock)
             messages = list(link.read())
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -211,6 +212,18 @@ for future in [exe.submit(stay, 0.1) for _ in range(10)]:
 print(type(exe.submit(stay, 0).exception(5)).__name__)
 """
     assert run(script) == "RunnerMissing\n"
+
+
+def test_a_long_reason_that_comes_in_pieces_is_told_too(tmp_path: Path) -> None:
+    (tmp_path / "talkative.py").write_text("raise LookupError('x' * 3_000_000 + ' at the end')")
+    script = f"""
+logging.disable(logging.WARNING)
+sys.path.append({str(tmp_path)!r})
+with Nodes(preload=["talkative"]) as exe:
+    exc = exe.submit(stay, 0).exception(60)
+    print(type(exc).__name__, "talkative cannot be imported: LookupError: " in str(exc), " at the end" in str(exc))
+"""
+    assert run(script) == "RunnerMissing True True\n"
 
 
 @both_modes
