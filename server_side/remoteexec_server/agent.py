@@ -39,7 +39,9 @@ def main(argv: list[str]) -> int:
         print(f"remoteexec: nothing was said within {_TOLD_S:g} s to the agent of this node", file=sys.stderr)
         return 1
     told = json.loads(sys.stdin.buffer.readline())
-    far_session.remember(far_session.FarSession(told["certificate"], told["addresses"] == [far_session.LOCALHOST]))
+    local = told["addresses"] == [far_session.LOCALHOST]
+    session = far_session.FarSession(told["session"], told["certificate"], local)
+    far_session.remember(session)
     name = os.environ[names.NODE] = _name(told["identify"])
     if hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):  # all that the job has here, though its step was bound to one core
@@ -73,7 +75,7 @@ def main(argv: list[str]) -> int:
     link.sock.setblocking(False)
     link.put(lanes.HELLO, told["nodes"].index(name))
     with contextlib.closing(copies), contextlib.suppress(OSError, EOFError):
-        _Agent(link, ours, copies).serve()
+        _Agent(link, ours, copies, [session.ranks_of(node) for node in told["nodes"]]).serve()
     return 0
 
 
@@ -142,12 +144,16 @@ class _Lane:
 
 
 class _Agent:
-    """Its lanes, and what is polled."""
+    """Its lanes, and what is polled.
 
-    def __init__(self, link: Any, control: socket.socket, copies: Any) -> None:
+    Args:
+        marks: of each node, what ranks have in their environment whose worker is there.
+    """
+
+    def __init__(self, link: Any, control: socket.socket, copies: Any, marks: list[str]) -> None:
         from .wire import lanes
 
-        self._kinds = lanes
+        self._kinds, self._marks = lanes, marks
         self._link, self._control, self._copies = link, control, copies
         self._lanes: dict[int, _Lane] = {}
         self._reports = b""
@@ -216,6 +222,11 @@ class _Agent:
             return
         if kind == kinds.KILL:
             self._control.sendall(zygote.REQUEST.pack(zygote.KILL, number))
+            return
+        if kind == kinds.LOST:
+            from . import sweeper  # late: it is seldom needed
+
+            sweeper.kill_marked([self._marks[number]])
             return
         if kind == kinds.PIECE:
             if not self._copies.take(number, data):

@@ -446,9 +446,7 @@ class FarProgram(Program):
     def _new_links(self) -> Links:
         from .rank_far import FarLinks  # late: it brings TLS
 
-        session = far_session.current()
-        assert session is not None  # steps are those of an allocation
-        return FarLinks(session, self.size)
+        return FarLinks(_session(), self.size)
 
     def _launcher(self) -> list[str]:
         hosts = os.path.join(self._sweeper.directory, "hosts")
@@ -457,7 +455,8 @@ class FarProgram(Program):
         return mpi_launch.filled(self._command, hosts, self._shares)
 
     def _environment(self) -> dict[str, str]:
-        return mpi_launch.step_environment(self._oversubscribe)
+        name, _, mark = _session().ranks_of(os.environ.get(names.NODE, "")).partition("=")
+        return {**mpi_launch.step_environment(self._oversubscribe), name: mark}
 
     def _note_launcher(self, pid: int) -> None:
         self._sweeper.note_launcher(pid)
@@ -499,6 +498,12 @@ class FarProgram(Program):
         if self._links is not None:
             self._links.close()
         super().kill()
+
+
+def _session() -> far_session.FarSession:
+    found = far_session.current()
+    assert found is not None  # steps are those of an allocation
+    return found
 
 
 def _rank_of(arrival: Arrival) -> _Rank:

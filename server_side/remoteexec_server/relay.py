@@ -504,6 +504,9 @@ class _Relay:
             self._forget(node.link.sock.fileno())
             node.link.sock.close()
             node.link = None
+            for other in self._nodes:  # before any further call is started there
+                if other.link is not None:
+                    self._put(other, lanes.LOST, node.number)
         node.paused.clear()
         self._originals.lose(node.number)
         words = why.encode(errors="replace")

@@ -93,20 +93,25 @@ def _sweep(end: int, directory: str) -> None:
     for pid in [int(what) for kind, _, what in told if kind == "launcher"]:
         _end_launcher(pid)
     groups = [int(what) for kind, _, what in told if kind == "group"]
-    marks = [what.encode() for kind, _, what in told if kind == "mark"]
+    marks = [what for kind, _, what in told if kind == "mark"]
     groups += _marked(marks)
     files = {what for kind, _, what in told if kind == "file"}.union(*map(shared_memory, groups))
     for pid in groups:
         _kill(pid)
+    kill_marked(marks)
+    for path in files:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def kill_marked(marks: list[str]) -> None:
+    """Kill all processes of ours that have one of these texts in their environment, and what these have started."""
     for _ in range(_ROUNDS):  # what a process has started while it was looked for
         for pid in (found := _marked(marks)):
             _kill(pid)
         if not found:
             break
-    for path in files:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _end_launcher(pid: int) -> None:
@@ -125,13 +130,13 @@ def _end_launcher(pid: int) -> None:
     _kill(pid)
 
 
-def _marked(marks: list[bytes]) -> list[int]:
-    found = []
+def _marked(marks: list[str]) -> list[int]:
+    found, texts = [], [mark.encode() for mark in marks]
     for name in os.listdir("/proc") if marks and os.path.isdir("/proc") else ():
         with contextlib.suppress(OSError, ValueError):
             with open(f"/proc/{int(name)}/environ", "rb") as file:
                 environment = file.read()
-            if any(mark in environment for mark in marks):
+            if any(text in environment for text in texts):
                 found.append(int(name))
     return found
 

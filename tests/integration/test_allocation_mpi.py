@@ -243,6 +243,31 @@ with SlurmJobExecutor() as exe:
     assert inside(slurm_cluster, TOOLS + script) == "TaskNodeFailure True True\nTaskKilled 2\n"
 
 
+def test_ranks_elsewhere_end_when_the_agent_of_their_worker_is_stopped(slurm_cluster: SlurmCluster) -> None:
+    """Since their cores are given to others; that worker itself is alive."""
+    script = """
+import tempfile
+from remoteexec.allocation import launcher
+launcher.PING_S = 0.5
+here = tempfile.mkdtemp()
+with SlurmJobExecutor() as exe:
+    whereabouts = {}
+    while set(whereabouts) != {"n1", "n2"}:
+        whereabouts = dict(exe.map(where_and_zygote, range(8)))
+    future = exe.submit(misbehave, "wait", 1, here, resource_dict={"cores": 8, "num_nodes": 2})
+    assert within(lambda: len(os.listdir(here)) == 16)
+    stopped = agent_of(whereabouts["n1"])
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        exc = future.exception(30)
+        print(type(exc).__name__, "node n1" in str(exc), within(lambda: not ranks_alive(), 5))
+        print({exe.submit(node).result(20) for _ in range(4)})
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+"""
+    assert inside(slurm_cluster, TOOLS + script) == "TaskNodeFailure True True\n{'n2'}\n"
+
+
 def test_a_node_that_the_controller_holds_for_dead_is_named(slurm_cluster: SlurmCluster) -> None:
     script = """
 import subprocess, tempfile
@@ -507,11 +532,11 @@ refused(lambda: SlurmJobExecutor(block_allocation=True, resource_dict={"cores": 
 
 def test_who_has_no_certificate_of_the_session_is_not_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
     certificate = new_certificate()
-    links = FarLinks(far_session.FarSession(certificate, local=True), 2)
+    links = FarLinks(far_session.FarSession("s", certificate, local=True), 2)
     port = int(links.address.partition("@")[0])
     with socket.create_connection(("127.0.0.1", port)) as stranger, socket.create_connection(("127.0.0.1", port)):
         stranger.sendall(b"\0" * 1000)
-        other = FarLinks(far_session.FarSession(new_certificate(), local=True), 2)
+        other = FarLinks(far_session.FarSession("s", new_certificate(), local=True), 2)
         for secret, welcome in ((other.secret, False), (links.secret, True)):
             monkeypatch.setenv(rank_links.SECRET, secret)
             rank = FarRank(links.address)

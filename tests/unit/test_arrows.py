@@ -82,7 +82,7 @@ SERVER = {
     "relay": {"open_files", "shared_copies", "wire", "zygote"},
     "affinity": set(),
     "orphans": set(),
-    "agent": {"affinity", "far_session", "open_files", "shared_copies", "wire", "zygote"},
+    "agent": {"affinity", "far_session", "open_files", "shared_copies", "sweeper", "wire", "zygote"},
     "worker": {"affinity", "failure", "growing", "mpi", "wire"},
     "batches": set(),
     "growing": {
