@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from remoteexec_server.batch.base import JobSpec, SchedulerUnavailable, SubmitRejected
+from remoteexec_server.batch.base import JobId, JobRef, JobSpec, SchedulerUnavailable, SubmitRejected
 from remoteexec_server.batch.pysqa_queue import SlurmQueue
 from remoteexec_server.wire.resources import Resources
 
@@ -69,3 +70,22 @@ def test_a_plug_in_that_says_why_it_refuses_is_believed_at_once(monkeypatch: pyt
     words = "sbatch: error: lua: jobs need an account\nsbatch: error: Batch job submission failed: Unspecified error\n"
     with pytest.raises(SubmitRejected, match="jobs need an account"):
         answering(monkeypatch, words).submit(SPEC)
+
+
+def test_few_jobs_are_asked_about_one_by_one_however_often_one_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = [0.0], []
+    queue = SlurmQueue(clock=lambda: now[0])
+
+    def answer(argv: list[str]) -> subprocess.CompletedProcess[str]:
+        asked.append(argv[0])
+        shown = "\n".join(f"{number}|CANCELLED|None||rx-a-{number}" for number in range(50))
+        said = {"squeue": shown, "scontrol": "AccountingStorageType = accounting_storage/none"}
+        return subprocess.CompletedProcess(argv, 0, said[argv[0]], "")
+
+    monkeypatch.setattr(queue, "_run", answer)
+    queue.config()
+    before = asked.count("scontrol")
+    for then, count in ((0.0, 20), (1.0, 20), (29.0, 20), (30.0, 40), (31.0, 40)):
+        now[0] = then
+        queue.states([JobRef(JobId(str(number))) for number in range(50)])
+        assert asked.count("scontrol") - before == count

@@ -9,6 +9,7 @@ Everything that waits has a deadline. What SLURM prints is read by `slurm_text`,
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -59,8 +60,9 @@ _OVER_ALREADY = re.compile(r"invalid job id|already completing or completed|job/
 _CONFIG_S = 3600.0
 """For how long SLURM's settings are taken to be what another service was told."""
 
-_DETAILED = 20
-"""Jobs asked about one by one in one call of `states`, where there is no sacct; picked, not measured."""
+_DETAILED, _DETAILED_S = 20, 30.0
+"""So many jobs are asked about one by one in that time, at most, where there is no sacct: what one call of `states`
+takes at the usual pace, however often that is called. Picked, not measured."""
 
 _CLEAR = (JobState.PENDING, JobState.RUNNING, JobState.COMPLETED)
 """States about which squeue says all there is to say."""
@@ -84,6 +86,7 @@ class SlurmQueue:
     ) -> None:
         self._settings = settings or SlurmSettings()
         self._clock = clock
+        self._detailed, self._detailed_since = 0, clock()
         self._unnumbered = Unnumbered()
         self._pending: dict[JobRef, float] = {}  # elements of arrays, when they were last known to wait
         self._helper = PysqaHelper("SLURM", self._settings)
@@ -234,7 +237,7 @@ class SlurmQueue:
             if not _lookup(found, ref).state.ended or _lookup(found, ref).state is JobState.GONE
             if accounted is None or fact.state is not JobState.GONE
         ]
-        found.update(_by_ref(self._described(list(dict.fromkeys(missing))[:_DETAILED])))
+        found.update(_by_ref(self._described(dict.fromkeys(missing))))
         return {ref: _named(_lookup(found, ref)) for ref in ends}
 
     def _accounted(self, jobs: Sequence[JobId]) -> list[slurm_text.Line] | None:
@@ -249,10 +252,14 @@ class SlurmQueue:
         return slurm_text.parse_sacct(done.stdout) if done.returncode == 0 else None
 
     def _described(self, jobs: Iterable[JobId]) -> list[slurm_text.Line]:
-        """scontrol's answers, one by one, until it hangs."""
+        """scontrol's answers, one by one, until it hangs; as many as may be."""
         lines: list[slurm_text.Line] = []
+        now = self._clock()
+        if now - self._detailed_since >= _DETAILED_S:
+            self._detailed_since, self._detailed = now, 0
         try:
-            for job in jobs:
+            for job in itertools.islice(jobs, _DETAILED - self._detailed):
+                self._detailed += 1
                 lines += slurm_text.parse_show_job(self._twice(["scontrol", "-o", "show", "job", job]).stdout)
         except SchedulerUnavailable:
             pass  # what was heard before counts
