@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import importlib.util
 import json
 import logging
@@ -108,7 +110,20 @@ def submit_agents(executor: Any, command: Sequence[str], count: int) -> str:
     spec.environment = {name: value for name, value in os.environ.items() if not name.startswith(JOBS_OF_FLUX)}
     for option, value in SHELL_OPTIONS.items():
         spec.setattr_shell_option(option, value)
-    return str(executor.submit(spec).jobid(timeout=_ASK_S))
+    future = executor.submit(spec)
+    try:
+        return str(future.jobid(timeout=_ASK_S))
+    except concurrent.futures.TimeoutError:
+        if not future.cancel():  # it is on its way
+            future.add_jobid_callback(_cancel)
+        raise
+
+
+def _cancel(future: Any) -> None:
+    """A job that came too late: nobody will tell its agents what for they are there."""
+    argv = ["flux", "cancel", str(future.jobid(timeout=0))]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ASK_S)
 
 
 def job_of(environment: Mapping[str, str]) -> str | None:

@@ -28,6 +28,7 @@ from ..pool.zygote_client import (
     START,
     Ended,
     Endpoint,
+    Heard,
     NodeLost,
     NodeReady,
     NotStarted,
@@ -281,6 +282,8 @@ class AllocationLauncher:
             for worker in [worker for worker, node in self._node_of.items() if node == number]:
                 self._endpoints[worker].lost = True
             return NodeLost(number, self._names[number], words)
+        if status == relay.HEARD:
+            return Heard(number)
         report = report_of(number, pid, status)
         if status == relay.LOST:
             report = Ended(number, 0, 0, self._names[pid], self._why_lost.get(pid, ""))

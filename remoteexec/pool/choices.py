@@ -94,6 +94,9 @@ class Choices(ABC):
     def _node_ready(self, ready: NodeReady) -> None:
         """A node can run workers. Called on the pool thread without the lock."""
 
+    def _heard(self, worker: WorkerState) -> None:  # noqa: B027  # workers of one call have nothing else
+        """What it has not taken can be taken back. Called on the pool thread without the lock."""
+
     def _named(self, worker: WorkerState) -> int | None:
         """Its number, if that says more than which call it runs."""
         return None

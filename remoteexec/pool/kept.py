@@ -515,6 +515,12 @@ class KeptWorkers(Pool):
             self._count_absent()
         self._feed_idle()
 
+    def _heard(self, worker: WorkerState) -> None:
+        with self._lock:
+            self._requeue(self._take_back(worker))
+            self._free(worker)
+        self._feed_idle()
+
     def _most(self, size: int) -> int:
         """So many workers, or as many as there is room for on nodes that are left."""
         room = self._zygote.room

@@ -52,7 +52,7 @@ from .poller import READ, WRITE, Poller
 from .stalls import LOOK_S, Stalls, cpu_s
 from .tasks import Answered, Broken, Died, PoolTask, nodes_beside
 from .workers import POOL, Pieces, WorkerState, no_room, tell_of_halt, too_late, warn_of_halt, when_over, write
-from .zygote_client import Ended, Halted, Launcher, NodeLost, NodeReady, NotStarted, Started, ZygoteClient
+from .zygote_client import Ended, Halted, Heard, Launcher, NodeLost, NodeReady, NotStarted, Started, ZygoteClient
 
 log = logging.getLogger("remoteexec")
 
@@ -559,6 +559,8 @@ class Pool(Choices):
                 worker.pid = report.pid
             elif isinstance(report, Halted):
                 self._heed_halt(worker, report)
+            elif isinstance(report, Heard):
+                self._heard(worker)
             else:
                 self._bury(worker, report)
 

@@ -168,7 +168,13 @@ class NodeReady(NamedTuple):
     name: str
 
 
-Report = Started | NotStarted | Ended | Halted | NodeLost | NodeReady
+class Heard(NamedTuple):
+    """A worker's node did not say in time what that had not taken, and now does."""
+
+    number: int
+
+
+Report = Started | NotStarted | Ended | Halted | NodeLost | NodeReady | Heard
 
 
 class Launcher(Protocol):

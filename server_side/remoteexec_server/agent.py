@@ -48,7 +48,8 @@ def main(argv: list[str]) -> int:
             os.sched_setaffinity(0, range(os.cpu_count() or 1))
     affinity.learn()
     ours, theirs = socket.socketpair()
-    if os.fork() == 0:
+    pid = os.fork()
+    if pid == 0:
         ours.close()
         os.setsid()
         os._exit(_zygote(theirs, told["preload"]))
@@ -76,6 +77,8 @@ def main(argv: list[str]) -> int:
     link.put(lanes.HELLO, told["nodes"].index(name))
     with contextlib.closing(copies), contextlib.suppress(OSError, EOFError):
         _Agent(link, ours, copies, [session.ranks_of(node) for node in told["nodes"]]).serve()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)  # if it was stopped, it ends now, too; nobody has waited for it: it is that one
     return 0
 
 
@@ -218,7 +221,7 @@ class _Agent:
                 self._link.put(kinds.REPORT, number, zygote.REPORT.pack(number, exc.errno or 0, zygote.NOT_STARTED))
             return
         if kind == kinds.PING:
-            self._link.put(kinds.PING, number)
+            self._control.sendall(zygote.REQUEST.pack(zygote.PING, number))
             return
         if kind == kinds.KILL:
             self._control.sendall(zygote.REQUEST.pack(zygote.KILL, number))
@@ -338,6 +341,9 @@ class _Agent:
         whole = len(data) - len(data) % zygote.REPORT.size
         self._reports = data[whole:]
         for number, pid, status in zygote.REPORT.iter_unpack(data[:whole]):
+            if status == zygote.HERE:
+                self._link.put(self._kinds.PING, number)
+                continue
             lane = self._lanes.get(number)
             if lane is not None and status not in (zygote.STARTED, zygote.HALTED, zygote.CONTINUED):
                 self._last_words(lane)
@@ -356,4 +362,4 @@ class _Agent:
                 self._hear_print(lane.printed, lane.number)
                 if self._link.waiting == waiting:
                     break
-        self._link.put(self._kinds.RECALL, lane.number, self._recalled(lane))
+        self._link.put(self._kinds.LEFT, lane.number, self._recalled(lane))

@@ -49,14 +49,19 @@ NODE_LOST = -6
 follow: why, as text, as far as that is known."""
 NODE_READY = -7
 """A report: its agent is there, for the first time and until it is lost."""
-_ANSWER_S = 5.0
-"""A node that does not answer for so long is lost."""
+HEARD = -8
+"""A report: what this worker has not taken could not be asked for in time, and now can."""
+_RECALL_S = 1.0
+"""The pool waits so long, and for nothing else meanwhile."""
+_HELLO_S = 5.0
+"""Who connects has so long to say who he is."""
 _SILENT = 6
-"""So is one whose agent has not said a word since as many pings. Picked, not measured: a machine that swaps may say
+"""A node is lost whose agent has answered none of as many pings. Picked, not measured: a machine that swaps may say
 nothing for long. What is cut off or has no power, the connection notices."""
 _START_S = 120.0
 """So is one whose agent does not connect. Picked, not measured: nodes have booted when an allocation starts."""
 _END_S = 2.0
+_CANCEL_S = 5.0
 _TAIL_BYTES = 4096
 _LINES = 8
 _LATE_S = 5.0
@@ -106,7 +111,7 @@ def main(argv: list[str]) -> int:
         if told["end"]:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 nothing = subprocess.DEVNULL
-                subprocess.run(told["end"], stdin=nothing, stdout=nothing, stderr=nothing, timeout=_ANSWER_S)
+                subprocess.run(told["end"], stdin=nothing, stdout=nothing, stderr=nothing, timeout=_CANCEL_S)
         _end(step)
         said.join(_END_S)
     return 0
@@ -204,7 +209,9 @@ class _Node:
 
     Attributes:
         next_piece: how much that has to have sent before some of a shared object is next.
-        silent: pings since it was heard.
+        silent: pings since one was answered.
+        recalls: workers whose tokens its agent was asked for; it answers in this order.
+        unheard: workers whose tokens were asked for in vain since then.
     """
 
     def __init__(self, number: int) -> None:
@@ -214,6 +221,8 @@ class _Node:
         self.gone = False
         self.next_piece = self.silent = 0
         self.paused: list[_Lane] = []  # of which nothing is read until the link has sent some
+        self.recalls: deque[_Lane] = deque()
+        self.unheard: set[_Lane] = set()
 
 
 class _Lane:
@@ -222,7 +231,7 @@ class _Lane:
     Attributes:
         outs: what each of its files is to take.
         report: of its end: told when all of that is taken.
-        left: tokens that it had not taken when it ended.
+        left: tokens that it has not taken, and will not.
         ahead: bytes on their way to the worker, as far as is known.
     """
 
@@ -262,7 +271,7 @@ class _Relay:
         self._originals = Originals()
         self._reports = bytearray()
         self._chunk = memoryview(bytearray(_CHUNK))  # read into again and again: new memory would cost as much more
-        self._asked: tuple[int, float] | None = None  # worker whose tokens were recalled, until when
+        self._asked: tuple[_Lane, float] | None = None  # whose tokens were recalled, until when
         self._last_file = open_files.limit() - _RESERVE - nodes  # for a worker: each node has one, too
         self._strangers: dict[int, tuple[lanes.Link, float]] = {}  # have not said who they are, until when
         self._start_by = time.monotonic() + _START_S
@@ -341,7 +350,9 @@ class _Relay:
             if until <= now:
                 self._turn_away(file, link.sock)
         if self._asked is not None and self._asked[1] <= now:
-            self._lose(self._lanes[self._asked[0]].node)
+            lane, _ = self._asked
+            lane.node.unheard.add(lane)
+            self._answer(lane)
         if self._missing and self._start_by <= now:
             why = self._why_missing()
             for node in tuple(self._missing):
@@ -384,7 +395,7 @@ class _Relay:
             lanes.prepare(plain)
             plain.setblocking(False)
             sock = self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
-            self._strangers[sock.fileno()] = lanes.Link(sock), time.monotonic() + _ANSWER_S
+            self._strangers[sock.fileno()] = lanes.Link(sock), time.monotonic() + _HELLO_S
             self._watch(sock.fileno(), self._on_stranger)
 
     def _on_stranger(self, file: int, events: int) -> None:
@@ -430,14 +441,19 @@ class _Relay:
 
     def _on_link(self, node: _Node) -> None:
         assert node.link is not None
-        node.silent = 0
         self._due.add(node)  # it may be able to take more now
+        while node.unheard:
+            self._report(zygote.REPORT.pack(node.unheard.pop().number, 0, HEARD))
         try:
             for kind, number, data in node.link.read():
                 if kind == lanes.WANT:
                     self._want_copy(node, number)
                 elif kind == lanes.GONE:
                     self._originals.refused(node.number, number)
+                elif kind == lanes.PING:
+                    node.silent = 0
+                elif kind == lanes.RECALL:
+                    self._take_back(node.recalls.popleft(), data)
                 else:
                     self._take(kind, number, data)
         except (OSError, EOFError):
@@ -445,9 +461,7 @@ class _Relay:
 
     def _take(self, kind: bytes, number: int, data: lanes.Data) -> None:
         lane = self._lanes.get(number)
-        if kind == lanes.RECALL and self._asked is not None and self._asked[0] == number:
-            self._answer(bytes(data))
-        elif lane is None:
+        if lane is None:
             pass
         elif kind == lanes.DATA:
             self._give(lane, lane.sock, data)
@@ -458,14 +472,19 @@ class _Relay:
                 self._give(lane, lane.sock, b"")
         elif kind == lanes.PRINTED and lane.printed is not None:
             self._give(lane, lane.printed, data)
-        elif kind == lanes.RECALL:
-            lane.left = bytes(data)
+        elif kind == lanes.LEFT:
+            lane.left += bytes(data)
         elif kind == lanes.REPORT:
             if zygote.REPORT.unpack(data)[2] in (zygote.STARTED, zygote.HALTED, zygote.CONTINUED):
                 self._report(bytes(data))
             else:
                 lane.report = bytes(data)
                 self._close_if_over(lane)
+
+    def _take_back(self, lane: _Lane, tokens: lanes.Data) -> None:
+        lane.left += bytes(tokens)
+        if self._asked is not None and self._asked[0] is lane and lane not in lane.node.recalls:
+            self._answer(lane)
 
     def _put(self, node: _Node, kind: bytes, worker: int, data: lanes.Data = b"") -> None:
         if node.link is not None:
@@ -508,6 +527,7 @@ class _Relay:
                 if other.link is not None:
                     self._put(other, lanes.LOST, node.number)
         node.paused.clear()
+        node.unheard.clear()
         self._originals.lose(node.number)
         words = why.encode(errors="replace")
         # first: nothing new is to go there
@@ -515,8 +535,8 @@ class _Relay:
         for lane in [lane for lane in self._lanes.values() if lane.node is node]:
             if lane.report is None:
                 lane.report = zygote.REPORT.pack(lane.number, node.number, LOST)
-            if self._asked is not None and self._asked[0] == lane.number:
-                self._answer(b"")
+            if self._asked is not None and self._asked[0] is lane:
+                self._answer(lane)
             self._close_if_over(lane)
 
     # ---- shared objects ----
@@ -598,8 +618,8 @@ class _Relay:
             self._put(lane.node, lanes.DATA, lane.number, data)
             return
         self._put(lane.node, lanes.CLOSE, lane.number)
-        if self._asked is not None and self._asked[0] == lane.number:
-            self._answer(b"")
+        if self._asked is not None and self._asked[0] is lane:
+            self._answer(lane)
         if lane.report is not None:
             self._drop(lane)
         else:  # its end is reported yet
@@ -607,12 +627,10 @@ class _Relay:
             self._forget(lane.sock)
 
     def _on_tokens(self, lane: _Lane) -> None:
-        """Tokens go to the worker; before its node is connected they stay where they are."""
-        if lane.report is not None:  # what it has not taken is asked for
+        """Tokens go to the worker; as long as its node is not connected they stay where they are."""
+        if lane.node.link is None:
             self._forget(lane.tokens if lane.tokens is not None else -1)
-            return
-        data = self._tokens_of(lane)
-        if data:
+        elif data := self._tokens_of(lane):
             self._put(lane.node, lanes.TOKENS, lane.number, data)
 
     def _tokens_of(self, lane: _Lane) -> bytes:
@@ -632,19 +650,26 @@ class _Relay:
             self._forget(file)
             return
         (number,) = RECALL.unpack(data)
-        self._asked = number, time.monotonic() + _ANSWER_S
         lane = self._lanes.get(number)
-        if lane is None:
-            self._answer(b"")
-        elif lane.report is not None or lane.node.link is None:
-            self._answer(lane.left + self._tokens_of(lane))
-            lane.left = b""
-        else:
+        if lane is None or lane.node.link is None:
+            self._answer(lane)
+        elif lane.node.unheard:
+            lane.node.unheard.add(lane)
+            self._answer(lane)
+        else:  # one that has ended, too: more may have been on its way to it
             self._on_tokens(lane)
             self._put(lane.node, lanes.RECALL, number)
+            lane.node.recalls.append(lane)
+            self._asked = lane, time.monotonic() + _RECALL_S
 
-    def _answer(self, tokens: bytes) -> None:
+    def _answer(self, lane: _Lane | None) -> None:
+        """Tell the pool what a worker has not taken and will not, as far as is known."""
         self._asked = None
+        tokens = b""
+        if lane is not None:
+            tokens, lane.left = lane.left, b""
+            if lane.node.link is None:
+                tokens += self._tokens_of(lane)
         self._recall.sendall(RECALLED.pack(len(tokens)) + tokens)
 
     def _give(self, lane: _Lane, file: int, data: lanes.Data) -> None:
@@ -679,6 +704,7 @@ class _Relay:
     def _drop(self, lane: _Lane) -> None:
         """The pool has buried it, or let go of it."""
         self._lanes.pop(lane.number, None)
+        lane.node.unheard.discard(lane)
         for file in (lane.sock, lane.tokens, lane.printed):
             if file is not None:
                 self._forget(file)

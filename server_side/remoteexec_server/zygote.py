@@ -30,10 +30,12 @@ from . import orphans, worker
 from . import shared_objects as _shared_objects  # noqa: F401  # the same
 
 REQUEST = struct.Struct("<cq")
-KEPT, ONCE, KILL = b"K", b"O", b"X"
+KEPT, ONCE, KILL, PING = b"K", b"O", b"X", b"I"
 REPORT = struct.Struct("<qii")  # worker number, pid, wait status or one of the following
 STARTED, NOT_STARTED, HALTED, CONTINUED = -1, -2, -3, -4
 """NOT_STARTED has the reason, an `errno`, instead of a pid. HALTED: by SIGSTOP, say, until SIGCONT."""
+HERE = -9
+"""The answer to PING."""
 IMPORTED = b"imported"
 """What is said first if there are modules to import; otherwise why that cannot be done, and nothing more."""
 _LAST_S = 2.0
@@ -162,6 +164,9 @@ class _Zygote:
         if kind == KILL:
             for pid in [pid for pid, its in self._workers.items() if its == number]:
                 _kill(pid)
+            return True
+        if kind == PING:
+            self._report(number, 0, HERE)
             return True
         try:
             pid = os.fork()

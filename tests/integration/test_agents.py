@@ -150,21 +150,26 @@ os.environ["REMOTEEXEC_TEST_AGENTS"] = str(os.getpid())
 
 
 @both_modes
-def test_a_node_whose_agent_is_stopped_is_lost_and_ends_when_that_goes_on(kept: bool) -> None:
+@pytest.mark.parametrize("which", [0, 1], ids=["agent", "zygote"])
+def test_a_node_whose_agent_or_zygote_is_stopped_is_lost_and_ends_when_that_goes_on(kept: bool, which: int) -> None:
     script = f"""
 with Nodes(block_allocation={kept}) as exe:
     assert {{future.result(20) for future in [exe.submit(stay, 0.5) for _ in range(8)]}} == {{"n1", "n2"}}
     of_n2 = agents()["n2"]
-    os.kill(min(of_n2), signal.SIGSTOP)
+    stopped = sorted(of_n2)[{which}]
+    os.kill(stopped, signal.SIGSTOP)
     began = time.monotonic()
-    futures = [exe.submit(stay, 0.5) for _ in range(24)]
+    futures = [exe.submit(stay, 0.5) for _ in range(64)]
     lost = [exc for future in futures if (exc := future.exception(30)) is not None]
     assert 1 <= len(lost) <= 4 + 4, lost
     assert all(type(exc) is errors.TaskNodeFailure for exc in lost), lost
     assert all("node n2" in str(exc) and "has not answered for 3 s" in str(exc) for exc in lost), lost
-    assert {{future.result() for future in futures if future.exception() is None}} == {{"n1"}}
+    others = ["n2"] if {which} == 1 and {kept} else []  # workers that are there go on without a zygote until then
+    assert sorted({{future.result() for future in futures if future.exception() is None}}) == ["n1", *others]
+    assert {{exe.submit(stay, 0).result(5) for _ in range(8)}} == {{"n1"}}
     print(time.monotonic() - began < 15)
-    os.kill(min(of_n2), signal.SIGCONT)
+    if {which} == 0:  # its agent ends, and lets a zygote go on
+        os.kill(stopped, signal.SIGCONT)
     until = time.monotonic() + 10
     while any(os.path.exists(f"/proc/{{pid}}/exe") for pid in of_n2) and time.monotonic() < until:
         time.sleep(0.05)
@@ -191,6 +196,42 @@ with Nodes() as exe:
     print({future.result(20) for future in futures} == {"n1", "n2"})
 """
     assert run(STOPPED + script) == "True\n"
+
+
+def test_an_agent_that_says_nothing_for_some_seconds_keeps_its_calls_and_others_go_on() -> None:
+    """What waits behind a call there is asked for in vain as soon as others are free, and again when it answers."""
+    script = """
+launcher.PING_S = 10
+with Nodes(2, block_allocation=True) as exe:
+    assert {future.result(20) for future in [exe.submit(stay, 0.5) for _ in range(8)]} == {"n1", "n2"}
+    futures = [exe.submit(stay, 0.5) for _ in range(8)]
+    futures[1].result(5)  # from now on a call waits behind another
+    agent = min(agents()["n2"])
+    os.kill(agent, signal.SIGSTOP)
+    began = time.monotonic()
+    while time.monotonic() - began < 7:
+        assert exe.submit(stay, 0.1).result(5) == "n1"
+    print(sorted({future.done() for future in futures}))
+    os.kill(agent, signal.SIGCONT)
+    print({future.result(5) for future in futures} == {"n1", "n2"})
+"""
+    assert run(STOPPED + script) == "[False, True]\nTrue\n"
+
+
+def test_a_call_that_was_on_its_way_to_a_worker_that_ended_has_not_begun() -> None:
+    """The relay has both before it: the call for the worker, and the report of that one's end."""
+    script = """
+with Nodes(1, nodes=1, block_allocation=True, restart_limit=1) as exe:
+    worker, relay = exe.submit(os.getpid).result(20), exe._carrier._process.pid
+    os.kill(relay, signal.SIGSTOP)
+    future = exe.submit(stay, 0)
+    time.sleep(0.5)
+    os.kill(worker, signal.SIGKILL)
+    time.sleep(0.5)
+    os.kill(relay, signal.SIGCONT)
+    print(future.result(20))
+"""
+    assert run(STOPPED + script) == "n1\n"
 
 
 @both_modes

@@ -133,7 +133,7 @@ def test_what_the_cluster_has_not_is_lost_at_once_with_both_numbers(
 def test_what_needs_a_node_that_is_down_keeps_its_place(
     slurm_cluster: SlurmCluster, slurm_config: ClusterConfig
 ) -> None:
-    slurm_cluster.down(slurm_cluster.nodes[0])
+    slurm_cluster.kill_node(slurm_cluster.nodes[0])  # while its slurmd lives, that may report it up again
     with running(slurm_config) as exe:
         future = exe.submit(follow, 1, resource_dict={"num_nodes": 2})
         assert concurrent.futures.wait([future], 4).not_done

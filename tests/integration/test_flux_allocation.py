@@ -426,6 +426,35 @@ def test_agents_that_wait_behind_other_jobs_are_cancelled_with_their_executor(fl
     assert inside(flux_instance, textwrap.dedent(script)) == "True\n"
 
 
+def test_a_job_of_agents_whose_id_comes_too_late_is_cancelled(flux_instance: FluxInstance) -> None:
+    script = """
+    bind()
+    from flux.job import FluxExecutor
+    from remoteexec.allocation import flux
+    class Late(FluxExecutor):
+        def submit(self, *args, **kwargs):
+            future = super().submit(*args, **kwargs)
+            tell = future._set_jobid
+            future._set_jobid = lambda *args: (time.sleep(2), tell(*args))
+            return future
+    def jobs(*options):
+        return subprocess.run(["flux", "jobs", "-n", *options], capture_output=True, text=True).stdout.splitlines()
+    before = len(jobs("-a"))
+    with Late() as flux_executor, FluxJobExecutor(flux_executor=flux_executor) as exe:
+        flux._ASK_S = 1
+        try:
+            exe.submit(stay, 0)
+        except errors.RunnerMissing as exc:
+            print("TimeoutError" in str(exc))
+        flux._ASK_S = 30
+        until = time.monotonic() + 20
+        while (jobs() or len(jobs("-a")) == before) and time.monotonic() < until:
+            time.sleep(0.1)
+        print(jobs(), len(jobs("-a")) - before)
+    """
+    assert inside(flux_instance, textwrap.dedent(script)) == "True\n[] 1\n"
+
+
 def test_a_flux_executor_that_is_shut_down_is_named(flux_instance: FluxInstance) -> None:
     script = """
     bind()
