@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import os
 import select
 import signal
@@ -40,6 +41,9 @@ IMPORTED = b"imported"
 """What is said first if there are modules to import; otherwise why that cannot be done, and nothing more."""
 _LAST_S = 2.0
 """How long it waits, at its end, for those it has killed: what the kernel holds longer is not worth a hang. Picked."""
+_TERMINATED_S = 0.2
+"""Who ends a whole step or job ends this process as well, a moment after a worker: what ended that is then not told as
+if it had been the worker's own affair. Picked: nobody else is held up by it."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -110,6 +114,7 @@ class _Zygote:
         self._of_modules = set(orphans.children())  # what the user's modules have started
         self._workers: dict[int, int] = {}  # pid: number
         self._reports = bytearray()
+        self._waited = -math.inf  # when, for an end of its own
         control.setblocking(False)
         self._wake_in, self._wake_out = os.pipe()
         for handle in (self._wake_in, self._wake_out):  # not by `pipe2`, which macOS has not
@@ -237,7 +242,16 @@ class _Zygote:
         _, status = os.waitpid(pid, 0)
         orphans.end_children(but=self._workers.keys() | self._of_modules)
         if number is not None:
+            if status == signal.SIGTERM:
+                self._expect_end()
             self._report(number, pid, status)
+
+    def _expect_end(self) -> None:
+        """See `_TERMINATED_S`; once for many."""
+        now = time.monotonic()
+        if now - self._waited > 2 * _TERMINATED_S:
+            self._waited = now
+            time.sleep(_TERMINATED_S)
 
     def _reap_at_once(self) -> None:
         """The same where a process cannot be looked at before it is waited for."""

@@ -178,6 +178,26 @@ with Nodes(block_allocation={kept}) as exe:
     assert run(STOPPED + script) == "True\n[]\n"
 
 
+@both_modes
+def test_what_ends_a_node_a_moment_after_its_calls_has_ended_these(kept: bool) -> None:
+    """As at a time limit, when all processes of a step are told to end, one after the other."""
+    script = f"""
+with Nodes(nodes=1, block_allocation={kept}) as exe:
+    futures = [exe.submit(stay, 100) for _ in range(4)]
+    while exe.remaining.running < 4:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    agent, zygote, *workers = sorted(agents()["n1"])
+    for pid in workers:
+        os.kill(pid, signal.SIGTERM)
+    time.sleep(0.05)
+    for pid in zygote, agent:
+        os.kill(pid, signal.SIGTERM)
+    print({{type(future.exception(20)).__name__ for future in futures}})
+"""
+    assert run(STOPPED + script, "node n1 is lost") == "{'TaskNodeFailure'}\n"
+
+
 def test_nodes_are_not_lost_when_who_asks_them_was_suspended_and_goes_on() -> None:
     """As all of a job is by `scontrol suspend`: agents a moment longer than the relay."""
     script = """
