@@ -442,10 +442,10 @@ class _Relay:
     def _on_link(self, node: _Node) -> None:
         assert node.link is not None
         self._due.add(node)  # it may be able to take more now
-        while node.unheard:
-            self._report(zygote.REPORT.pack(node.unheard.pop().number, 0, HEARD))
         try:
             for kind, number, data in node.link.read():
+                while node.unheard:
+                    self._report(zygote.REPORT.pack(node.unheard.pop().number, 0, HEARD))
                 if kind == lanes.WANT:
                     self._want_copy(node, number)
                 elif kind == lanes.GONE:
@@ -483,8 +483,8 @@ class _Relay:
 
     def _take_back(self, lane: _Lane, tokens: lanes.Data) -> None:
         lane.left += bytes(tokens)
-        if self._asked is not None and self._asked[0] is lane and lane not in lane.node.recalls:
-            self._answer(lane)
+        if lane not in lane.node.recalls:
+            self._answer_if_asked(lane)
 
     def _put(self, node: _Node, kind: bytes, worker: int, data: lanes.Data = b"") -> None:
         if node.link is not None:
@@ -535,8 +535,7 @@ class _Relay:
         for lane in [lane for lane in self._lanes.values() if lane.node is node]:
             if lane.report is None:
                 lane.report = zygote.REPORT.pack(lane.number, node.number, LOST)
-            if self._asked is not None and self._asked[0] is lane:
-                self._answer(lane)
+            self._answer_if_asked(lane)
             self._close_if_over(lane)
 
     # ---- shared objects ----
@@ -618,8 +617,7 @@ class _Relay:
             self._put(lane.node, lanes.DATA, lane.number, data)
             return
         self._put(lane.node, lanes.CLOSE, lane.number)
-        if self._asked is not None and self._asked[0] is lane:
-            self._answer(lane)
+        self._answer_if_asked(lane)
         if lane.report is not None:
             self._drop(lane)
         else:  # its end is reported yet
@@ -662,6 +660,10 @@ class _Relay:
             lane.node.recalls.append(lane)
             self._asked = lane, time.monotonic() + _RECALL_S
 
+    def _answer_if_asked(self, lane: _Lane) -> None:
+        if self._asked is not None and self._asked[0] is lane:
+            self._answer(lane)
+
     def _answer(self, lane: _Lane | None) -> None:
         """Tell the pool what a worker has not taken and will not, as far as is known."""
         self._asked = None
@@ -703,6 +705,7 @@ class _Relay:
 
     def _drop(self, lane: _Lane) -> None:
         """The pool has buried it, or let go of it."""
+        self._answer_if_asked(lane)
         self._lanes.pop(lane.number, None)
         lane.node.unheard.discard(lane)
         for file in (lane.sock, lane.tokens, lane.printed):
