@@ -21,8 +21,9 @@ from .tasks import GpuVariables, PoolTask, how_ended, nodes_beside
 from .workers import POOL, WorkerState, none_left
 from .zygote_client import BUFFER, Ended, Launcher, NodeLost, NodeReady, NotStarted
 
-_AHEAD = 64
-"""Calls a worker may have at most, so that it never waits for the next."""
+_AHEAD, _FAR_AHEAD = 64, 256
+"""Calls a worker may have at most, so that it never waits for the next: there is more on the way to and from another
+machine."""
 _AHEAD_S = 0.02
 """Seconds of work a worker may have: what waits behind a call cannot be cancelled as cheaply as in the line. Calls
 that take longer than this have one call behind them."""
@@ -86,11 +87,14 @@ class KeptWorkers(Pool):
         self._gpus, self._gpu_variables = list(places.gpus), places.gpu_variables
         self._has_gpus = bool(self._gpus)
         self._pace_s = _AHEAD_S  # of a call, on average of late
+        self._ahead = _AHEAD
         self._absent = 0  # workers whose nodes are not ready: something is left in the line for them
         self._grown = False  # a task has rested: there may be more workers than places
         self._shrunk = False  # so there may after `resize`
         self._spares: list[WorkerState] = []
         super().__init__(preload, output, launcher)
+        if self._zygote.far:
+            self._ahead = _FAR_AHEAD
         try:
             self.resize(places.size)
         except BaseException:
@@ -226,7 +230,7 @@ class KeptWorkers(Pool):
         share = max(0, len(self._line) - self._absent) // max(1, self._size) + 1
         if others:
             share = min(share, -(-len(self._line) // (others + 1)))
-        most = min(share, max(2, min(_AHEAD, int(_AHEAD_S / self._pace_s))) - len(worker.has))
+        most = min(share, max(2, min(self._ahead, int(_AHEAD_S / self._pace_s))) - len(worker.has))
         load = worker.load
         while self._line and len(tasks) < most:
             task = self._line[0]
@@ -251,7 +255,7 @@ class KeptWorkers(Pool):
         if room <= 2 or self._setup.get("launch") is not None:
             return
         last = tasks[-1] if tasks else next(reversed(worker.has.values()), None)
-        room = min(_AHEAD, room) - len(worker.has) - len(tasks)
+        room = min(self._ahead, room) - len(worker.has) - len(tasks)
         while last is not None and room > 0 and load < _AHEAD_BYTES:
             last = last.bequeath()
             if last is not None:
@@ -410,7 +414,7 @@ class KeptWorkers(Pool):
             if worker.halted:
                 self._halt(worker)
                 return
-            if worker.has and (len(worker.has) > _AHEAD // 2 or not (self._line or _last(worker).heir is not None)):
+            if worker.has and (len(worker.has) > self._ahead // 2 or (not self._line and _last(worker).heir is None)):
                 return
             if not worker.has and not self._line:
                 self._pass_on(*ended[-1])

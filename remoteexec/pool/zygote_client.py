@@ -97,7 +97,7 @@ class Endpoint:
         return True
 
     def give(self, tasks: Sequence[int]) -> None:
-        """Write tokens: of these tasks, 64 at most."""
+        """Write tokens: of these tasks, as many as `pooled.TOKENS` has."""
         assert self.token_in is not None  # it is not buried
         os.write(self.token_in, pooled.TOKENS[len(tasks)].pack(*tasks))
 

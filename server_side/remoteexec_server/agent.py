@@ -14,6 +14,7 @@ zygote sees that and kills all workers.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -21,6 +22,8 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
+import time
 from typing import Any
 
 from . import affinity, far_session, zygote
@@ -29,6 +32,10 @@ from .wire import names
 _CHUNK = 1 << 18
 _TOLD_S = 120.0
 """For who has started it to say what for: it may be gone."""
+_BUSY_BYTES = 8 * 8
+"""A worker with so many more calls keeps nobody waiting for a result, and gives the next ones soon."""
+_REST_S = 0.0005
+"""What comes meanwhile from such workers goes in one piece. Measured: a fifth of the time of many short calls."""
 _CONNECT_S = 10.0
 _IDENTIFY_S = 30.0
 
@@ -132,6 +139,11 @@ def _pipe(undo: contextlib.ExitStack) -> tuple[int, int]:
     return ends
 
 
+def _waiting_in(pipe: int) -> int:
+    """How many bytes."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 class _Lane:
     """A worker's socket and pipes, on our side.
 
@@ -163,7 +175,7 @@ class _Agent:
         self._chunk = memoryview(bytearray(_CHUNK))  # read into again and again: new memory would cost as much more
         self._poll = select.epoll()
         self._of: dict[int, Any] = {}  # by file: a lane, a lane's number for what it prints, or what is watched below
-        self._paused = False
+        self._paused = self._busy = False
         for file in (link.sock, control):
             self._watch(file.fileno(), file)
         self._watch(copies.fileno(), copies)
@@ -175,6 +187,9 @@ class _Agent:
             done = self._link.flush()
             self._poll.modify(self._link.sock.fileno(), select.EPOLLIN | (0 if done else write))
             self._pause(self._link.waiting > self._kinds.MUCH)
+            if self._busy:
+                self._busy = False
+                time.sleep(_REST_S)
             for file, events in self._poll.poll():
                 found = self._of.get(file)
                 if found is self._link.sock:
@@ -309,6 +324,7 @@ class _Agent:
             length = 0
         if length:
             self._link.put(self._kinds.DATA, lane.number, self._chunk[:length])
+            self._busy = self._busy or (lane.tokens is not None and _waiting_in(lane.tokens[0]) >= _BUSY_BYTES)
         else:
             self._forget(lane.sock.fileno())
 

@@ -30,7 +30,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 TOKEN = struct.Struct("<q")
-TOKENS = [struct.Struct(f"<{count}q") for count in range(65)]
+TOKENS = [struct.Struct(f"<{count}q") for count in range(257)]
 """For as many tokens as a worker is ever given at once."""
 Input = tuple["bytes | None", int]
 """A result of another task: pickled, and the number of its buffers; or the token of the task that the worker runs
