@@ -210,8 +210,8 @@ class _Node:
     Attributes:
         next_piece: how much that has to have sent before some of a shared object is next.
         silent: pings since one was answered.
-        recalls: workers whose tokens its agent was asked for; it answers in this order.
-        unheard: workers whose tokens were asked for in vain since then.
+        recalled: worker whose tokens its agent was asked for, and has not said yet.
+        unheard: workers whose tokens the pool has asked for in vain meanwhile.
     """
 
     def __init__(self, number: int) -> None:
@@ -221,7 +221,7 @@ class _Node:
         self.gone = False
         self.next_piece = self.silent = 0
         self.paused: list[_Lane] = []  # of which nothing is read until the link has sent some
-        self.recalls: deque[_Lane] = deque()
+        self.recalled: _Lane | None = None
         self.unheard: set[_Lane] = set()
 
 
@@ -444,8 +444,6 @@ class _Relay:
         self._due.add(node)  # it may be able to take more now
         try:
             for kind, number, data in node.link.read():
-                while node.unheard:
-                    self._report(zygote.REPORT.pack(node.unheard.pop().number, 0, HEARD))
                 if kind == lanes.WANT:
                     self._want_copy(node, number)
                 elif kind == lanes.GONE:
@@ -453,7 +451,7 @@ class _Relay:
                 elif kind == lanes.PING:
                     node.silent = 0
                 elif kind == lanes.RECALL:
-                    self._take_back(node.recalls.popleft(), data)
+                    self._take_back(node, data)
                 else:
                     self._take(kind, number, data)
         except (OSError, EOFError):
@@ -481,10 +479,13 @@ class _Relay:
                 lane.report = bytes(data)
                 self._close_if_over(lane)
 
-    def _take_back(self, lane: _Lane, tokens: lanes.Data) -> None:
+    def _take_back(self, node: _Node, tokens: lanes.Data) -> None:
+        lane, node.recalled = node.recalled, None
+        assert lane is not None  # it was asked
         lane.left += bytes(tokens)
-        if lane not in lane.node.recalls:
-            self._answer_if_asked(lane)
+        self._answer_if_asked(lane)
+        while node.unheard:
+            self._report(zygote.REPORT.pack(node.unheard.pop().number, 0, HEARD))
 
     def _put(self, node: _Node, kind: bytes, worker: int, data: lanes.Data = b"") -> None:
         if node.link is not None:
@@ -651,13 +652,15 @@ class _Relay:
         lane = self._lanes.get(number)
         if lane is None or lane.node.link is None:
             self._answer(lane)
-        elif lane.node.unheard:
+        elif lane.node.recalled is not None:
             lane.node.unheard.add(lane)
+            self._answer(lane)
+        elif lane.left and lane.report is None:  # said too late
             self._answer(lane)
         else:  # one that has ended, too: more may have been on its way to it
             self._on_tokens(lane)
             self._put(lane.node, lanes.RECALL, number)
-            lane.node.recalls.append(lane)
+            lane.node.recalled = lane
             self._asked = lane, time.monotonic() + _RECALL_S
 
     def _answer_if_asked(self, lane: _Lane) -> None:
